@@ -1,0 +1,6 @@
+"""`python -m ldm`."""
+
+from ldm.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Encode a source of images once, into a latent cache that stage 2 trains on."""
+
+import os
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ldm.command import build, command
+
+
+@command
+def main(config: DictConfig, run: Path) -> None:
+    import torch
+    from rich.progress import track
+
+    from ldm.checkpoint import load_autoencoder
+    from ldm.data.latent_cache import CacheWriter, cache_identity
+    from ldm.images import to_x
+    from ldm.ranks import pick_device
+
+    index, count = parse_slice(config.slice)
+    source, autoencoder = build(config.data), load_autoencoder(config.autoencoder)
+    device = pick_device(config.device)
+    model = autoencoder.model.to(device)
+
+    @torch.inference_mode()
+    def encode(image: torch.Tensor) -> torch.Tensor:
+        return model.encode(to_x(image.to(device))).moments()
+
+    writer = CacheWriter(
+        folder=run,
+        source=source,
+        encode=encode,
+        identity=cache_identity(source, autoencoder.fingerprint),
+        shard_size=config.shard_size,
+        batch_size=config.batch_size,
+    )
+    mine = [part for _, part in writer.parts()][index::count]
+    todo = [part for part in mine if not writer.is_done(part)]
+    if len(todo) < len(mine):
+        print(f"{len(mine) - len(todo)} of {len(mine)} shards are there and whole")
+    for part in track(todo, description="encoding shards"):
+        writer.write(part)
+    source.report_skipped()
+    manifest = writer.merge(os.path.relpath(autoencoder.path.resolve(), run.resolve()))
+    if manifest is None:
+        print(f"{run}: this slice is done; manifest.json follows when the other slices are")
+    else:
+        counts = manifest["count"]
+        print(f"{run}: {counts['train']} + {counts['val']} images as moments {manifest['shape']}, manifest.json")
+
+
+def parse_slice(text: str) -> tuple[int, int]:
+    """ "3/8" -> (3, 8): the slice 3, counted from 0, of 8."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ValueError(f"slice={text} must be I/N with 0 <= I < N, such as 0/1 or 3/8")
+    return int(index), int(count)
+
+
+if __name__ == "__main__":
+    main()

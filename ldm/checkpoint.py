@@ -1,0 +1,146 @@
+"""Checkpoints say what they hold: read with weights_only, rebuilt from the card stored inside, loaded strictly.
+
+The card is a plain dict under the key "ldm" of a Lightning checkpoint, whose state_dict is the averaged (EMA) weights.
+"""
+
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from hydra.utils import get_object, instantiate
+from torch import nn
+
+from ldm.diffusion.objective import Objective
+from ldm.latents import LatentStats
+from ldm.models.autoencoder import Autoencoder
+
+CARD = "ldm"
+FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class LoadedAutoencoder:
+    """A stage-1 model in evaluation mode."""
+
+    path: Path
+    model: Autoencoder
+    fingerprint: str  # of the weights
+
+
+@dataclass(frozen=True)
+class LoadedDiffusion:
+    """A stage-2 model in evaluation mode with all that sampling needs."""
+
+    path: Path
+    net: nn.Module
+    objective: Objective
+    stats: LatentStats
+    card: dict[str, Any]
+    fingerprint: str  # of the weights
+
+
+def newest(run: Path) -> Path | None:
+    """A run folder's last checkpoint; None if there is none."""
+    return max((run / FOLDER).glob("*.ckpt"), default=None, key=lambda path: path.name)
+
+
+def read(path: Path, kind: str) -> dict[str, Any]:
+    """Load a checkpoint of the given kind ("autoencoder" or "diffusion") from a file or a run folder.
+
+    Raises:
+        ValueError: if there is none, if it is damaged, or if it holds something else.
+    """
+    file = newest(path) if path.is_dir() else path
+    if file is None or not file.exists():
+        raise ValueError(f"{path} holds no checkpoint ({FOLDER}/*.ckpt): train it first, or name another run")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} fails its checksum")
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, UnpicklingError) as error:
+        older = sorted(p for p in file.parent.glob("*.ckpt") if p.name < file.name)
+        fix = f"; delete it to fall back on {older[-1].name}" if older else ""
+        raise ValueError(f"{file} is damaged or no checkpoint ({str(error).splitlines()[0]}){fix}") from None
+    if CARD not in checkpoint:
+        raise ValueError(f"{file} was not written by ldm: it has no {CARD!r} entry")
+    found = checkpoint[CARD]["kind"]
+    if found != kind:
+        article = {"autoencoder": "an autoencoder (stage 1)", "diffusion": "a diffusion model (stage 2)"}
+        raise ValueError(f"{file} holds {article[found]}, but {article[kind]} is wanted here")
+    return checkpoint
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Sixteen hexadecimal digits of a SHA-256 over the names, shapes, types and bytes of a model's state."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def load_autoencoder(path: str | Path) -> LoadedAutoencoder:
+    """Rebuild a stage-1 model from a checkpoint file or a run folder."""
+    checkpoint = read(Path(path), "autoencoder")
+    model = Autoencoder(**checkpoint[CARD]["autoencoder"])
+    _load(model, checkpoint, "autoencoder.", path)
+    return LoadedAutoencoder(Path(path), model, fingerprint(model))
+
+
+def load_diffusion(path: str | Path) -> LoadedDiffusion:
+    """Rebuild a stage-2 model from a checkpoint file or a run folder."""
+    checkpoint = read(Path(path), "diffusion")
+    card = checkpoint[CARD]
+    net = build(card["net"])
+    _load(net, checkpoint, "net.", path)
+    stats = LatentStats(torch.tensor(card["stats"]["mean"]), torch.tensor(card["stats"]["std"]))
+    return LoadedDiffusion(Path(path), net, Objective(**build(card["objective"])), stats, card, fingerprint(net))
+
+
+def build(config: dict[str, Any]) -> Any:
+    """Instantiate a config that names only our networks and mathematics: no checkpoint can make us call other code."""
+    _refuse_foreign(config)
+    return instantiate(config, _convert_="all")
+
+
+def _refuse_foreign(config: Any) -> None:
+    if isinstance(config, dict):
+        target = config.get("_target_")
+        if target is not None:
+            module = getattr(get_object(target), "__module__", "") if str(target).startswith("ldm.") else ""
+            if not module.startswith(("ldm.models.", "ldm.diffusion.")):
+                raise ValueError(f"refusing to build {target}: only ldm.models and ldm.diffusion may be named here")
+        config = list(config.values())
+    if isinstance(config, list):
+        for value in config:
+            _refuse_foreign(value)
+
+
+def _load(model: nn.Module, checkpoint: dict[str, Any], prefix: str, path: str | Path) -> None:
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the model that its own card describes: {error}") from None
+    model.eval().requires_grad_(False)
+
+
+def matching_autoencoder(given: str | None, recorded: str, recorded_in: Path, wanted: str) -> LoadedAutoencoder:
+    """The autoencoder that a cache or model was made with, from the given path or the recorded one (relative to
+    `recorded_in`); ValueError if its weights are not the ones with the wanted fingerprint."""
+    path = Path(given) if given is not None else Path(recorded_in, recorded)
+    if not path.exists():
+        raise ValueError(f"the autoencoder that {recorded_in} was made with is not at {path}: pass autoencoder=PATH")
+    autoencoder = load_autoencoder(path)
+    if autoencoder.fingerprint != wanted:
+        raise ValueError(
+            f"{recorded_in} was made with the autoencoder {wanted}, but {path} holds {autoencoder.fingerprint}: pass "
+            "autoencoder=PATH of the right one, or cache the latents again into a new run folder"
+        )
+    return autoencoder

@@ -1,0 +1,85 @@
+"""What makes a function a command: Hydra's composition, a run folder, and errors of one line."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ldm.files import atomic_write
+
+PACKAGED, CHECKOUT = Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf"
+TRACE = "HYDRA_FULL_ERROR"
+USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
+CONFIG = "config.yaml"
+
+Task = Callable[[DictConfig, Path], None]
+
+
+def command(task: Task) -> Callable[[], None]:
+    """Turn task(config, run folder) of module ldm.NAME into a command configured by conf/NAME.yaml.
+
+    A user's mistake ends in one line and exit status 1; HYDRA_FULL_ERROR=1 shows the stack trace.
+    """
+    name = Path(task.__code__.co_filename).stem
+
+    def run(config: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        _claim(folder, name, config)
+        task(config, folder)
+
+    conf = PACKAGED if PACKAGED.is_dir() else CHECKOUT
+    main = hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(run)
+
+    def entry() -> None:
+        show_trace = os.environ.get(TRACE, "0") not in ("", "0")
+        os.environ[TRACE] = "1"  # Hydra hands us the exception instead of printing several lines itself
+        try:
+            main()
+        except USER_ERRORS as error:
+            if show_trace:
+                raise
+            sys.exit(f"ldm: error: {one_line(error)}")
+        except KeyboardInterrupt:
+            sys.exit("ldm: interrupted; the same command goes on from the last checkpoint")
+
+    return entry
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception, with that of what Hydra wrapped, on one line."""
+    cause = error.__cause__
+    if isinstance(error, HydraException | OmegaConfBaseException) and cause is not None:
+        inner = one_line(cause)
+        if isinstance(cause, USER_ERRORS) and not isinstance(cause, HydraException | OmegaConfBaseException):
+            return inner  # raised by our own constructors, and clear without Hydra's frame
+        return f"{' '.join(str(error).split())} ({inner})"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _claim(folder: Path, name: str, config: DictConfig) -> None:
+    """Write the resolved config; refuse a folder that another command made."""
+    if (folder / CONFIG).exists():
+        owner = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))["command"]  # type: ignore[index, call-overload]
+        if owner != name:
+            raise ValueError(f"{folder} belongs to ldm {owner}: choose another run=")
+    resolved = plain(config) | {"command": name}
+    with atomic_write(folder / CONFIG) as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(resolved)).encode())
+
+
+def plain(config: Any) -> Any:
+    """A config as plain dicts and lists, interpolations resolved; a missing value is an error."""
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+def build(config: Any) -> Any:
+    """Instantiate a config node; lists and dicts come out plain."""
+    return instantiate(config, _convert_="all")

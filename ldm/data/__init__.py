@@ -1,0 +1,1 @@
+"""Images in, latents cached, latents out."""

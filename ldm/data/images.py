@@ -1,0 +1,60 @@
+"""Loaders of images: the datamodule of stage 1, and one pass in order for validation and evaluation."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ldm.data.order import Order
+from ldm.data.sources import Source, Split
+
+PART_SIZE = 128  # images that a worker reads in one go, where the source does not decide
+
+
+class _CenterViews(IterableDataset[tuple[Tensor, int]]):
+    def __init__(self, source: Source, split: Split, rank: int, world: int) -> None:
+        self.source, self.split, self.rank, self.world = source, split, rank, world
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        info = get_worker_info()
+        workers, worker = (info.num_workers, info.id) if info else (1, 0)
+        parts = self.source.parts(self.split, PART_SIZE)
+        for part in parts[self.rank * workers + worker :: self.world * workers]:
+            for sample in part.samples():
+                image = self.source.decode(sample)
+                if image is not None:
+                    yield self.source.center_view(image), sample.label
+
+
+def in_order(
+    source: Source, split: Split, batch_size: int, num_workers: int = 0, rank: int = 0, world: int = 1
+) -> "DataLoader[Any]":
+    """Batches (image [B, 3, R, R] uint8, label [B]) of a split's centre views, each image once over all ranks."""
+    return DataLoader(_CenterViews(source, split, rank, world), batch_size=batch_size, num_workers=num_workers)
+
+
+class ImageData(LightningDataModule):
+    """Training and validation images; training goes on where the module's count of images stands."""
+
+    def __init__(self, *, source: Source, batch_size: int, num_workers: int, seed: int) -> None:
+        super().__init__()
+        self.source, self.batch_size, self.num_workers, self.seed = source, batch_size, num_workers, seed
+
+    def train_dataloader(self) -> "DataLoader[Any]":
+        trainer = self.trainer
+        assert trainer is not None
+        order = Order(
+            seed=self.seed,
+            batch_size=self.batch_size,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            images_seen=trainer.lightning_module.images_seen,  # type: ignore[arg-type]
+        )
+        return self.source.training_loader(order, self.num_workers)
+
+    def val_dataloader(self) -> "DataLoader[Any]":
+        trainer = self.trainer
+        assert trainer is not None
+        return in_order(self.source, "val", self.batch_size, self.num_workers, trainer.global_rank, trainer.world_size)

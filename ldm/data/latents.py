@@ -1,0 +1,148 @@
+"""Reading the latent cache: memory-mapped blocks, a global shuffle, mirrors by turns."""
+
+import bisect
+import tarfile
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ldm.data.latent_cache import FORMAT, MANIFEST
+from ldm.data.order import Key, Order, OrderedBatches
+from ldm.data.sources import Split
+from ldm.files import existing_folder, read_json, sha256
+from ldm.latents import LatentStats
+
+Verify = Literal["full", "size"]
+Batch = tuple[Tensor, Tensor]  # moments [B, 2C, h, w] fp16, labels [B]
+
+
+class LatentCache:
+    """A verified cache.
+
+    Args:
+        folder: where `ldm cache-latents` wrote it.
+        verify: "full" checks every shard's checksum, "size" only its size (for caches that take long to read).
+
+    Raises:
+        ValueError: if the manifest is missing or of another format, or a shard is missing or damaged.
+    """
+
+    def __init__(self, folder: str, verify: Verify) -> None:
+        self.folder = existing_folder(folder, "latents")
+        if not (self.folder / MANIFEST).exists():
+            raise ValueError(f"latents={folder} holds no {MANIFEST}: run `ldm cache-latents` to its end first")
+        if verify not in ("full", "size"):
+            raise ValueError(f"verify must be full or size, not {verify!r}")
+        self.manifest = read_json(self.folder / MANIFEST)
+        if self.manifest.get("format") != FORMAT:
+            raise ValueError(f"{folder} has the cache format {self.manifest.get('format')}; this code reads {FORMAT}")
+        for shard in self.manifest["shards"]["train"] + self.manifest["shards"]["val"]:
+            self._verify(shard, verify)
+        self.stats = LatentStats(torch.tensor(self.manifest["mean"]), torch.tensor(self.manifest["std"]))
+        self.class_names: list[str] = self.manifest["class_names"]
+        self.latent_shape = (self.manifest["shape"][0] // 2, *self.manifest["shape"][1:])  # C, h, w
+
+    def _verify(self, shard: dict[str, Any], verify: Verify) -> None:
+        path, fix = self.folder / shard["name"], "run the same `ldm cache-latents` again to mend it"
+        if not path.exists():
+            raise ValueError(f"{path}, which the manifest lists, is missing: {fix}")
+        if path.stat().st_size != shard["bytes"]:
+            raise ValueError(f"{path} has {path.stat().st_size} bytes, the manifest says {shard['bytes']}: {fix}")
+        if verify == "full" and sha256(path) != shard["sha256"]:
+            raise ValueError(f"{path} differs from the manifest's checksum: {fix}")
+
+
+class _Block(NamedTuple):
+    start: int  # index in the shard of its first image
+    moments: np.ndarray  # [n, views, 2C, h, w] fp16, memory-mapped
+    labels: np.ndarray  # [n]
+
+
+class CachedMoments(Dataset[Any]):
+    """A split's moments, a batch at a time: `__getitems__(keys)` -> (moments [B, 2C, h, w] fp16, labels [B]).
+
+    The view alternates with the epoch: each image is mirrored in every other one, half of all images in each.
+    """
+
+    def __init__(self, cache: LatentCache, split: Split) -> None:
+        shards = cache.manifest["shards"][split]
+        self.paths = [cache.folder / shard["name"] for shard in shards]
+        self.ends = list(accumulate(shard["count"] for shard in shards))
+        self.shape, self.views = tuple(cache.manifest["shape"]), cache.manifest["views"]
+        self.blocks: dict[int, list[_Block]] = {}
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        moments, labels = np.empty((len(keys), *self.shape), np.float16), np.empty(len(keys), np.int64)
+        for i, (epoch, index) in enumerate(keys):
+            shard = bisect.bisect_right(self.ends, index)
+            row = index - (self.ends[shard - 1] if shard else 0)
+            if shard not in self.blocks:
+                self.blocks[shard] = _open_blocks(self.paths[shard])
+            blocks = self.blocks[shard]
+            block = blocks[bisect.bisect_right(blocks, row, key=lambda b: b.start) - 1]
+            moments[i] = block.moments[row - block.start, (epoch + index) % self.views]
+            labels[i] = block.labels[row - block.start]
+        return torch.from_numpy(moments), torch.from_numpy(labels)
+
+
+def _open_blocks(path: Path) -> list[_Block]:
+    """Map a shard's blocks: tar members lie contiguous and uncompressed."""
+    arrays: dict[str, np.ndarray] = {}
+    with tarfile.open(path, "r:") as tar, open(path, "rb") as file:
+        for member in tar:
+            file.seek(member.offset_data)
+            version = np.lib.format.read_magic(file)
+            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, _, dtype = header[version](file)
+            arrays[member.name] = np.memmap(path, dtype, "r", offset=file.tell(), shape=shape)
+    blocks, start = [], 0
+    for name in sorted(n for n in arrays if n.endswith(".moments.npy")):
+        labels = np.array(arrays[name.replace(".moments.", ".labels.")])
+        blocks.append(_Block(start, arrays[name], labels))
+        start += len(labels)
+    return blocks
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+class LatentData(LightningDataModule):
+    """Training and validation moments; training goes on where the module's count of images stands."""
+
+    def __init__(self, *, cache: LatentCache, batch_size: int, num_workers: int, seed: int) -> None:
+        super().__init__()
+        self.cache, self.batch_size, self.num_workers, self.seed = cache, batch_size, num_workers, seed
+
+    def train_dataloader(self) -> "DataLoader[Any]":
+        trainer = self.trainer
+        assert trainer is not None
+        order = Order(
+            seed=self.seed,
+            batch_size=self.batch_size,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            images_seen=trainer.lightning_module.images_seen,  # type: ignore[arg-type]
+        )
+        moments = CachedMoments(self.cache, "train")
+        return self._loader(moments, OrderedBatches(order, len(moments)))
+
+    def val_dataloader(self) -> "DataLoader[Any]":
+        trainer = self.trainer
+        assert trainer is not None
+        moments = CachedMoments(self.cache, "val")
+        mine = range(trainer.global_rank, len(moments), trainer.world_size)
+        batches = [[(0, i) for i in mine[j : j + self.batch_size]] for j in range(0, len(mine), self.batch_size)]
+        return self._loader(moments, batches)
+
+    def _loader(self, moments: CachedMoments, batches: Any) -> "DataLoader[Any]":
+        return DataLoader(moments, batch_sampler=batches, num_workers=self.num_workers, collate_fn=_as_is)

@@ -1,0 +1,271 @@
+"""Sources of images: where encoded images come from, and how each becomes resolution x resolution pixels.
+
+A source's fields are the schema of a conf/data file. To add one: subclass `IndexedSource`, write `read`, add a yaml.
+"""
+
+import io
+import logging
+import multiprocessing
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ldm.data.order import Key, Order, OrderedBatches
+from ldm.files import existing_folder
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "val"]
+EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+UNLABELLED = ["all"]  # the one class of a source without labels
+
+
+class Sample(NamedTuple):
+    """One encoded image."""
+
+    key: str  # a file's path, or a shard's URL and a key in it: what an error message names
+    data: bytes
+    extension: str
+    label: int
+
+
+class Part(NamedTuple):
+    """A named run of samples that is read in order: a slice of a source, or one of its shards."""
+
+    name: str
+    samples: Callable[[], Iterator[Sample]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(ABC):
+    """LDM's preprocessing: the short side to `resize` pixels, a crop of `resolution`, perhaps a mirror.
+
+    Args:
+        resolution: side of the square image that the models see.
+        resize: length of the short side before the crop; the resolution itself when null.
+        crop: where the training crop lies; validation, caching and evaluation crop the centre.
+        flip: whether a mirror image is as good as the image: used in training, and stored in the latent cache.
+        on_error: what to do with an image that can't be decoded: stop with its name, or skip and count it.
+    """
+
+    resolution: int
+    resize: int | None = None
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    on_error: Literal["error", "skip"] = "error"
+    skipped: Any = field(init=False, repr=False, compare=False, default_factory=lambda: multiprocessing.Value("q"))
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("crop", ("center", "random")), ("on_error", ("error", "skip"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"data.{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}")
+        if self.resize is not None and self.resize < self.resolution:
+            raise ValueError(f"data.resize={self.resize} is smaller than data.resolution={self.resolution}")
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]: ...
+
+    @abstractmethod
+    def parts(self, split: Split, size: int) -> list[Part]:
+        """The split in a fixed order, in parts of at most `size` images (or of one shard)."""
+
+    @abstractmethod
+    def training_loader(self, order: Order, num_workers: int) -> "DataLoader[Any]":
+        """Endless batches (image [B, 3, R, R] uint8, label [B]) of the train split, shuffled and augmented."""
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What determines the pixels of the centre view, for manifests and stamps."""
+        return {"resolution": self.resolution, "resize": self.resize or self.resolution, "filter": "bicubic"}
+
+    def report_skipped(self) -> None:
+        """Print how many images on_error=skip has left out, over all workers of this process, if any."""
+        if self.skipped.value:
+            print(f"left out {self.skipped.value} images that can't be decoded (data.on_error=skip)")
+
+    def decode(self, sample: Sample) -> Image.Image | None:
+        """The image in RGB; None if it is damaged and on_error is "skip"."""
+        try:
+            return Image.open(io.BytesIO(sample.data)).convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            if self.on_error == "error":
+                raise ValueError(
+                    f"cannot decode {sample.key}: {error}. Remove it, or pass data.on_error=skip"
+                ) from None
+            with self.skipped.get_lock():
+                self.skipped.value += 1
+            log.warning("skipped %s, which can't be decoded: %s", sample.key, error)
+            return None
+
+    def center_view(self, image: Image.Image) -> Tensor:
+        """[3, R, R] uint8: resized, centre-cropped."""
+        resized = self._resize(image)
+        return self._crop(resized, (resized.width - self.resolution) // 2, (resized.height - self.resolution) // 2)
+
+    def training_view(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
+        """[3, R, R] uint8: resized, cropped and mirrored as configured, with the given randomness."""
+        resized = self._resize(image)
+        free = (resized.width - self.resolution, resized.height - self.resolution)
+        left, top = rng.integers(0, np.add(free, 1)) if self.crop == "random" else np.floor_divide(free, 2)
+        view = self._crop(resized, int(left), int(top))
+        return view.flip(-1) if self.flip and rng.random() < 0.5 else view
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        scale = (self.resize or self.resolution) / min(image.size)
+        size = (max(self.resolution, round(image.width * scale)), max(self.resolution, round(image.height * scale)))
+        return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+    def _crop(self, image: Image.Image, left: int, top: int) -> Tensor:
+        box = (left, top, left + self.resolution, top + self.resolution)
+        return torch.from_numpy(np.array(image.crop(box))).permute(2, 0, 1).contiguous()
+
+
+class IndexedSource(Source):
+    """A source whose images can be read in any order."""
+
+    @abstractmethod
+    def count(self, split: Split) -> int: ...
+
+    @abstractmethod
+    def read(self, split: Split, index: int) -> Sample: ...
+
+    def parts(self, split: Split, size: int) -> list[Part]:
+        def part(start: int, stop: int) -> Callable[[], Iterator[Sample]]:
+            return lambda: (self.read(split, i) for i in range(start, stop))
+
+        starts = range(0, self.count(split), size)
+        return [
+            Part(f"{split}-{i:06d}", part(start, min(start + size, self.count(split))))
+            for i, start in enumerate(starts)
+        ]
+
+    def training_loader(self, order: Order, num_workers: int) -> "DataLoader[Any]":
+        batches = OrderedBatches(order, self.count("train"))
+        return DataLoader(_TrainingViews(self, order.seed), batch_sampler=batches, num_workers=num_workers)
+
+
+class _TrainingViews(Dataset[tuple[Tensor, int]]):
+    """Augmented views; a view's randomness is a function of (seed, epoch, index), whichever worker makes it."""
+
+    def __init__(self, source: IndexedSource, seed: int) -> None:
+        self.source, self.seed = source, seed
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        epoch, index = key
+        rng = np.random.default_rng((self.seed, epoch, index))
+        count = self.source.count("train")
+        for i in range(count):
+            sample = self.source.read("train", (index + i) % count)  # a damaged image's place is taken by the next one
+            image = self.source.decode(sample)
+            if image is not None:
+                return self.source.training_view(image, rng), sample.label
+        raise ValueError(f"none of the {count} training images can be decoded")
+
+
+def held_out(keys: Sequence[str], fraction: float) -> set[int]:
+    """Indices of round(n fraction), at least one, of the keys: those of the smallest hash, so that growth moves few."""
+    count = max(1, round(len(keys) * fraction))
+    return set(sorted(range(len(keys)), key=lambda i: (zlib.crc32(keys[i].encode()), keys[i]))[:count])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits(IndexedSource):
+    """scikit-learn's 1,797 handwritten digits (UCI), 8 x 8 pixels: 1,500 to train on, 297 held out, stratified."""
+
+    @property
+    def class_names(self) -> list[str]:
+        return [str(i) for i in range(10)]
+
+    @cached_property
+    def _splits(self) -> dict[Split, list[Sample]]:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        digits = load_digits()
+        samples = []
+        for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+            buffer = io.BytesIO()
+            Image.fromarray((pixels * (255 / 16)).round().astype(np.uint8)).save(buffer, format="PNG")
+            samples.append(Sample(f"digits/{i:04d}", buffer.getvalue(), "png", int(label)))
+        train, val = train_test_split(samples, test_size=297, random_state=0, stratify=digits.target)
+        return {"train": train, "val": val}
+
+    def count(self, split: Split) -> int:
+        return len(self._splits[split])
+
+    def read(self, split: Split, index: int) -> Sample:
+        return self._splits[split][index]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder(IndexedSource):
+    """A folder of jpg, png or webp images: one subfolder a class, or flat and unlabelled.
+
+    Args:
+        root: the training images.
+        val_root: the validation images, with the same classes; when null, val_fraction of root is held out.
+        val_fraction: share of root that is held out, chosen by a hash of the file names.
+    """
+
+    root: str
+    val_root: str | None = None
+    val_fraction: float = 0.05
+
+    @property
+    def class_names(self) -> list[str]:
+        return self._index[0]
+
+    @cached_property
+    def _index(self) -> tuple[list[str], dict[Split, list[tuple[Path, int]]]]:
+        names, train = list_images(self.root, "data.root")
+        if self.val_root is not None:
+            val_names, val = list_images(self.val_root, "data.val_root")
+            if val_names != names:
+                raise ValueError(f"data.val_root has the classes {val_names}, data.root {names}")
+            return names, {"train": train, "val": val}
+        if len(train) < 2:
+            raise ValueError(f"data.root={self.root} holds one image: too few to hold one out for validation")
+        out = held_out([path.relative_to(self.root).as_posix() for path, _ in train], self.val_fraction)
+        return names, {
+            "train": [item for i, item in enumerate(train) if i not in out],
+            "val": [item for i, item in enumerate(train) if i in out],
+        }
+
+    def count(self, split: Split) -> int:
+        return len(self._index[1][split])
+
+    def read(self, split: Split, index: int) -> Sample:
+        path, label = self._index[1][split][index]
+        return Sample(str(path), path.read_bytes(), path.suffix[1:].lower(), label)
+
+
+def list_images(root: str, key: str) -> tuple[list[str], list[tuple[Path, int]]]:
+    """Class names and (path, label) of a folder's images, sorted; ValueError, naming the key, if there are none."""
+    folder = existing_folder(root, key)
+    paths = sorted(p for p in folder.rglob("*") if p.suffix[1:].lower() in EXTENSIONS and p.is_file())
+    if not paths:
+        raise ValueError(f"{key}={root} holds no images ({', '.join(EXTENSIONS)})")
+    classes = [p.relative_to(folder).parts[0] if p.parent != folder else None for p in paths]
+    flat = [p for p, name in zip(paths, classes, strict=True) if name is None]
+    if flat and len(flat) < len(paths):
+        raise ValueError(f"{key}={root} mixes class subfolders with loose images such as {flat[0].name}: move one kind")
+    if flat:
+        return UNLABELLED, [(p, 0) for p in paths]
+    names = sorted({name for name in classes if name is not None})
+    if set(names) <= {"train", "val", "validation", "test"}:
+        raise ValueError(
+            f"{key}={root} holds splits ({', '.join(names)}), not classes: pass data.root={root}/train "
+            f"data.val_root={root}/{names[-1]}"
+        )
+    index = {name: i for i, name in enumerate(names)}
+    return names, [(p, index[name]) for p, name in zip(paths, classes, strict=True) if name is not None]

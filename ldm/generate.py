@@ -1,0 +1,94 @@
+"""From labels to images: noise, guided sampler, decoder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ldm.diffusion.guidance import classifier_free
+from ldm.diffusion.noise import IndexedNoise
+from ldm.diffusion.objective import Denoise, Objective
+from ldm.diffusion.parameterization import Prediction
+from ldm.diffusion.path import Path
+from ldm.diffusion.times import uniform_grid
+from ldm.images import to_image
+from ldm.latents import LatentStats
+from ldm.models.autoencoder import Autoencoder
+
+
+class Sampler(Protocol):
+    """A function of `ldm.diffusion.samplers`, its own options bound."""
+
+    def __call__(self, denoise: Denoise, path: Path, x: Tensor, times: Tensor) -> Tensor: ...
+
+
+class StochasticSampler(Protocol):
+    """One that draws noise."""
+
+    def __call__(self, denoise: Denoise, path: Path, x: Tensor, times: Tensor, *, noise: IndexedNoise) -> Tensor: ...
+
+
+@dataclass
+class Record:
+    """Counts a denoiser's evaluations and keeps the first sample's states on request."""
+
+    denoise: Denoise
+    keep: bool = False
+    evaluations: int = 0
+    states: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # (t, x_t, x0), [1, C, h, w] each
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Prediction:
+        prediction = self.denoise(x_t, t)
+        self.evaluations += 1
+        if self.keep:
+            self.states.append((t, x_t[:1], prediction.x0[:1]))
+        return prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator:
+    """A trained pair of stages with a way to sample.
+
+    Args:
+        net, objective, stats: stage 2.
+        autoencoder: stage 1.
+        latent_shape: C, h, w.
+        sampler: `ldm.diffusion.samplers` function, options bound; stochastic says whether it takes `noise`.
+        steps: of the uniform grid.
+        guidance: classifier-free scale; 1 is unguided.
+        seed: with a sample's index, it determines all of that sample's noise.
+    """
+
+    net: nn.Module
+    objective: Objective
+    stats: LatentStats
+    autoencoder: Autoencoder
+    latent_shape: tuple[int, ...]
+    sampler: Sampler | StochasticSampler
+    stochastic: bool
+    steps: int
+    guidance: float
+    seed: int
+
+    @torch.no_grad()
+    def latents(self, indices: Sequence[int], labels: Tensor, keep: bool = False) -> tuple[Tensor, Record]:
+        """Normalised latents [B, C, h, w] of the samples with these indices and labels [B]."""
+        noise = IndexedNoise(self.seed, indices)
+        x = noise.draw(self.latent_shape).to(labels.device)
+        net = classifier_free(self.net, self.guidance, self.net.null_class)  # type: ignore[arg-type]
+        record = Record(self.objective.denoiser(net, labels), keep)
+        times = uniform_grid(self.steps, labels.device)
+        options = {"noise": noise} if self.stochastic else {}
+        return self.sampler(record, self.objective.path, x, times, **options), record
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents -> images, uint8 [B, 3, H, W]."""
+        return to_image(self.autoencoder.decode(self.stats.denormalize(latents)))
+
+    def images(self, indices: Sequence[int], labels: Tensor) -> tuple[Tensor, int]:
+        """Images, uint8 [B, 3, H, W], and the number of network evaluations each cost."""
+        latents, record = self.latents(indices, labels)
+        return self.decode(latents), record.evaluations

@@ -1,0 +1,65 @@
+"""The contract between the two stages: what an autoencoder emits, what the cache stores, what the U-Net sees.
+
+posterior   DiagonalGaussian(mean, logvar), [B, C, h, w] each
+moments     cat(mean, std), [B, 2C, h, w]: raw, as cached on disk in fp16
+latent      a posterior sample, normalised per channel to zero mean and unit variance, [B, C, h, w]
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOGVAR_RANGE = (-30.0, 20.0)  # as in LDM
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """N(mean, diag(exp(logvar))), with the log-variance clamped to [-30, 20] as in LDM."""
+
+    mean: Tensor  # [B, C, h, w]
+    logvar: Tensor  # [B, C, h, w]
+
+    @classmethod
+    def from_parameters(cls, parameters: Tensor) -> "DiagonalGaussian":
+        """Split an encoder's output, [B, 2C, h, w], into mean and clamped log-variance."""
+        mean, logvar = parameters.chunk(2, dim=1)
+        return cls(mean, logvar.clamp(*LOGVAR_RANGE))
+
+    @property
+    def std(self) -> Tensor:
+        return torch.exp(0.5 * self.logvar)
+
+    def sample(self) -> Tensor:
+        """Draw mean + std * eps, [B, C, h, w], from the global generator."""
+        return self.mean + self.std * torch.randn_like(self.mean)
+
+    def moments(self) -> Tensor:
+        """Return cat(mean, std), [B, 2C, h, w]."""
+        return torch.cat([self.mean, self.std], dim=1)
+
+    def kl(self) -> Tensor:
+        """KL(self || N(0, 1)) in nats, summed over C, h, w: [B]."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar).flatten(1).sum(1)
+
+
+def sample_moments(moments: Tensor) -> Tensor:
+    """Draw a raw posterior sample, [B, C, h, w], from cached moments, [B, 2C, h, w] of any float type, in float32."""
+    mean, std = moments.float().chunk(2, dim=1)
+    return mean + std * torch.randn_like(mean)
+
+
+@dataclass(frozen=True)
+class LatentStats:
+    """Per-channel mean and standard deviation of raw posterior samples over the whole training set, [C] each."""
+
+    mean: Tensor
+    std: Tensor
+
+    def normalize(self, z: Tensor) -> Tensor:
+        """Raw [B, C, h, w] -> latent with zero mean and unit variance per channel."""
+        return (z - self.mean.to(z)[:, None, None]) / self.std.to(z)[:, None, None]
+
+    def denormalize(self, latent: Tensor) -> Tensor:
+        """Latent [B, C, h, w] -> raw, as the decoder wants it."""
+        return latent * self.std.to(latent)[:, None, None] + self.mean.to(latent)[:, None, None]

@@ -1,0 +1,1 @@
+"""Numbers for images: uint8 [B, 3, H, W] in, plain floats out."""

@@ -1,0 +1,72 @@
+"""Feature extractors: modules that map images, uint8 [B, 3, H, W], to features [B, D]."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.files import sha256
+
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+
+
+class Pixels(nn.Module):
+    """Grey values at 8 x 8: features that need no weights, enough for the digits and for nothing else."""
+
+    num_features = 64
+
+    def forward(self, image: Tensor) -> Tensor:
+        grey = image.float().mean(dim=1, keepdim=True) / 255
+        return F.adaptive_avg_pool2d(grey, 8).flatten(1)
+
+
+class FromFile(nn.Module):
+    """A TorchScript (.pt) or torch.export (.pt2) file that maps uint8 [B, 3, H, W] to [B, D].
+
+    Raises:
+        ValueError: if the file is missing, is neither kind, or does not keep that contract on these images.
+    """
+
+    def __init__(self, path: Path, example: Tensor) -> None:
+        super().__init__()
+        if not path.exists():
+            raise ValueError(f"features={path} does not exist: name a TorchScript .pt or a torch.export .pt2 file")
+        try:
+            loaded = torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(path).eval()
+            features = loaded(example)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(f"features={path} can't be used on {list(example.shape)} uint8 images: {reason}") from None
+        if features.dim() != 2:
+            raise ValueError(f"features={path} returns the shape {list(features.shape)}, not [B, D]")
+        self.num_features = features.shape[1]
+        self.module = loaded
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.module(image)
+
+
+def load_features(name: str, example: Tensor) -> tuple[nn.Module, str]:
+    """An extractor and the identity that goes into a stamp.
+
+    Args:
+        name: "pixels", "inception" (torch-fidelity's FID network, 2048 features) or a file's path.
+        example: a few of the images, uint8 [B, 3, H, W].
+    """
+    if name == "pixels":
+        return Pixels(), "grey 8x8 pixels"
+    if name == "inception":
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+        try:
+            network = NoTrainInceptionV3("inception-v3-compat", ["2048"])
+        except OSError as error:
+            raise ValueError(
+                f"features=inception needs {INCEPTION_URL}, and the download failed ({error}): put the file at {path}"
+            ) from None
+        network.num_features = 2048
+        return network, f"torch-fidelity inception-v3-compat 2048, sha256 {sha256(path)[:16]}"
+    return FromFile(Path(name), example), f"{Path(name).name}, sha256 {sha256(Path(name))[:16]}"

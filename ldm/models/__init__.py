@@ -1,0 +1,1 @@
+"""The networks; torch only. They know nothing of paths, losses or data."""

@@ -1,0 +1,210 @@
+"""The KL autoencoder of Rombach et al. 2022, layer for layer and name for name, so that published weights fit."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.latents import DiagonalGaussian
+from ldm.models.layers import group_norm, upsample_nearest
+
+EPS = 1e-6  # of every GroupNorm here, as in LDM
+
+
+class ResnetBlock(nn.Module):
+    """GroupNorm, SiLU, 3x3 convolution, twice, plus the (projected) input."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels, EPS)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels, EPS)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        same = in_channels == out_channels
+        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.nin_shortcut(x) + h
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over the h w positions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, EPS)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (f(h).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))  # [B, hw, C]
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        return x + self.proj_out(h)
+
+
+class Downsample(nn.Module):
+    """Strided convolution after padding on the right and bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(upsample_nearest(x))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, attention after each where asked, then a change of resolution."""
+
+    def __init__(self, channels: Sequence[int], attention: bool, resample: dict[str, nn.Module]) -> None:
+        super().__init__()
+        pairs = list(pairwise(channels))
+        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in pairs)
+        self.attn = nn.ModuleList(AttnBlock(b) for _, b in pairs if attention)
+        for name, module in resample.items():  # "downsample" or "upsample", or none at the lowest or highest level
+            self.add_module(name, module)
+        self.resample = tuple(resample)
+
+    def forward(self, h: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            h = block(h)
+            if len(self.attn) > 0:
+                h = self.attn[i](h)
+        for name in self.resample:
+            h = self.get_submodule(name)(h)
+        return h
+
+
+class Mid(nn.Module):
+    """Block, attention, block: present at every size."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(h)))
+
+
+class Encoder(nn.Module):
+    """x [B, in_channels, H, W] -> [B, out_channels, H/f, W/f]."""
+
+    def __init__(
+        self, in_channels: int, widths: Sequence[int], num_res_blocks: int, out_channels: int, attention: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        previous = widths[0]
+        self.down = nn.ModuleList()
+        for i, width in enumerate(widths):
+            last = i == len(widths) - 1
+            resample: dict[str, nn.Module] = {} if last else {"downsample": Downsample(width)}
+            self.down.append(Level([previous] + [width] * num_res_blocks, 2**i in attention, resample))
+            previous = width
+        self.mid = Mid(previous)
+        self.norm_out = group_norm(previous, EPS)
+        self.conv_out = nn.Conv2d(previous, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for level in self.down:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """z [B, in_channels, h, w] -> [B, out_channels, h f, w f]; one residual block more a level than the encoder."""
+
+    def __init__(
+        self, in_channels: int, widths: Sequence[int], num_res_blocks: int, out_channels: int, attention: Sequence[int]
+    ) -> None:
+        super().__init__()
+        previous = widths[-1]
+        self.conv_in = nn.Conv2d(in_channels, previous, 3, padding=1)
+        self.mid = Mid(previous)
+        levels = []
+        for i, width in reversed(list(enumerate(widths))):
+            resample: dict[str, nn.Module] = {"upsample": Upsample(width)} if i > 0 else {}
+            levels.append(Level([previous] + [width] * (num_res_blocks + 1), 2**i in attention, resample))
+            previous = width
+        self.up = nn.ModuleList(reversed(levels))  # indexed by level, as LDM's keys are; walked from the last
+        self.norm_out = group_norm(previous, EPS)
+        self.conv_out = nn.Conv2d(previous, out_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class Autoencoder(nn.Module):
+    """Images to diagonal Gaussian posteriors and back; downsamples by f = 2 ** (len(channel_mult) - 1).
+
+    Args:
+        in_channels: of the image.
+        channels: width at full resolution; channel_mult multiplies it, one entry a resolution.
+        num_res_blocks: residual blocks a level (the decoder has one more).
+        latent_channels: C of the latent.
+        attention_resolutions: downsample factors at which levels also attend (the middle always does). LDM's configs
+            give pixels instead: its "attention at 16" for 256 px is the factor 16 here.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        channels: int,
+        channel_mult: Sequence[int],
+        num_res_blocks: int,
+        latent_channels: int,
+        attention_resolutions: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        widths = [channels * m for m in channel_mult]
+        self.downsample_factor = 2 ** (len(widths) - 1)
+        self.encoder = Encoder(in_channels, widths, num_res_blocks, 2 * latent_channels, attention_resolutions)
+        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+        self.decoder = Decoder(latent_channels, widths, num_res_blocks, in_channels, attention_resolutions)
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        """x [B, 3, H, W] in [-1, 1] -> posterior, [B, C, H/f, W/f]."""
+        f = self.downsample_factor
+        if x.shape[-1] % f or x.shape[-2] % f:
+            raise ValueError(f"image size {tuple(x.shape[-2:])} is not a multiple of the autoencoder's factor {f}")
+        return DiagonalGaussian.from_parameters(self.quant_conv(self.encoder(x)))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Raw latent z [B, C, h, w] -> x [B, 3, h f, w f]; neither samples nor scales."""
+        return self.decoder(self.post_quant_conv(z))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, DiagonalGaussian]:
+        """Reconstruct x from one posterior sample: (x_hat, posterior)."""
+        posterior = self.encode(x)
+        return self.decode(posterior.sample()), posterior
+
+    @property
+    def last_layer(self) -> Any:
+        """The decoder's last weight, at which the adaptive discriminator weight is measured."""
+        return self.decoder.conv_out.weight

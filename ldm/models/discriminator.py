@@ -1,0 +1,58 @@
+"""PatchGAN (Isola et al. 2017, appendix 6.1.2): a grid of logits, each of which judges one patch."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ldm.models.layers import group_norm
+
+Norm = Literal["group", "batch", "none"]
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "group": lambda channels: group_norm(channels, eps=1e-5),
+    "batch": nn.BatchNorm2d,
+    "none": lambda channels: nn.Identity(),
+}
+
+
+class PatchDiscriminator(nn.Module):
+    """x [B, in_channels, H, W] -> logits [B, 1, H', W']; with 3 layers each logit sees 70 x 70 pixels.
+
+    Args:
+        in_channels: of the image.
+        channels: width of the first layer (LDM's ndf), doubled a layer up to 8 times.
+        num_layers: strided convolutions.
+        norm: "batch" is LDM's; "group", the default, needs no statistics across samples, ranks or the two passes.
+    """
+
+    def __init__(self, *, in_channels: int = 3, channels: int = 64, num_layers: int = 3, norm: Norm = "group") -> None:
+        super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"discriminator.norm must be one of {', '.join(NORMS)}, not {norm!r}")
+        widths = [channels * min(2**i, 8) for i in range(num_layers + 1)]
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for i in range(1, num_layers + 1):
+            stride = 2 if i < num_layers else 1
+            # a normalisation brings its own offset, so that a bias before it would do nothing
+            convolution = nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=norm == "none")
+            layers += [convolution, NORMS[norm](widths[i]), nn.LeakyReLU(0.2)]
+        layers.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
+        self.main = nn.Sequential(*layers)
+        self.min_size = 3 * 2**num_layers  # below, the last two convolutions are wider than what reaches them
+        self.apply(init_weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if min(x.shape[-2:]) < self.min_size:
+            raise ValueError(
+                f"images of {tuple(x.shape[-2:])} are too small: the discriminator needs {self.min_size} px"
+            )
+        return self.main(x)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Convolutions ~ N(0, 0.02), normalisation scales ~ N(1, 0.02), as in pix2pix and LDM."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,23 @@
+"""Layers that the autoencoder and the U-Net share."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def group_norm(channels: int, eps: float) -> nn.GroupNorm:
+    """32 groups as in LDM, or the largest divisor of 32 that fits a narrow network's channels."""
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps=eps)
+
+
+def zero_init(module: nn.Module) -> nn.Module:
+    """Zero a layer's parameters, so that the residual branch that it ends starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def upsample_nearest(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, C, 2H, 2W]."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")

@@ -1,0 +1,28 @@
+"""Turn any source of images into webdataset shards."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ldm.command import build, command
+
+
+@command
+def main(config: DictConfig, run: Path) -> None:
+    from rich.progress import track
+
+    from ldm.data import shards
+    from ldm.data.sources import Part
+
+    def progress(parts: list[Part]) -> Iterable[Part]:
+        return track(parts, description="packing shards")
+
+    source = build(config.data)
+    shards.pack(source, run, config.shard_size, progress)
+    source.report_skipped()
+    print(f"shards and {shards.INDEX} in {run}: use them with data=shards data.root={run}")
+
+
+if __name__ == "__main__":
+    main()

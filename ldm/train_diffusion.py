@@ -1,0 +1,80 @@
+"""Stage 2: train the diffusion or flow-matching network on cached latents."""
+
+import os
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ldm.command import build, command, plain
+
+
+@command
+def main(config: DictConfig, run: Path) -> None:
+    from ldm.checkpoint import matching_autoencoder
+    from ldm.data.latents import LatentCache, LatentData
+    from ldm.diffusion.objective import Objective
+    from ldm.generate import Generator
+    from ldm.training.callbacks import SampleGrid
+    from ldm.training.diffusion import DiffusionModule
+    from ldm.training.progress import Schedule, seed_from
+    from ldm.training.run import fit
+
+    objective = Objective(**build(config.objective))
+    cache = LatentCache(config.latents, config.verify)
+    manifest = cache.manifest
+    autoencoder = matching_autoencoder(
+        config.autoencoder, manifest["autoencoder_path"], cache.folder, manifest["autoencoder"]
+    )
+    shape = {"in_channels": cache.latent_shape[0], "num_classes": len(cache.class_names)}
+    seed_from(config.seed)
+    net = build(config.net | shape)
+    module = DiffusionModule(
+        net=net,
+        objective=objective,
+        stats=cache.stats,
+        label_dropout=config.label_dropout,
+        optimizer=build(config.optimizer),
+        schedule=Schedule(steps=config.steps, **plain(config.schedule)),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        card={
+            "kind": "diffusion",
+            "net": plain(config.net) | shape,
+            "objective": plain(config.objective),
+            "label_dropout": config.label_dropout,
+            "stats": {"mean": manifest["mean"], "std": manifest["std"]},
+            "latent_shape": list(cache.latent_shape),
+            "class_names": cache.class_names,
+            "preprocessing": manifest["preprocessing"],
+            "autoencoder": autoencoder.fingerprint,
+            "autoencoder_path": os.path.relpath(autoencoder.path.resolve(), run.resolve()),
+        },
+    )
+    guidance = config.guidance if config.label_dropout > 0 else 1.0
+    generator = Generator(
+        net=net,
+        objective=objective,
+        stats=cache.stats,
+        autoencoder=autoencoder.model,
+        latent_shape=cache.latent_shape,
+        guidance=guidance,
+        seed=config.seed,
+        **build(config.sampler),
+    )
+    fit(
+        module,
+        LatentData(cache=cache, batch_size=config.batch_size, num_workers=config.num_workers, seed=config.seed),
+        run=run,
+        steps=config.steps,
+        every=config.every,
+        keep=config.keep,
+        ema_decay=config.ema_decay,
+        pictures=SampleGrid(generator, len(cache.class_names)),
+        loggers=list(build(config.logger).values()),
+        trainer=plain(config.trainer),
+    )
+    print(f"diffusion model in {run}: samples/, curves.png, metrics.csv, checkpoints/")
+
+
+if __name__ == "__main__":
+    main()

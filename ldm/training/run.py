@@ -1,0 +1,118 @@
+"""One training run: a folder that the same command continues."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningDataModule, Trainer
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from ldm import checkpoint as checkpoints
+from ldm.files import atomic_write
+from ldm.training.callbacks import EMA, Curves, count_parameters
+from ldm.training.progress import ProgressModule
+
+log = logging.getLogger(__name__)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the final place and renames (Lightning's own goes through the system's temporary folder, which on a
+    cluster is another disk, so that its last move is a copy that can be cut short)."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with atomic_write(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+
+def fit(
+    module: ProgressModule,
+    data: LightningDataModule,
+    *,
+    run: Path,
+    steps: int,
+    every: int,
+    keep: int,
+    ema_decay: float,
+    pictures: Callback,
+    loggers: list[Logger],
+    trainer: dict[str, Any],
+) -> None:
+    """Train for `steps` batches in all; validate, draw and save after each `every` of them; keep `keep` saves.
+
+    What Lightning calls an epoch is here the stretch between two saves: the data are one endless stream.
+
+    Raises:
+        ValueError: if the run folder's checkpoint is damaged, of another kind, or was made with another `every`.
+    """
+    every = min(every, steps)
+    if steps % every:
+        raise ValueError(f"steps={steps} must be a multiple of every={every}, the batches between two checkpoints")
+    module.card["every"] = every
+    resume = _resume_point(run, module.card["kind"], every, steps)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # what matters of its banner is in the line that follows
+    fitter = Trainer(
+        default_root_dir=run,
+        max_epochs=steps // every,
+        limit_train_batches=every,
+        reload_dataloaders_every_n_epochs=1,  # so that each stretch goes on at the image where the last one ended
+        use_distributed_sampler=False,  # the order deals the ranks their shares
+        num_sanity_val_steps=0,
+        logger=[CSVLogger(run, name="csv"), *loggers],
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[
+            EMA(ema_decay),
+            pictures,
+            Curves(),
+            RichProgressBar(refresh_rate=5),
+            ModelCheckpoint(
+                dirpath=run / checkpoints.FOLDER,
+                filename="{batches:08.0f}",
+                auto_insert_metric_name=False,
+                monitor="batches",
+                mode="max",
+                save_top_k=keep,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            ),
+        ],
+        enable_model_summary=False,
+        **trainer,
+    )
+    parameters = count_parameters(module) / 1e6
+    start = f"resumes from {resume.name}" if resume else "starts"
+    log.info("%s %s: %.2f M parameters, %d batches of %d images on each of %d x %s", run, start, parameters, steps,
+             module.batch_size, fitter.world_size, fitter.strategy.root_device)  # fmt: skip
+    with warnings.catch_warnings():
+        ignore_known_warnings()
+        fitter.fit(module, data, ckpt_path=resume, weights_only=True)
+    if fitter.interrupted:
+        raise KeyboardInterrupt
+
+
+def _resume_point(run: Path, kind: str, every: int, steps: int) -> Path | None:
+    file = checkpoints.newest(run)
+    if file is None:
+        return None
+    card = checkpoints.read(file, kind)[checkpoints.CARD]
+    if card["every"] != every:
+        raise ValueError(f"{run} was started with every={card['every']}: keep that, or choose another run=")
+    if card["batches_seen"] >= steps:
+        log.info("%s is already trained for %d batches; raise steps= to go on", run, card["batches_seen"])
+    return file
+
+
+def ignore_known_warnings() -> None:
+    """Lightning's advice that does not apply here, each by its text."""
+    for message in (
+        ".*does not have many workers.*",  # num_workers is the user's choice; 0 is best for small data
+        ".*Checkpoint directory .* exists and is not empty.*",  # resuming is the point
+        ".*Trying to infer the `batch_size`.*",
+        ".*`training_step` returned `None`.*",
+        ".*isinstance.treespec, LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
