@@ -9,6 +9,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,18 +30,26 @@ def command(task: Task) -> Callable[[], None]:
     A user's mistake ends in one line and exit status 1; HYDRA_FULL_ERROR=1 shows the stack trace.
     """
     name = Path(task.__code__.co_filename).stem
+    show_trace = False
 
     def run(config: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
-        _claim(folder, name, config)
-        task(config, folder)
+        try:
+            _claim(folder, name, config)
+            task(config, folder)
+        except USER_ERRORS as error:
+            if show_trace or HydraConfig.get().mode is RunMode.MULTIRUN:  # where Hydra must know which point failed
+                raise
+            sys.exit(f"ldm: error: {one_line(error)}")
 
     conf = PACKAGED if PACKAGED.is_dir() else CHECKOUT
     main = hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(run)
 
     def entry() -> None:
-        show_trace = os.environ.get(TRACE, "0") not in ("", "0")
-        os.environ[TRACE] = "1"  # Hydra hands us the exception instead of printing several lines itself
+        nonlocal show_trace
+        asked = os.environ.get(TRACE)
+        show_trace = asked == "1"
+        os.environ[TRACE] = "1"  # so that Hydra raises what it finds wrong instead of printing several lines
         try:
             main()
         except USER_ERRORS as error:
@@ -49,6 +58,9 @@ def command(task: Task) -> Callable[[], None]:
             sys.exit(f"ldm: error: {one_line(error)}")
         except KeyboardInterrupt:
             sys.exit("ldm: interrupted; the same command goes on from the last checkpoint")
+        finally:
+            if asked is None:
+                del os.environ[TRACE]
 
     return entry
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from ldm.files import atomic_write
 
@@ -22,8 +21,10 @@ def to_image(x: Tensor) -> Tensor:
 
 
 def grid(images: Tensor, columns: int, min_side: int = 480) -> Tensor:
-    """uint8 [N, 3, H, W] -> uint8 [3, H', W'], images enlarged by a whole factor until the grid is min_side wide."""
-    factor = max(1, min_side // (columns * images.shape[-1]))
+    """uint8 [N, 3, H, W] -> uint8 [3, H', W'], images enlarged by a whole factor to make the grid min_side wide."""
+    from torchvision.utils import make_grid  # half of a second that only pictures should cost
+
+    factor = -(-min_side // (columns * images.shape[-1]))  # rounded up
     enlarged = images.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     return make_grid(enlarged, nrow=columns, padding=2)
 

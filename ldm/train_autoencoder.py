@@ -20,7 +20,7 @@ def main(config: DictConfig, run: Path) -> None:
 
     source = build(config.data)
     seed_from(config.seed)
-    autoencoder = Autoencoder(**plain(config.autoencoder))
+    autoencoder = Autoencoder(**plain(config.vae))
     factor = autoencoder.downsample_factor
     if source.resolution % factor:
         raise ValueError(f"data.resolution={source.resolution} is not a multiple of the autoencoder's factor {factor}")
@@ -35,7 +35,7 @@ def main(config: DictConfig, run: Path) -> None:
         batch_size=config.batch_size,
         card={
             "kind": "autoencoder",
-            "autoencoder": plain(config.autoencoder),
+            "autoencoder": plain(config.vae),
             "preprocessing": source.preprocessing(),
         },
     )

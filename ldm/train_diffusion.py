@@ -27,7 +27,7 @@ def main(config: DictConfig, run: Path) -> None:
     )
     shape = {"in_channels": cache.latent_shape[0], "num_classes": len(cache.class_names)}
     seed_from(config.seed)
-    net = build(config.net | shape)
+    net = build(plain(config.net) | shape)
     module = DiffusionModule(
         net=net,
         objective=objective,

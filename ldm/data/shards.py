@@ -76,8 +76,10 @@ class Shards(Source):
     def samples(self, url: str) -> Iterator[Sample]:
         """Read one shard in order."""
         try:
-            for member in wds.tariterators.tarfile_samples([{"url": url}]):
-                yield self._sample(url, member)
+            with wds.gopen(url) as stream:  # closed here: webdataset's own loop leaves it to the collector
+                files = wds.tariterators.tar_file_expander([{"url": url, "stream": stream}])
+                for member in wds.tariterators.group_by_keys(files):
+                    yield self._sample(url, member)
         except (OSError, EOFError, wds.tariterators.tarfile.TarError) as error:
             raise ValueError(f"cannot read shard {url}: {error.args[0] if error.args else error}") from None
 

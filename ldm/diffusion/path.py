@@ -44,8 +44,9 @@ class CosinePath:
 class BetaTablePath:
     """The variance-preserving path of a table of betas (Ho et al. 2020, eq. 4): alpha^2 = abar, sigma^2 = 1 - abar.
 
-    abar(i / T) = prod_{j < i} (1 - beta_j) exactly, and log abar is linear in between. Time t = (i + 1) / T is LDM's
-    and diffusers' integer timestep i; abar(0) = 1. At t = 0, where sigma has no derivative, dsigma is infinite.
+    abar(i / T) = prod_{j < i} (1 - beta_j) exactly; between, log abar is a cubic Hermite spline, smooth enough for
+    second-order samplers. Time t = (i + 1) / T is LDM's and diffusers' integer timestep i, and abar(0) = 1.
+    At t = 0, where sigma has no derivative, dsigma is infinite.
 
     schedule: "linear" spaces beta evenly; "scaled_linear" spaces sqrt(beta) evenly (LDM calls that one "linear").
     """
@@ -66,15 +67,17 @@ class BetaTablePath:
         ends = (beta_start ** (1 / power), beta_end ** (1 / power))
         beta = torch.linspace(*ends, num_steps, dtype=torch.float64) ** power
         self.log_abar = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-beta).cumsum(0)])  # [T + 1]
+        (self.slope,) = torch.gradient(self.log_abar, edge_order=2)  # d log abar / d(t T), [T + 1]
 
     def __call__(self, t: Tensor) -> Coefficients:
-        table = self.log_abar.to(t.device)
-        num_steps = len(table) - 1
+        value, slope = self.log_abar.to(t.device), self.slope.to(t.device)
+        num_steps = len(value) - 1
         position = t.double() * num_steps
-        index = position.ceil().long().clamp(1, num_steps)  # the knot at or above t, so that slopes belong to the left
-        slope = table[index] - table[index - 1]  # d log abar / d position
-        log_abar = table[index] + (position - index) * slope
-        dlog_abar = slope * num_steps
+        left = position.floor().long().clamp(0, num_steps - 1)
+        u, rise = position - left, value[left + 1] - value[left]
+        m0, m1 = slope[left], slope[left + 1]
+        log_abar = value[left] + u**2 * (3 - 2 * u) * rise + u * (1 - u) * ((1 - u) * m0 - u * m1)
+        dlog_abar = num_steps * (6 * u * (1 - u) * rise + (1 - u) * (1 - 3 * u) * m0 - u * (2 - 3 * u) * m1)
         alpha, sigma = torch.exp(0.5 * log_abar), torch.sqrt(-torch.expm1(log_abar))
         dalpha = 0.5 * alpha * dlog_abar
         dsigma = -0.5 * torch.exp(log_abar) * dlog_abar / sigma

@@ -1,5 +1,6 @@
 """Feature extractors: modules that map images, uint8 [B, 3, H, W], to features [B, D]."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ class FromFile(nn.Module):
         if not path.exists():
             raise ValueError(f"features={path} does not exist: name a TorchScript .pt or a torch.export .pt2 file")
         try:
-            loaded = torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(path).eval()
+            loaded = torch.export.load(path).module() if path.suffix == ".pt2" else _load_torchscript(path)
             features = loaded(example)
         except (RuntimeError, ValueError, AssertionError) as error:
             reason = str(error).strip().splitlines()[-1]
@@ -46,6 +47,13 @@ class FromFile(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.module(image)
+
+
+def _load_torchscript(path: Path) -> nn.Module:
+    with warnings.catch_warnings():
+        # torch advises torch.export to those who write such files; published feature networks are TorchScript
+        warnings.filterwarnings("ignore", message=".*torch.jit.load.* is deprecated.*", category=FutureWarning)
+        return torch.jit.load(path).eval()
 
 
 def load_features(name: str, example: Tensor) -> tuple[nn.Module, str]:

@@ -87,9 +87,9 @@ class Curves(Callback):
 def write_curves(folder: Path) -> None:
     """RUN/csv/version_*/metrics.csv -> RUN/metrics.csv and RUN/curves.png; a later start overrides an earlier one."""
     rows: dict[int, dict[str, str]] = defaultdict(dict)
-    versions = sorted((folder / "csv").glob("version_*"), key=lambda path: int(path.name.split("_")[1]))
-    for version in versions:
-        with open(version / "metrics.csv", newline="") as file:
+    starts = sorted((folder / "csv").glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:]))
+    for start in starts:
+        with open(start, newline="") as file:
             new = [row for row in csv.DictReader(file) if row["step"]]
         if new:  # what an interrupted start logged beyond the checkpoint that this one resumed from is void
             first = min(int(row["step"]) for row in new)

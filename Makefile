@@ -1,0 +1,50 @@
+# `make help` lists what there is. PYTHON is any Python >= 3.11; everything is installed into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help setup demo test test-slow lint bench lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## install the locked packages and ldm into .venv
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("ldm needs Python >= 3.11: make PYTHON=python3.x" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --require-hashes --python $(BIN)/python --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: $(STAMP) ## digits -> autoencoder -> latents -> flow U-Net -> samples -> metrics, into runs/ (about 4 minutes)
+	$(BIN)/ldm train-autoencoder
+	$(BIN)/ldm cache-latents
+	$(BIN)/ldm train-diffusion
+	$(BIN)/ldm sample sampler.steps=10
+	$(BIN)/ldm evaluate classifier=svc
+	@echo
+	@echo "pictures: runs/autoencoder/reconstructions/ runs/samples/grid.png runs/samples/trajectory.png runs/*/curves.png"
+	@echo "metrics:  runs/metrics/metrics.json"
+
+test: $(STAMP) ## the fast tests (a few minutes)
+	$(BIN)/python -m pytest -m "not slow and not gpu and not slurm"
+
+test-slow: $(STAMP) ## the tests that train for minutes
+	$(BIN)/python -m pytest -m "slow"
+
+lint: $(STAMP) ## formatter, linter, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP) ## time our networks beside diffusers' in one process
+	$(BIN)/python tests/bench.py
+
+lock: ## renew requirements.lock from pyproject.toml
+	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --extra dev pyproject.toml -o requirements.lock
+
+clean: ## remove runs/ and caches (not .venv)
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache dist
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

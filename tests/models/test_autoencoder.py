@@ -1,0 +1,67 @@
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from ldm.models.autoencoder import Autoencoder
+
+TINY = {"channels": 16, "channel_mult": [1, 2, 4], "num_res_blocks": 1, "latent_channels": 3}
+
+
+def test_shapes_and_the_bottleneck():
+    model = Autoencoder(**TINY)
+    posterior = model.encode(torch.zeros(2, 3, 32, 24))
+    assert posterior.mean.shape == posterior.logvar.shape == (2, 3, 8, 6)
+    x_hat, _ = model(torch.zeros(2, 3, 32, 24))
+    assert x_hat.shape == (2, 3, 32, 24)
+
+
+def test_size_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="multiple of the autoencoder's factor 4"):
+        Autoencoder(**TINY).encode(torch.zeros(1, 3, 30, 32))
+
+
+@pytest.mark.parametrize(("channel_mult", "latent_channels"), [((1, 2, 4), 3), ((1, 2, 4, 4), 4)])
+def test_has_as_many_parameters_as_diffusers(channel_mult, latent_channels):
+    blocks = len(channel_mult)
+    with torch.device("meta"):
+        ours = Autoencoder(channels=128, channel_mult=channel_mult, num_res_blocks=2, latent_channels=latent_channels)
+        theirs = AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * blocks,
+            up_block_types=["UpDecoderBlock2D"] * blocks,
+            block_out_channels=[128 * m for m in channel_mult],
+            layers_per_block=2,
+            latent_channels=latent_channels,
+        )
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+def test_state_has_the_names_of_published_checkpoints():
+    names = set(Autoencoder(**TINY, attention_resolutions=[4]).state_dict())
+    assert {
+        "encoder.conv_in.weight",
+        "encoder.down.0.block.0.norm1.weight",
+        "encoder.down.0.downsample.conv.weight",
+        "encoder.down.1.block.0.nin_shortcut.weight",
+        "encoder.down.2.attn.0.proj_out.bias",
+        "encoder.mid.attn_1.q.weight",
+        "decoder.up.2.upsample.conv.weight",
+        "decoder.up.0.block.1.conv2.bias",
+        "decoder.norm_out.weight",
+        "quant_conv.weight",
+        "post_quant_conv.bias",
+    } <= names
+    assert not any("resample" in name for name in names)
+
+
+def test_strided_convolution_pads_right_and_bottom_only():
+    from ldm.models.autoencoder import Downsample
+
+    down = Downsample(1)
+    nn.init.ones_(down.conv.weight)
+    nn.init.zeros_(down.conv.bias)
+    x = torch.zeros(1, 1, 4, 4)
+    x[..., 0, 0] = 1
+    assert down(x).flatten().tolist() == [1, 0, 0, 0]
+    x = torch.ones(1, 1, 4, 4)
+    assert down(x).flatten().tolist() == [9, 6, 6, 4]
