@@ -1,6 +1,6 @@
 """The console script: `ldm COMMAND [OVERRIDE ...]`, which is `python -m ldm.COMMAND`. Imports nothing heavy."""
 
-import importlib
+import runpy
 import sys
 
 from ldm import __version__
@@ -38,7 +38,8 @@ def main() -> None:
     elif name == "--version":
         print(__version__)
     elif name in COMMANDS:
-        sys.argv[:2] = [f"ldm {name}"]
-        importlib.import_module(f"ldm.{name.replace('-', '_')}").main()
+        del sys.argv[1]
+        # as `python -m` does it, so that a launcher of ranks finds the module to start again
+        runpy.run_module(f"ldm.{name.replace('-', '_')}", run_name="__main__", alter_sys=True)
     else:
         sys.exit(f"ldm: error: no command {name!r}; there are {', '.join(COMMANDS)}")

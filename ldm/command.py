@@ -33,7 +33,7 @@ def command(task: Task) -> Callable[[], None]:
     show_trace = False
 
     def run(config: DictConfig) -> None:
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
         try:
             _claim(folder, name, config)
             task(config, folder)
@@ -52,6 +52,8 @@ def command(task: Task) -> Callable[[], None]:
         os.environ[TRACE] = "1"  # so that Hydra raises what it finds wrong instead of printing several lines
         try:
             main()
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except USER_ERRORS as error:
             if show_trace:
                 raise

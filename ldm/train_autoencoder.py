@@ -36,6 +36,7 @@ def main(config: DictConfig, run: Path) -> None:
         card={
             "kind": "autoencoder",
             "autoencoder": plain(config.vae),
+            "discriminator": plain(config.discriminator),
             "preprocessing": source.preprocessing(),
         },
     )

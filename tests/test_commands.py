@@ -209,7 +209,9 @@ def test_other_mistakes_are_caught_before_any_compute(ldm, pipeline):
     assert "slice=2/2 must be I/N" in fails("cache-latents", "run=c", "slice=2/2")
     assert "steps=5 must be a multiple of every=2" in fails("train-autoencoder", "run=s", *TINY_AUTOENCODER, "steps=5")
     line = fails("train-autoencoder", *TINY_AUTOENCODER, *CPU, "every=1")
-    assert "was started with every=2: keep that" in line
+    assert "was started with every=2, not 1: keep that" in line
+    line = fails("train-autoencoder", *TINY_AUTOENCODER, *CPU, "vae.latent_channels=3")
+    assert "was started with autoencoder={" in line
     assert "not a multiple of the autoencoder's factor 4" in fails("train-autoencoder", "run=r", "data.resolution=30")
     line = fails("train-diffusion", "run=e", "objective=flow", "objective.parameterization=eps")
     assert "use v, velocity or x0" in line

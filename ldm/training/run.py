@@ -46,13 +46,13 @@ def fit(
     What Lightning calls an epoch is here the stretch between two saves: the data are one endless stream.
 
     Raises:
-        ValueError: if the run folder's checkpoint is damaged, of another kind, or was made with another `every`.
+        ValueError: if the run folder's checkpoint is damaged, or its card says that it was another experiment.
     """
     every = min(every, steps)
     if steps % every:
         raise ValueError(f"steps={steps} must be a multiple of every={every}, the batches between two checkpoints")
     module.card["every"] = every
-    resume = _resume_point(run, module.card["kind"], every, steps)
+    resume = _resume_point(run, module.card, steps)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # what matters of its banner is in the line that follows
     fitter = Trainer(
@@ -94,13 +94,16 @@ def fit(
         raise KeyboardInterrupt
 
 
-def _resume_point(run: Path, kind: str, every: int, steps: int) -> Path | None:
+def _resume_point(run: Path, wanted: dict[str, Any], steps: int) -> Path | None:
     file = checkpoints.newest(run)
     if file is None:
         return None
-    card = checkpoints.read(file, kind)[checkpoints.CARD]
-    if card["every"] != every:
-        raise ValueError(f"{run} was started with every={card['every']}: keep that, or choose another run=")
+    card = checkpoints.read(file, wanted["kind"])[checkpoints.CARD]
+    for key in wanted:
+        if card[key] != wanted[key]:
+            raise ValueError(
+                f"{run} was started with {key}={card[key]}, not {wanted[key]}: keep that, or choose another run="
+            )
     if card["batches_seen"] >= steps:
         log.info("%s is already trained for %d batches; raise steps= to go on", run, card["batches_seen"])
     return file
@@ -109,6 +112,7 @@ def _resume_point(run: Path, kind: str, every: int, steps: int) -> Path | None:
 def ignore_known_warnings() -> None:
     """Lightning's advice that does not apply here, each by its text."""
     for message in (
+        ".*number of training batches .* is smaller than the logging interval.*",
         ".*does not have many workers.*",  # num_workers is the user's choice; 0 is best for small data
         ".*Checkpoint directory .* exists and is not empty.*",  # resuming is the point
         ".*Trying to infer the `batch_size`.*",

@@ -1,0 +1,81 @@
+"""Every file of conf/ composes, and what it names can be built."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from ldm.command import build, plain
+from ldm.diffusion.objective import Objective
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.discriminator import PatchDiscriminator
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def options(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(primary, *overrides):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(primary, [*overrides])
+    return config
+
+
+@pytest.mark.parametrize("name", options("objective"))
+def test_objectives(name):
+    Objective(**build(composed("train_diffusion", f"objective={name}").objective))
+
+
+def test_flow_and_ddpm_differ_in_the_objective_only():
+    flow, ddpm = (plain(composed("train_diffusion", f"objective={name}")) for name in ("flow", "ddpm"))
+    assert [key for key in flow if flow[key] != ddpm[key]] == ["objective"]
+
+
+@pytest.mark.parametrize("name", options("net"))
+def test_nets(name):
+    net = plain(composed("train_diffusion", f"net={name}").net) | {"in_channels": 4, "num_classes": 3}
+    assert build(OmegaConf.create(net)).null_class == 3
+
+
+@pytest.mark.parametrize("name", options("vae"))
+def test_autoencoders(name):
+    import torch
+
+    with torch.device("meta"):
+        Autoencoder(**plain(composed("train_autoencoder", f"vae={name}").vae))
+
+
+@pytest.mark.parametrize("name", options("sampler"))
+def test_samplers(name):
+    sampler = build(composed("sample", f"sampler={name}").sampler)
+    assert sampler["sampler"].func.__name__ == name
+    assert sampler["stochastic"] == ("noise" in sampler["sampler"].func.__annotations__)
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_experiments_say_their_command_and_compose(name):
+    path = CONF / "experiment" / f"{name}.yaml"
+    package, command = path.read_text().splitlines()[:2]
+    assert package == "# @package _global_"
+    _, ldm, primary, *overrides = command.split("  ")[0].split()
+    assert ldm == "ldm"
+    assert f"experiment={name}" in overrides
+    config = composed(primary.replace("-", "_"), *overrides)
+    for key, value in OmegaConf.load(path).items():
+        if key not in ("defaults", "data", "net", "loss", "trainer"):
+            assert config[key] == value  # nothing in the primary config overrides an experiment
+    if "vae" in config:
+        Autoencoder(**plain(config.vae))
+        PatchDiscriminator(**plain(config.discriminator))
+        build(config.data)
+
+
+def test_every_trainer_and_logger_composes():
+    for group in ("trainer", "logger"):
+        for name in options(group):
+            composed("train_diffusion", f"{group}={name}")
