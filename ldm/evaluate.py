@@ -13,7 +13,9 @@ def main(config: DictConfig, run: Path) -> None:
     import torch
     from rich.progress import track
 
+    from ldm import __version__
     from ldm.data.images import in_order
+    from ldm.data.sources import digest
     from ldm.files import write_json
     from ldm.metrics.classifier import PixelClassifier
     from ldm.metrics.features import load_features
@@ -32,7 +34,12 @@ def main(config: DictConfig, run: Path) -> None:
         loader = in_order(source, split, config.batch_size, config.num_workers)
         return track(loader, description=f"{what}: {split} images")
 
-    real = {"source": plain(config.data), "split": "train", "preprocessing": source.preprocessing()}
+    real = {
+        "source": plain(config.data),
+        "split": "train",
+        "content": digest(*(part.content for part in source.parts("train", config.batch_size))),
+        "preprocessing": source.preprocessing(),
+    }
     if config.features is not None:
         features, extractor = load_features(config.features, samples[:2])
         with torch.inference_mode():
@@ -57,7 +64,7 @@ def main(config: DictConfig, run: Path) -> None:
         raise ValueError(f"classifier={config.classifier} must be svc or null")
     if config.reconstruction:
         metrics["reconstruction"] = score_reconstructions(config, stamp, folder, reference("val", "reconstruction"))
-    metrics["samples"] = stamp
+    metrics |= {"samples": stamp, "versions": {"ldm": __version__, "torch": torch.__version__}}
     write_json(run / "metrics.json", metrics)
     for name in ("frechet_distance", "class_accuracy"):
         if name in metrics:

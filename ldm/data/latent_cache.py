@@ -61,15 +61,19 @@ class CacheWriter:
         splits: tuple[Split, ...] = ("train", "val")
         return [(split, part) for split in splits for part in self.source.parts(split, self.shard_size)]
 
+    def _identity_of(self, part: Part) -> dict[str, Any]:
+        return self.identity | {"images": part.content}
+
     def is_done(self, part: Part) -> bool:
         """Whether the part's shard is complete, checksum included; ValueError if it belongs to another cache."""
         card, tar = self.folder / f"{part.name}.json", self.folder / f"{part.name}.tar"
         if not card.exists():
             return False
         shard = read_json(card)
-        if shard["identity"] != self.identity:
+        wanted = self._identity_of(part)
+        if shard["identity"] != wanted:
             raise ValueError(
-                f"{self.folder} holds shards of another cache ({difference(shard['identity'], self.identity)}): "
+                f"{self.folder} holds shards of another cache ({difference(shard['identity'], wanted)}): "
                 "choose another run=, or delete that folder"
             )
         return tar.exists() and tar.stat().st_size == shard["bytes"] and sha256(tar) == shard["sha256"]
@@ -86,7 +90,7 @@ class CacheWriter:
         if count == 0:
             raise ValueError(f"{part.name} holds no image that can be decoded")
         card = {
-            "identity": self.identity,
+            "identity": self._identity_of(part),
             "shape": list(moments.shape[2:]),
             "count": count,
             "bytes": tar_path.stat().st_size,
@@ -123,16 +127,16 @@ class CacheWriter:
 
     def merge(self, autoencoder_path: str) -> dict[str, Any] | None:
         """Write and return the manifest if every shard is there; None while some are missing."""
-        cards = [(split, part.name, self.folder / f"{part.name}.json") for split, part in self.parts()]
+        cards = [(split, part, self.folder / f"{part.name}.json") for split, part in self.parts()]
         if not all(path.exists() for _, _, path in cards):
             return None
         shards: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
         sums = _Sums()
-        for split, name, path in cards:
+        for split, part, path in cards:
             card = read_json(path)
-            if card["identity"] != self.identity:
-                raise ValueError(f"{path} belongs to another cache: {difference(card['identity'], self.identity)}")
-            shards[split].append({"name": f"{name}.tar"} | {k: card[k] for k in ("count", "bytes", "sha256")})
+            if card["identity"] != self._identity_of(part):
+                raise ValueError(f"{path} is another cache's: {difference(card['identity'], self._identity_of(part))}")
+            shards[split].append({"name": f"{part.name}.tar"} | {k: card[k] for k in ("count", "bytes", "sha256")})
             if split == "train":
                 sums.merge(card["sums"])
         mean, std = sums.mean_std()

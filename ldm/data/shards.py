@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ldm.data.order import Order
-from ldm.data.sources import EXTENSIONS, Part, Sample, Source, Split
+from ldm.data.sources import EXTENSIONS, Part, Sample, Source, Split, digest
 from ldm.files import atomic_write, read_json, write_json
 
 INDEX = "index.json"
@@ -68,10 +68,11 @@ class Shards(Source):
     def parts(self, split: Split, size: int) -> list[Part]:  # noqa: ARG002
         """One part a shard, whatever the size."""
 
-        def part(url: str) -> Callable[[], Iterator[Sample]]:
-            return lambda: self.samples(url)
+        def part(number: int, url: str) -> Part:
+            size = Path(url).stat().st_size if Path(url).exists() else None  # None: not a local file
+            return Part(f"{split}-{number:06d}", digest(url.rsplit("/", 1)[-1], size), lambda: self.samples(url))
 
-        return [Part(f"{split}-{i:06d}", part(url)) for i, url in enumerate(self.shard_urls(split))]
+        return [part(i, url) for i, url in enumerate(self.shard_urls(split))]
 
     def samples(self, url: str) -> Iterator[Sample]:
         """Read one shard in order."""

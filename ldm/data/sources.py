@@ -3,6 +3,7 @@
 A source's fields are the schema of a conf/data file. To add one: subclass `IndexedSource`, write `read`, add a yaml.
 """
 
+import hashlib
 import io
 import logging
 import multiprocessing
@@ -16,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -43,7 +44,13 @@ class Part(NamedTuple):
     """A named run of samples that is read in order: a slice of a source, or one of its shards."""
 
     name: str
+    content: str  # a digest of what the samples are, so that a cache notices when a source has changed
     samples: Callable[[], Iterator[Sample]]
+
+
+def digest(*names: object) -> str:
+    """Sixteen hexadecimal digits of a SHA-256 over names."""
+    return hashlib.sha256(repr(names).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +101,9 @@ class Source(ABC):
             print(f"left out {self.skipped.value} images that can't be decoded (data.on_error=skip)")
 
     def decode(self, sample: Sample) -> Image.Image | None:
-        """The image in RGB; None if it is damaged and on_error is "skip"."""
+        """The image in RGB, upright as its EXIF says; None if it is damaged and on_error is "skip"."""
         try:
-            return Image.open(io.BytesIO(sample.data)).convert("RGB")
+            return ImageOps.exif_transpose(Image.open(io.BytesIO(sample.data))).convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if self.on_error == "error":
                 raise ValueError(
@@ -137,17 +144,20 @@ class IndexedSource(Source):
     def count(self, split: Split) -> int: ...
 
     @abstractmethod
+    def key(self, split: Split, index: int) -> str:
+        """A name that stays an image's own when the source moves or grows."""
+
+    @abstractmethod
     def read(self, split: Split, index: int) -> Sample: ...
 
     def parts(self, split: Split, size: int) -> list[Part]:
-        def part(start: int, stop: int) -> Callable[[], Iterator[Sample]]:
-            return lambda: (self.read(split, i) for i in range(start, stop))
+        count = self.count(split)
 
-        starts = range(0, self.count(split), size)
-        return [
-            Part(f"{split}-{i:06d}", part(start, min(start + size, self.count(split))))
-            for i, start in enumerate(starts)
-        ]
+        def part(number: int, indices: range) -> Part:
+            content = digest(*(self.key(split, i) for i in indices))
+            return Part(f"{split}-{number:06d}", content, lambda: (self.read(split, i) for i in indices))
+
+        return [part(n, range(start, min(start + size, count))) for n, start in enumerate(range(0, count, size))]
 
     def training_loader(self, order: Order, num_workers: int) -> "DataLoader[Any]":
         batches = OrderedBatches(order, self.count("train"))
@@ -203,6 +213,9 @@ class Digits(IndexedSource):
     def count(self, split: Split) -> int:
         return len(self._splits[split])
 
+    def key(self, split: Split, index: int) -> str:
+        return self._splits[split][index].key
+
     def read(self, split: Split, index: int) -> Sample:
         return self._splits[split][index]
 
@@ -243,6 +256,11 @@ class Folder(IndexedSource):
 
     def count(self, split: Split) -> int:
         return len(self._index[1][split])
+
+    def key(self, split: Split, index: int) -> str:
+        path, _ = self._index[1][split][index]
+        root = self.val_root if split == "val" and self.val_root is not None else self.root
+        return path.relative_to(root).as_posix()
 
     def read(self, split: Split, index: int) -> Sample:
         path, label = self._index[1][split][index]

@@ -60,8 +60,8 @@ class ProgressModule(LightningModule):
         self.batches_seen += 1
         self.images_seen += self.batch_size * self.trainer.world_size
         self.log_terms("train", {"lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
-        self.log("batches", float(self.batches_seen))  # float32 counts to 16.7 million, then files' names round
-        self.log("images", float(self.images_seen))
+        for name, count in (("batches", self.batches_seen), ("images", self.images_seen)):
+            self.log(name, torch.tensor(count, dtype=torch.float64))  # float32 counts to 16.7 million only
 
     def on_validation_epoch_start(self) -> None:
         seed_from(self.seed, 1, self.global_rank)

@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+from image_files import write_images
 
 from ldm.data.latent_cache import CacheWriter, cache_identity
 from ldm.data.latents import CachedMoments, LatentCache
@@ -105,6 +107,15 @@ def test_another_autoencoders_shards_are_refused(writer):
     writer.identity["autoencoder"] = "beef"
     with pytest.raises(ValueError, match=r"autoencoder is f00d, not beef.* choose another run="):
         writer.is_done(writer.parts()[0][1])
+
+
+def test_images_that_came_or_went_since_are_noticed(writer, photos):
+    write_all(writer)
+    write_images(photos / "cow", 3)
+    source = Folder(root=str(photos), val_fraction=0.2, resolution=16, flip=True)
+    changed = replace(writer, source=source)
+    with pytest.raises(ValueError, match=r"images is [0-9a-f]{16}, not [0-9a-f]{16}"):
+        write_all(changed)
 
 
 @pytest.mark.parametrize(

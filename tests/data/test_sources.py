@@ -145,3 +145,24 @@ def test_val_classes_must_be_the_training_classes(photos, tmp_path):
 
 def test_counter_is_shared_with_forked_workers():
     assert isinstance(Digits(resolution=8).skipped, type(multiprocessing.Value("q")))
+
+
+def test_photographs_are_turned_upright(tmp_path):
+    pixels = np.zeros((20, 20, 3), np.uint8)
+    pixels[:10] = 255  # white above
+    exif = Image.Exif()
+    exif[0x0112] = 3  # "rotated by 180 degrees"
+    (tmp_path / "r").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "r" / "0.png", exif=exif)
+    source = folder(tmp_path / "r", resolution=20, val_root=str(tmp_path / "r"))
+    view = source.center_view(source.decode(source.read("train", 0)))
+    assert (view[:, 0].max(), view[:, -1].min()) == (0, 255)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
+def test_every_colour_mode_becomes_rgb(tmp_path, mode):
+    (tmp_path / "m").mkdir()
+    path = tmp_path / "m" / ("0.jpg" if mode == "CMYK" else "0.png")
+    Image.new("L" if mode == "I;16" else mode, (9, 9)).convert(mode).save(path)
+    source = folder(tmp_path / "m", val_root=str(tmp_path / "m"))
+    assert source.center_view(source.decode(source.read("train", 0))).shape == (3, 16, 16)
