@@ -37,7 +37,7 @@ def main(config: DictConfig, run: Path) -> None:
     real = {
         "source": plain(config.data),
         "split": "train",
-        "content": digest(*(part.content for part in source.parts("train", config.batch_size))),
+        "content": digest(*(part.content for part in source.parts("train", 4096))),
         "preprocessing": source.preprocessing(),
     }
     if config.features is not None:

@@ -182,10 +182,14 @@ class _TrainingViews(Dataset[tuple[Tensor, int]]):
         raise ValueError(f"none of the {count} training images can be decoded")
 
 
-def held_out(keys: Sequence[str], fraction: float) -> set[int]:
-    """Indices of round(n fraction), at least one, of the keys: those of the smallest hash, so that growth moves few."""
-    count = max(1, round(len(keys) * fraction))
-    return set(sorted(range(len(keys)), key=lambda i: (zlib.crc32(keys[i].encode()), keys[i]))[:count])
+def by_hash(keys: Sequence[str]) -> list[int]:
+    """Indices of the keys in an order that mixes classes, and that new keys join without reordering the others."""
+    return sorted(range(len(keys)), key=lambda i: (zlib.crc32(keys[i].encode()), keys[i]))
+
+
+def held_out(keys: Sequence[str], fraction: float) -> list[int]:
+    """Indices of round(n fraction) of the keys, at least one: the first by hash, so that growth moves few."""
+    return by_hash(keys)[: max(1, round(len(keys) * fraction))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,13 +249,15 @@ class Folder(IndexedSource):
             val_names, val = list_images(self.val_root, "data.val_root")
             if val_names != names:
                 raise ValueError(f"data.val_root has the classes {val_names}, data.root {names}")
-            return names, {"train": train, "val": val}
+            keys = [path.relative_to(self.val_root).as_posix() for path, _ in val]
+            return names, {"train": train, "val": [val[i] for i in by_hash(keys)]}
         if len(train) < 2:
             raise ValueError(f"data.root={self.root} holds one image: too few to hold one out for validation")
-        out = held_out([path.relative_to(self.root).as_posix() for path, _ in train], self.val_fraction)
+        val_indices = held_out([path.relative_to(self.root).as_posix() for path, _ in train], self.val_fraction)
+        chosen = set(val_indices)
         return names, {
-            "train": [item for i, item in enumerate(train) if i not in out],
-            "val": [item for i, item in enumerate(train) if i in out],
+            "train": [item for i, item in enumerate(train) if i not in chosen],
+            "val": [train[i] for i in val_indices],
         }
 
     def count(self, split: Split) -> int:
