@@ -32,7 +32,7 @@ test: $(STAMP) ## the fast tests (a few minutes)
 	$(BIN)/python -m pytest -m "not slow and not gpu and not slurm"
 
 test-slow: $(STAMP) ## the tests that train for minutes
-	$(BIN)/python -m pytest -m "slow"
+	$(BIN)/python -m pytest -m "slow" --capture=tee-sys -q
 
 lint: $(STAMP) ## formatter, linter, types
 	$(BIN)/ruff format --check .

@@ -1,11 +1,10 @@
 """Encode a source of images once, into a latent cache that stage 2 trains on."""
 
-import os
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ldm.command import build, command
+from ldm.command import build, command, whole, write_config
 
 
 @command
@@ -13,8 +12,8 @@ def main(config: DictConfig, run: Path) -> None:
     import torch
     from rich.progress import track
 
-    from ldm.checkpoint import load_autoencoder
-    from ldm.data.latent_cache import CacheWriter, cache_identity
+    from ldm.checkpoint import export_autoencoder, load_autoencoder
+    from ldm.data.latent_cache import AUTOENCODER, CacheWriter, cache_identity
     from ldm.images import to_x
     from ldm.ranks import pick_device
 
@@ -32,17 +31,21 @@ def main(config: DictConfig, run: Path) -> None:
         source=source,
         encode=encode,
         identity=cache_identity(source, autoencoder.fingerprint),
-        shard_size=config.shard_size,
-        batch_size=config.batch_size,
+        shard_size=whole(config, "shard_size"),
+        batch_size=whole(config, "batch_size"),
     )
     mine = [part for _, part in writer.parts()][index::count]
     todo = [part for part in mine if not writer.is_done(part)]
     if len(todo) < len(mine):
         print(f"{len(mine) - len(todo)} of {len(mine)} shards are there and whole")
+    write_config(config, run)
+    copy = run / AUTOENCODER
+    if not copy.exists():  # its run may train on, and prune the checkpoint that these latents come from
+        export_autoencoder(autoencoder, copy)
     for part in track(todo, description="encoding shards"):
         writer.write(part)
     source.report_skipped()
-    manifest = writer.merge(os.path.relpath(autoencoder.path.resolve(), run.resolve()))
+    manifest = writer.merge()
     if manifest is None:
         print(f"{run}: this slice is done; manifest.json follows when the other slices are")
     else:

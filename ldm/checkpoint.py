@@ -15,19 +15,22 @@ from hydra.utils import get_object, instantiate
 from torch import nn
 
 from ldm.diffusion.objective import Objective
+from ldm.files import atomic_write
 from ldm.latents import LatentStats
 from ldm.models.autoencoder import Autoencoder
 
 CARD = "ldm"
 FOLDER = "checkpoints"
+AUTOENCODER = "autoencoder."  # prefix of its entries in a state_dict
 
 
 @dataclass(frozen=True)
 class LoadedAutoencoder:
     """A stage-1 model in evaluation mode."""
 
-    path: Path
+    path: Path  # the checkpoint's file
     model: Autoencoder
+    card: dict[str, Any]
     fingerprint: str  # of the weights
 
 
@@ -35,7 +38,7 @@ class LoadedAutoencoder:
 class LoadedDiffusion:
     """A stage-2 model in evaluation mode with all that sampling needs."""
 
-    path: Path
+    run: Path  # the folder that paths in the card are relative to
     net: nn.Module
     objective: Objective
     stats: LatentStats
@@ -43,20 +46,25 @@ class LoadedDiffusion:
     fingerprint: str  # of the weights
 
 
+def resolve(path: Path) -> Path:
+    """The checkpoint's file: the path itself, or a run folder's last one; ValueError if there is none."""
+    file = newest(path) if path.is_dir() else path
+    if file is None or not file.exists():
+        raise ValueError(f"{path} holds no checkpoint ({FOLDER}/*.ckpt): train it first, or name another run")
+    return file
+
+
 def newest(run: Path) -> Path | None:
     """A run folder's last checkpoint; None if there is none."""
     return max((run / FOLDER).glob("*.ckpt"), default=None, key=lambda path: path.name)
 
 
-def read(path: Path, kind: str) -> dict[str, Any]:
-    """Load a checkpoint of the given kind ("autoencoder" or "diffusion") from a file or a run folder.
+def read(file: Path, kind: str) -> dict[str, Any]:
+    """Load a checkpoint file of the given kind ("autoencoder" or "diffusion").
 
     Raises:
-        ValueError: if there is none, if it is damaged, or if it holds something else.
+        ValueError: if it is damaged, or if it holds something else.
     """
-    file = newest(path) if path.is_dir() else path
-    if file is None or not file.exists():
-        raise ValueError(f"{path} holds no checkpoint ({FOLDER}/*.ckpt): train it first, or name another run")
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
@@ -87,20 +95,29 @@ def fingerprint(model: nn.Module) -> str:
 
 def load_autoencoder(path: str | Path) -> LoadedAutoencoder:
     """Rebuild a stage-1 model from a checkpoint file or a run folder."""
-    checkpoint = read(Path(path), "autoencoder")
+    file = resolve(Path(path))
+    checkpoint = read(file, "autoencoder")
     model = Autoencoder(**checkpoint[CARD]["autoencoder"])
-    _load(model, checkpoint, "autoencoder.", path)
-    return LoadedAutoencoder(Path(path), model, fingerprint(model))
+    _load(model, checkpoint, AUTOENCODER, file)
+    return LoadedAutoencoder(file, model, checkpoint[CARD], fingerprint(model))
+
+
+def export_autoencoder(autoencoder: LoadedAutoencoder, file: Path) -> None:
+    """Write the averaged weights alone: a checkpoint that only `load_autoencoder` reads, and that nothing prunes."""
+    state = {f"{AUTOENCODER}{name}": tensor for name, tensor in autoencoder.model.state_dict().items()}
+    with atomic_write(file) as stream:
+        torch.save({CARD: autoencoder.card, "state_dict": state}, stream)
 
 
 def load_diffusion(path: str | Path) -> LoadedDiffusion:
     """Rebuild a stage-2 model from a checkpoint file or a run folder."""
-    checkpoint = read(Path(path), "diffusion")
+    file = resolve(Path(path))
+    checkpoint = read(file, "diffusion")
     card = checkpoint[CARD]
     net = build(card["net"])
-    _load(net, checkpoint, "net.", path)
+    _load(net, checkpoint, "net.", file)
     stats = LatentStats(torch.tensor(card["stats"]["mean"]), torch.tensor(card["stats"]["std"]))
-    return LoadedDiffusion(Path(path), net, Objective(**build(card["objective"])), stats, card, fingerprint(net))
+    return LoadedDiffusion(file.parents[1], net, Objective(**build(card["objective"])), stats, card, fingerprint(net))
 
 
 def build(config: dict[str, Any]) -> Any:
@@ -122,7 +139,7 @@ def _refuse_foreign(config: Any) -> None:
             _refuse_foreign(value)
 
 
-def _load(model: nn.Module, checkpoint: dict[str, Any], prefix: str, path: str | Path) -> None:
+def _load(model: nn.Module, checkpoint: dict[str, Any], prefix: str, path: Path) -> None:
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     try:
         model.load_state_dict(state)

@@ -1,6 +1,8 @@
 """What makes a function a command: Hydra's composition, a run folder, and errors of one line."""
 
 import os
+import secrets
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,9 @@ TRACE = "HYDRA_FULL_ERROR"
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
 CONFIG = "config.yaml"
 
+RESUMES = dict.fromkeys(("train_autoencoder", "train_diffusion"), "; the same command goes on from the last checkpoint")
+RESUMES["cache_latents"] = "; the same command goes on with the shards that are missing"
+
 Task = Callable[[DictConfig, Path], None]
 
 
@@ -35,9 +40,10 @@ def command(task: Task) -> Callable[[], None]:
     def run(config: DictConfig) -> None:
         folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
         try:
-            _claim(folder, name, config)
+            _check_owner(folder, name)
             task(config, folder)
         except USER_ERRORS as error:
+            _remove_if_unused(folder)
             if show_trace or HydraConfig.get().mode is RunMode.MULTIRUN:  # where Hydra must know which point failed
                 raise
             sys.exit(f"ldm: error: {one_line(error)}")
@@ -59,12 +65,18 @@ def command(task: Task) -> Callable[[], None]:
                 raise
             sys.exit(f"ldm: error: {one_line(error)}")
         except KeyboardInterrupt:
-            sys.exit("ldm: interrupted; the same command goes on from the last checkpoint")
+            sys.exit(f"ldm: interrupted{RESUMES.get(name, '')}")
         finally:
             if asked is None:
                 del os.environ[TRACE]
 
     return entry
+
+
+def _remove_if_unused(folder: Path) -> None:
+    """Leave no folder behind that a refused command has but logged into."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"log.txt"}:
+        shutil.rmtree(folder)
 
 
 def one_line(error: BaseException) -> str:
@@ -78,15 +90,49 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _claim(folder: Path, name: str, config: DictConfig) -> None:
-    """Write the resolved config; refuse a folder that another command made."""
+def _check_owner(folder: Path, name: str) -> None:
+    """Refuse a folder that another command made."""
     if (folder / CONFIG).exists():
         owner = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))["command"]  # type: ignore[index, call-overload]
         if owner != name:
             raise ValueError(f"{folder} belongs to ldm {owner}: choose another run=")
-    resolved = plain(config) | {"command": name}
+
+
+def write_config(config: DictConfig, folder: Path) -> None:
+    """Write the resolved config into the run folder: once all checks have passed, so that a refusal changes nothing."""
+    resolved = plain(config) | {"command": HydraConfig.get().job.config_name}
     with atomic_write(folder / CONFIG) as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(resolved)).encode())
+
+
+def whole(config: DictConfig, key: str) -> int:
+    """A whole number of at least 1, also where it was written as 1e5."""
+    value = config[key]
+    if not isinstance(value, int | float) or value != int(value) or value < 1:
+        raise ValueError(f"{key}={value} must be a whole number of at least 1")
+    return int(value)
+
+
+def construct(target: Callable[..., Any], config: DictConfig, key: str) -> Any:
+    """Call target with the keys of config[key]: an unknown or missing key is a user's error."""
+    try:
+        return target(**plain(config[key]))
+    except TypeError as error:
+        raise ValueError(f"{key}: {error}") from None
+
+
+def build_loggers(config: DictConfig, folder: Path) -> list[Any]:
+    """The loggers beside the CSV log. One with a null id gets an id that stays this run folder's own."""
+    loggers = []
+    for name, node in config.items():
+        if "id" in node and node.id is None:
+            file = folder / f"{name!s}-id.txt"
+            if not file.exists():
+                with atomic_write(file) as stream:
+                    stream.write(secrets.token_hex(4).encode())
+            OmegaConf.update(node, "id", file.read_text())
+        loggers.append(build(node))
+    return loggers
 
 
 def plain(config: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ldm.command import build, command, plain
+from ldm.command import build, command, plain, whole, write_config
 
 
 @command
@@ -20,6 +20,7 @@ def main(config: DictConfig, run: Path) -> None:
     from ldm.metrics.classifier import PixelClassifier
     from ldm.metrics.features import load_features
     from ldm.metrics.frechet import frechet_distance
+    from ldm.ranks import pick_device
 
     samples, labels, stamp, folder = read_samples(Path(config.samples))
     source = build(config.data)
@@ -29,9 +30,10 @@ def main(config: DictConfig, run: Path) -> None:
             f"the samples have {side} pixels, the reference {source.resolution}: pass data.resolution={side}"
         )
     metrics: dict[str, Any] = {}
+    device, batch_size = pick_device(config.device), whole(config, "batch_size")
 
     def reference(split: Any, what: str) -> Any:
-        loader = in_order(source, split, config.batch_size, config.num_workers)
+        loader = in_order(source, split, batch_size, config.num_workers)
         return track(loader, description=f"{what}: {split} images")
 
     real = {
@@ -40,11 +42,14 @@ def main(config: DictConfig, run: Path) -> None:
         "content": digest(*(part.content for part in source.parts("train", 4096))),
         "preprocessing": source.preprocessing(),
     }
-    if config.features is not None:
-        features, extractor = load_features(config.features, samples[:2])
+    name = features_for(config.features, source)
+    if name is not None:
+        features, extractor = load_features(name, samples[:2])
+        features.to(device)
         with torch.inference_mode():
-            batches = (image for image, _ in reference("train", "Frechet distance"))
-            value, n_real, n_fake = frechet_distance(features.eval(), batches, samples.split(config.batch_size))
+            batches = (image.to(device) for image, _ in reference("train", "Frechet distance"))
+            ours = (part.to(device) for part in samples.split(batch_size))
+            value, n_real, n_fake = frechet_distance(features, batches, ours)
         metrics["frechet_distance"] = {
             "value": value,
             "extractor": extractor,
@@ -65,6 +70,7 @@ def main(config: DictConfig, run: Path) -> None:
     if config.reconstruction:
         metrics["reconstruction"] = score_reconstructions(config, stamp, folder, reference("val", "reconstruction"))
     metrics |= {"samples": stamp, "versions": {"ldm": __version__, "torch": torch.__version__}}
+    write_config(config, run)
     write_json(run / "metrics.json", metrics)
     for name in ("frechet_distance", "class_accuracy"):
         if name in metrics:
@@ -74,6 +80,15 @@ def main(config: DictConfig, run: Path) -> None:
             print(f"reconstruction {name}: {metrics['reconstruction'][name]:.4f}")
     print(f"scores and what each depends on: {run}/metrics.json")
     source.report_skipped()
+
+
+def features_for(name: str | None, source: Any) -> str | None:
+    """ "auto" is pixels for the digits and inception for all else; pixels say nothing about photographs."""
+    from ldm.data.sources import Digits
+
+    if name == "pixels" and not isinstance(source, Digits):
+        raise ValueError("features=pixels is for the digits only: pass features=inception, or a features file")
+    return name if name != "auto" else "pixels" if isinstance(source, Digits) else "inception"
 
 
 def read_samples(path: Path) -> tuple[Any, Any, dict[str, Any], Path]:

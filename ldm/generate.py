@@ -55,7 +55,7 @@ class Generator:
         net, objective, stats: stage 2.
         autoencoder: stage 1.
         latent_shape: C, h, w.
-        sampler: `ldm.diffusion.samplers` function, options bound; stochastic says whether it takes `noise`.
+        function: one of `ldm.diffusion.samplers`, its options bound; stochastic says whether it takes `noise`.
         steps: of the uniform grid.
         guidance: classifier-free scale; 1 is unguided.
         seed: with a sample's index, it determines all of that sample's noise.
@@ -66,7 +66,7 @@ class Generator:
     stats: LatentStats
     autoencoder: Autoencoder
     latent_shape: tuple[int, ...]
-    sampler: Sampler | StochasticSampler
+    function: Sampler | StochasticSampler
     stochastic: bool
     steps: int
     guidance: float
@@ -81,7 +81,7 @@ class Generator:
         record = Record(self.objective.denoiser(net, labels), keep)
         times = uniform_grid(self.steps, labels.device)
         options = {"noise": noise} if self.stochastic else {}
-        return self.sampler(record, self.objective.path, x, times, **options), record
+        return self.function(record, self.objective.path, x, times, **options), record
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

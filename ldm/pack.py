@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ldm.command import build, command
+from ldm.command import build, command, whole, write_config
 
 
 @command
@@ -19,7 +19,8 @@ def main(config: DictConfig, run: Path) -> None:
         return track(parts, description="packing shards")
 
     source = build(config.data)
-    shards.pack(source, run, config.shard_size, progress)
+    shards.pack(source, run, whole(config, "shard_size"), progress)
+    write_config(config, run)
     source.report_skipped()
     print(f"shards and {shards.INDEX} in {run}: use them with data=shards data.root={run}")
 

@@ -10,6 +10,8 @@ import torch.distributed as dist
 def pick_device(name: str) -> torch.device:
     """ "auto" is this rank's GPU if there is one, else the CPU."""
     if name != "auto":
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device={name}, but torch finds no CUDA device here: pass device=auto")
         return torch.device(name)
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

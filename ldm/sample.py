@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ldm.command import build, command, plain
+from ldm.command import build, command, plain, whole, write_config
 
 
 @command
@@ -24,8 +24,7 @@ def main(config: DictConfig, run: Path) -> None:
 
     model = load_diffusion(config.model)
     card, device = model.card, pick_device(config.device)
-    folder = model.path if model.path.is_dir() else model.path.parents[1]
-    autoencoder = matching_autoencoder(config.autoencoder, card["autoencoder_path"], folder, card["autoencoder"])
+    autoencoder = matching_autoencoder(config.autoencoder, card["autoencoder_path"], model.run, card["autoencoder"])
     classes = check(config, card)
     generator = Generator(
         net=model.net.to(device),
@@ -37,21 +36,24 @@ def main(config: DictConfig, run: Path) -> None:
         seed=config.seed,
         **build(config.sampler),
     )
-    labels = torch.tensor([classes[i % len(classes)] for i in range(config.num)])
+    num, batch_size = whole(config, "num"), whole(config, "batch_size")
+    labels = torch.tensor([classes[i % len(classes)] for i in range(num)])
+    write_config(config, run)
 
     rank, world = join_ranks()
-    mine = range(rank, config.num, world)
-    batches = [mine[i : i + config.batch_size] for i in range(0, len(mine), config.batch_size)]
+    mine = range(rank, num, world)
+    batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
     images, evaluations = [], 0
     for indices in track(batches, description="sampling", disable=rank != 0):
         image, evaluations = generator.images(indices, labels[list(indices)].to(device))
         images.append(image.cpu())
-    gathered = gather(torch.cat(images) if images else torch.empty(0))
+    gathered = gather(torch.cat(images) if images else None)
     if rank != 0:
         return
-    samples = torch.empty(config.num, *gathered[0].shape[1:], dtype=torch.uint8)
+    samples = torch.empty(num, *gathered[0].shape[1:], dtype=torch.uint8)
     for i, part in enumerate(gathered):
-        samples[i::world] = part
+        if part is not None:  # with fewer samples than ranks
+            samples[i::world] = part
 
     buffer = io.BytesIO()
     np.savez(buffer, arr_0=samples.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
@@ -61,9 +63,10 @@ def main(config: DictConfig, run: Path) -> None:
         "model": model.fingerprint,
         "autoencoder": autoencoder.fingerprint,
         "autoencoder_path": os.path.relpath(autoencoder.path.resolve(), run.resolve()),
-        "num": config.num,
+        "num": num,
         "classes": "all, in turn" if config.classes is None else classes,
         "class_names": card["class_names"],
+        "preprocessing": card["preprocessing"],
         "sampler": plain(config.sampler),
         "evaluations": evaluations,
         "guidance": config.guidance,
@@ -72,26 +75,31 @@ def main(config: DictConfig, run: Path) -> None:
         "batches_trained": card["batches_seen"],
     }
     write_json(run / "sample.json", stamp)
-    rows, columns = min(len(classes), 10) if len(classes) > 1 else 8, 10
-    shown = [i + row for row in range(rows) for i in range(0, len(classes) * columns, len(classes))]
-    save_png(run / "grid.png", grid(samples[[i for i in shown if i < config.num]], columns))
+    save_png(run / "grid.png", grid(*rows_of_classes(samples, len(classes))))
     save_png(run / "trajectory.png", trajectory(generator, labels[:1].to(device)))
-    print(f"{config.num} samples in {run}: samples.npz, grid.png, trajectory.png, sample.json")
+    print(f"{num} samples in {run}: samples.npz, grid.png, trajectory.png, sample.json")
 
 
 def check(config: DictConfig, card: dict[str, Any]) -> list[int]:
     """The classes to sample, in turn; ValueError for what the model can't do, before anything is computed."""
     count = len(card["class_names"])
-    classes = list(range(count)) if config.classes is None else list(config.classes)
-    wrong = [c for c in classes if not (isinstance(c, int) and 0 <= c < count)]
-    if wrong or not classes:
-        raise ValueError(f"classes={list(config.classes)} must name some of 0 ... {count - 1} ({card['class_names']})")
+    chosen = [config.classes] if isinstance(config.classes, int) else config.classes
+    classes = list(range(count)) if chosen is None else list(chosen)
+    if not classes or not all(isinstance(c, int) and 0 <= c < count for c in classes):
+        raise ValueError(f"classes={config.classes} must be null or name some of 0 ... {count - 1}")
     if config.guidance != 1 and card["label_dropout"] == 0:
         raise ValueError(f"guidance={config.guidance} needs label_dropout > 0 in training: pass guidance=1")
-    for key in ("num", "batch_size"):
-        if config[key] < 1:
-            raise ValueError(f"{key}={config[key]} must be at least 1")
     return classes
+
+
+def rows_of_classes(samples: Any, num_classes: int, most: int = 10) -> tuple[Any, int]:
+    """Samples for a grid and its number of columns: a row a class (up to ten), or, of one class, rows in order."""
+    count = len(samples)
+    if num_classes == 1 or count < 2 * num_classes:
+        columns = min(most, count)
+        return samples[: columns * min(most, count // columns)], columns
+    rows, columns = min(most, num_classes), min(most, count // num_classes)
+    return samples[[row + num_classes * column for row in range(rows) for column in range(columns)]], columns
 
 
 def trajectory(generator: Any, labels: Any, columns: int = 10) -> Any:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ldm.command import build, command, plain
+from ldm.command import build, build_loggers, command, construct, plain, whole, write_config
 
 
 @command
@@ -18,39 +18,45 @@ def main(config: DictConfig, run: Path) -> None:
     from ldm.training.progress import Schedule, seed_from
     from ldm.training.run import fit
 
-    source = build(config.data)
+    source, steps = build(config.data), whole(config, "steps")
     seed_from(config.seed)
-    autoencoder = Autoencoder(**plain(config.vae))
+    autoencoder = construct(Autoencoder, config, "vae")
+    discriminator = construct(PatchDiscriminator, config, "discriminator")
     factor = autoencoder.downsample_factor
     if source.resolution % factor:
         raise ValueError(f"data.resolution={source.resolution} is not a multiple of the autoencoder's factor {factor}")
+    if config.loss.disc_weight > 0 and source.resolution < discriminator.min_size:
+        raise ValueError(
+            f"data.resolution={source.resolution} is too small: the discriminator needs {discriminator.min_size}"
+        )
     module = AutoencoderModule(
         autoencoder=autoencoder,
-        discriminator=PatchDiscriminator(**plain(config.discriminator)),
-        loss=AutoencoderLoss(**plain(config.loss)),
+        discriminator=discriminator,
+        loss=construct(AutoencoderLoss, config, "loss"),
         optimizer=build(config.optimizer),
         disc_optimizer=build(config.disc_optimizer),
-        schedule=Schedule(steps=config.steps, **plain(config.schedule)),
+        schedule=Schedule(steps=steps, **plain(config.schedule)),
         seed=config.seed,
-        batch_size=config.batch_size,
+        batch_size=whole(config, "batch_size"),
         card={
             "kind": "autoencoder",
             "autoencoder": plain(config.vae),
-            "discriminator": plain(config.discriminator),
             "preprocessing": source.preprocessing(),
+            "config": plain(config),
         },
     )
-    data = ImageData(source=source, batch_size=config.batch_size, num_workers=config.num_workers, seed=config.seed)
+    data = ImageData(source=source, batch_size=module.batch_size, num_workers=config.num_workers, seed=config.seed)
     fit(
         module,
         data,
         run=run,
-        steps=config.steps,
-        every=config.every,
-        keep=config.keep,
+        begin=lambda: write_config(config, run),
+        steps=steps,
+        every=whole(config, "every"),
+        keep=whole(config, "keep"),
         ema_decay=config.ema_decay,
         pictures=ReconstructionGrid(),
-        loggers=list(build(config.logger).values()),
+        loggers=build_loggers(config.logger, run),
         trainer=plain(config.trainer),
     )
     print(f"autoencoder in {run}: reconstructions/, curves.png, metrics.csv, checkpoints/")

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ldm.command import build, command, plain
+from ldm.command import build, build_loggers, command, plain, whole, write_config
 
 
 @command
 def main(config: DictConfig, run: Path) -> None:
     from ldm.checkpoint import matching_autoencoder
+    from ldm.data.latent_cache import AUTOENCODER
     from ldm.data.latents import LatentCache, LatentData
     from ldm.diffusion.objective import Objective
     from ldm.generate import Generator
@@ -19,12 +20,11 @@ def main(config: DictConfig, run: Path) -> None:
     from ldm.training.progress import Schedule, seed_from
     from ldm.training.run import fit
 
+    steps = whole(config, "steps")
     objective = Objective(**build(config.objective))
     cache = LatentCache(config.latents, config.verify)
     manifest = cache.manifest
-    autoencoder = matching_autoencoder(
-        config.autoencoder, manifest["autoencoder_path"], cache.folder, manifest["autoencoder"]
-    )
+    autoencoder = matching_autoencoder(config.autoencoder, AUTOENCODER, cache.folder, manifest["autoencoder"])
     shape = {"in_channels": cache.latent_shape[0], "num_classes": len(cache.class_names)}
     seed_from(config.seed)
     net = build(plain(config.net) | shape)
@@ -34,9 +34,9 @@ def main(config: DictConfig, run: Path) -> None:
         stats=cache.stats,
         label_dropout=config.label_dropout,
         optimizer=build(config.optimizer),
-        schedule=Schedule(steps=config.steps, **plain(config.schedule)),
+        schedule=Schedule(steps=steps, **plain(config.schedule)),
         seed=config.seed,
-        batch_size=config.batch_size,
+        batch_size=whole(config, "batch_size"),
         card={
             "kind": "diffusion",
             "net": plain(config.net) | shape,
@@ -48,6 +48,7 @@ def main(config: DictConfig, run: Path) -> None:
             "preprocessing": manifest["preprocessing"],
             "autoencoder": autoencoder.fingerprint,
             "autoencoder_path": os.path.relpath(autoencoder.path.resolve(), run.resolve()),
+            "config": plain(config),
         },
     )
     guidance = config.guidance if config.label_dropout > 0 else 1.0
@@ -63,14 +64,15 @@ def main(config: DictConfig, run: Path) -> None:
     )
     fit(
         module,
-        LatentData(cache=cache, batch_size=config.batch_size, num_workers=config.num_workers, seed=config.seed),
+        LatentData(cache=cache, batch_size=module.batch_size, num_workers=config.num_workers, seed=config.seed),
         run=run,
-        steps=config.steps,
-        every=config.every,
-        keep=config.keep,
+        begin=lambda: write_config(config, run),
+        steps=steps,
+        every=whole(config, "every"),
+        keep=whole(config, "keep"),
         ema_decay=config.ema_decay,
         pictures=SampleGrid(generator, len(cache.class_names)),
-        loggers=list(build(config.logger).values()),
+        loggers=build_loggers(config.logger, run),
         trainer=plain(config.trainer),
     )
     print(f"diffusion model in {run}: samples/, curves.png, metrics.csv, checkpoints/")

@@ -1,34 +1,11 @@
 """Shared fixtures: determinism, commands in process, and one tiny pipeline through both stages."""
 
-import sys
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
-
-TINY_AUTOENCODER = [
-    "vae.channels=8",
-    "discriminator.channels=8",
-    "steps=4",
-    "every=2",
-    "batch_size=4",
-    "loss.disc_start=1",
-    "trainer.limit_val_batches=1",
-    "trainer.log_every_n_steps=1",
-]
-TINY_DIFFUSION = [
-    "net.model_channels=24",
-    "sampler.steps=2",
-    "steps=4",
-    "every=2",
-    "batch_size=8",
-    "trainer.limit_val_batches=1",
-    "trainer.log_every_n_steps=1",
-]
-CPU = ["trainer.accelerator=cpu"]
+from tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, run_command
 
 Command = Callable[..., None]
 
@@ -39,16 +16,6 @@ def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
-
-
-def run_command(name: str, *overrides: str) -> None:
-    """Run `ldm NAME OVERRIDES` in this process; a user's error is SystemExit with its line."""
-    GlobalHydra.instance().clear()
-    argv, sys.argv = sys.argv, [f"ldm {name}", *overrides]
-    try:
-        import_module(f"ldm.{name.replace('-', '_')}").main()
-    finally:
-        sys.argv = argv
 
 
 @pytest.fixture

@@ -2,15 +2,18 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, run_command
 from PIL import Image
+from tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, run_command
 
 from ldm.checkpoint import load_autoencoder, load_diffusion
 from ldm.cli import COMMANDS
@@ -132,7 +135,7 @@ def test_missing_and_empty_folders(ldm):
     assert "data.root" in fails("train-autoencoder", "data=folder")
     assert "runs/autoencoder holds no checkpoint" in fails("cache-latents")
     assert "latents=elsewhere does not exist" in fails("train-diffusion", "latents=elsewhere")
-    assert "runs/latents holds no manifest.json: run `ldm cache-latents`" in fails("train-diffusion")
+    assert "latents=runs/latents does not exist" in fails("train-diffusion")
     assert "runs/diffusion holds no checkpoint" in fails("sample")
     assert "samples=runs/samples holds no samples.npz" in fails("evaluate")
 
@@ -203,18 +206,123 @@ def test_checkpoint_with_code_in_it_is_not_executed(ldm, pipeline):
 
 def test_other_mistakes_are_caught_before_any_compute(ldm, pipeline):
     inside(pipeline, ldm)
-    assert "classes=[12] must name some of 0 ... 9" in fails("sample", "run=z", "classes=[12]")
+    assert "classes=[12] must be null or name some of 0 ... 9" in fails("sample", "run=z", "classes=[12]")
     assert "sampler.steps must be at least 1" in fails("sample", "run=z", "sampler.steps=0")
     assert "pass data.resolution=32" in fails("evaluate", "run=m", f"samples={noise_samples()}", "data.resolution=16")
     assert "slice=2/2 must be I/N" in fails("cache-latents", "run=c", "slice=2/2")
     assert "steps=5 must be a multiple of every=2" in fails("train-autoencoder", "run=s", *TINY_AUTOENCODER, "steps=5")
     line = fails("train-autoencoder", *TINY_AUTOENCODER, *CPU, "every=1")
-    assert "was started with every=2, not 1: keep that" in line
-    line = fails("train-autoencoder", *TINY_AUTOENCODER, *CPU, "vae.latent_channels=3")
-    assert "was started with autoencoder={" in line
+    assert "was started with every=2 (now 1): keep that" in line
     assert "not a multiple of the autoencoder's factor 4" in fails("train-autoencoder", "run=r", "data.resolution=30")
     line = fails("train-diffusion", "run=e", "objective=flow", "objective.parameterization=eps")
     assert "use v, velocity or x0" in line
+
+
+def test_a_refused_resume_names_what_changed_and_changes_nothing(ldm, pipeline):
+    inside(pipeline, ldm)
+    files = {p: p.read_bytes() for p in Path("runs/autoencoder").rglob("*") if p.is_file() and p.name != "log.txt"}
+    line = fails("train-autoencoder", *TINY_AUTOENCODER, *CPU, "vae.latent_channels=3", "optimizer.lr=1e-5")
+    assert "autoencoder.latent_channels=4 (now 3)" in line
+    assert "optimizer.lr=0.001 (now 1e-05)" in line
+    assert {p: p.read_bytes() for p in files} == files
+
+
+def test_a_refused_command_leaves_no_folder(ldm):
+    fails("train-diffusion", "run=oops", "latents=nowhere")
+    assert not Path("runs/oops").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("train-autoencoder", "steps=0", "steps=0 must be a whole number of at least 1"),
+        ("train-autoencoder", "steps=1.5", "steps=1.5 must be a whole number"),
+        ("train-autoencoder", "+vae.foo=1", "vae: Autoencoder.__init__() got an unexpected keyword argument 'foo'"),
+        ("train-autoencoder", "+trainer.max_epochs=3", "trainer.max_epochs can't be chosen"),
+        ("train-autoencoder", "trainer.accelerator=cuda", "trainer: "),
+        ("train-autoencoder", "data.resolution=20", "data.resolution=20 is too small: the discriminator needs 24"),
+        ("sample", "device=cuda", "device=cuda, but torch finds no CUDA device"),
+        ("sample", "num=0", "num=0 must be"),
+        ("sample", "classes=[a]", "classes=['a'] must be null or name some of 0 ... 9"),
+    ],
+)
+def test_bad_values(ldm, pipeline, name, override, message):
+    if "cuda" in override and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    options = {
+        "train-autoencoder": [*TINY_AUTOENCODER, "trainer.devices=1"],
+        "sample": [f"model={pipeline}/runs/diffusion"],
+    }
+    assert message in fails(name, *options[name], override)
+
+
+def test_steps_may_be_written_as_a_float(ldm, pipeline):
+    ldm("sample", f"model={pipeline}/runs/diffusion", "num=1e1", "sampler.steps=1", "classes=3")
+    assert np.load("runs/samples/samples.npz")["arr_1"].tolist() == [3] * 10
+
+
+def test_a_cache_keeps_its_own_autoencoder(ldm, pipeline):
+    """Stage 1 trains on, and its old checkpoint is pruned; the cache goes on working."""
+    ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "keep=1", "steps=2")
+    ldm("cache-latents")
+    ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "keep=1")
+    ldm("train-diffusion", *TINY_DIFFUSION, *CPU, "steps=2")
+    ldm("sample", "num=1", "sampler.steps=1")
+    assert (
+        load_autoencoder("runs/latents/autoencoder.ckpt").fingerprint
+        == load_diffusion("runs/diffusion").card["autoencoder"]
+        != load_autoencoder("runs/autoencoder").fingerprint
+    )
+
+
+def test_grid_has_a_row_a_class():
+    from ldm.sample import rows_of_classes
+
+    samples = torch.arange(1000)
+    images, columns = rows_of_classes(samples, 10)
+    assert columns == 10
+    assert torch.equal(images.reshape(10, 10) % 10, torch.arange(10)[:, None].expand(10, 10))
+    images, columns = rows_of_classes(samples[:23], 10)
+    assert torch.equal(images.reshape(10, columns) % 10, torch.arange(10)[:, None].expand(10, columns))
+    images, columns = rows_of_classes(samples[:40], 1)
+    assert images.tolist() == list(range(40))
+
+
+def test_interrupt_says_what_the_same_command_does(pipeline):
+    command = [sys.executable, "-m", "ldm", "train-diffusion", *TINY_DIFFUSION, *CPU, "steps=1e4", "run=interrupted"]
+    running = subprocess.Popen(command, cwd=pipeline, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (pipeline / "runs/interrupted/checkpoints").exists() and running.poll() is None:
+        time.sleep(0.2)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert errors.strip().splitlines()[-1] == "ldm: interrupted; the same command goes on from the last checkpoint"
+
+
+def test_features_files_through_the_command(ldm):
+    class Mean(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image.float().mean((2, 3))
+
+    example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    batch = torch.export.Dim("batch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporters
+        torch.jit.save(torch.jit.script(Mean()), "mean.pt")
+        torch.export.save(torch.export.export(Mean(), (example,), dynamic_shapes=({0: batch},)), "mean.pt2")
+    values = []
+    for file in ("mean.pt", "mean.pt2"):
+        ldm("evaluate", f"samples={noise_samples()}", "reconstruction=false", f"features={file}")
+        values.append(json.loads(Path("runs/metrics/metrics.json").read_text())["frechet_distance"]["value"])
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+def test_pixels_are_no_features_for_photographs(ldm):
+    Path("photos").mkdir()
+    for i in range(2):
+        Image.new("RGB", (32, 32)).save(f"photos/{i}.png")
+    options = [f"samples={noise_samples()}", "data=folder", "data.root=photos", "data.resolution=32"]
+    assert "features=pixels is for the digits only" in fails("evaluate", *options, "features=pixels")
 
 
 def noise_samples():

@@ -53,8 +53,8 @@ def test_autoencoders(name):
 @pytest.mark.parametrize("name", options("sampler"))
 def test_samplers(name):
     sampler = build(composed("sample", f"sampler={name}").sampler)
-    assert sampler["sampler"].func.__name__ == name
-    assert sampler["stochastic"] == ("noise" in sampler["sampler"].func.__annotations__)
+    assert sampler["function"].func.__name__ == name
+    assert sampler["stochastic"] == ("noise" in sampler["function"].func.__annotations__)
 
 
 @pytest.mark.parametrize("name", options("experiment"))

@@ -1,14 +1,15 @@
 """Loaders of images: the datamodule of stage 1, and one pass in order for validation and evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ldm.data.order import Order
-from ldm.data.sources import Source, Split
+from ldm.data.order import Order, Stretches
+from ldm.data.sources import Sample, Source, Split
 
 PART_SIZE = 128  # images that a worker reads in one go, where the source does not decide
 
@@ -20,12 +21,16 @@ class _CenterViews(IterableDataset[tuple[Tensor, int]]):
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         info = get_worker_info()
         workers, worker = (info.num_workers, info.id) if info else (1, 0)
+        consumer, consumers = self.rank * workers + worker, self.world * workers
         parts = self.source.parts(self.split, PART_SIZE)
-        for part in parts[self.rank * workers + worker :: self.world * workers]:
-            for sample in part.samples():
-                image = self.source.decode(sample)
-                if image is not None:
-                    yield self.source.center_view(image), sample.label
+        if len(parts) >= consumers:
+            samples: Iterable[Sample] = chain.from_iterable(part.samples() for part in parts[consumer::consumers])
+        else:  # a rank without any would make the others wait for its metrics for ever
+            samples = islice(chain.from_iterable(part.samples() for part in parts), consumer, None, consumers)
+        for sample in samples:
+            image = self.source.decode(sample)
+            if image is not None:
+                yield self.source.center_view(image), sample.label
 
 
 def in_order(
@@ -42,7 +47,7 @@ class ImageData(LightningDataModule):
         super().__init__()
         self.source, self.batch_size, self.num_workers, self.seed = source, batch_size, num_workers, seed
 
-    def train_dataloader(self) -> "DataLoader[Any]":
+    def train_dataloader(self) -> Stretches:
         trainer = self.trainer
         assert trainer is not None
         order = Order(
@@ -52,7 +57,7 @@ class ImageData(LightningDataModule):
             world=trainer.world_size,
             images_seen=trainer.lightning_module.images_seen,  # type: ignore[arg-type]
         )
-        return self.source.training_loader(order, self.num_workers)
+        return Stretches(self.source.training_loader(order, self.num_workers), int(trainer.limit_train_batches))
 
     def val_dataloader(self) -> "DataLoader[Any]":
         trainer = self.trainer

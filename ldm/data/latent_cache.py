@@ -3,6 +3,7 @@
     FOLDER/train-000000.tar   up to BLOCK images a member: KEY.moments.npy, fp16 [n, views, 2C, h, w]; KEY.labels.npy
     FOLDER/train-000000.json  the shard's identity, count, size, checksum and float64 sums, written after the tar
     FOLDER/manifest.json      everything merged, written once all shards are there
+    FOLDER/autoencoder.ckpt   the weights that encoded them
 
 views is 2 if the source may be mirrored, else 1. The second encodes mirrored pixels: mirroring latents is not the same.
 """
@@ -24,6 +25,7 @@ from ldm.files import atomic_write, read_json, sha256, write_json
 FORMAT = 1
 BLOCK = 1024  # images a tar member: large enough to read fast, small enough to hold
 MANIFEST = "manifest.json"
+AUTOENCODER = "autoencoder.ckpt"
 Encode = Callable[[Tensor], Tensor]  # image [B, 3, R, R] uint8 -> moments [B, 2C, h, w]
 
 
@@ -125,7 +127,7 @@ class CacheWriter:
             )
         return encoded.cpu().numpy()
 
-    def merge(self, autoencoder_path: str) -> dict[str, Any] | None:
+    def merge(self) -> dict[str, Any] | None:
         """Write and return the manifest if every shard is there; None while some are missing."""
         cards = [(split, part, self.folder / f"{part.name}.json") for split, part in self.parts()]
         if not all(path.exists() for _, _, path in cards):
@@ -141,7 +143,6 @@ class CacheWriter:
                 sums.merge(card["sums"])
         mean, std = sums.mean_std()
         manifest = self.identity | {
-            "autoencoder_path": autoencoder_path,
             "shape": card["shape"],
             "count": {split: sum(shard["count"] for shard in shards[split]) for split in shards},
             "mean": mean.tolist(),

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.latent_cache import FORMAT, MANIFEST
-from ldm.data.order import Key, Order, OrderedBatches
+from ldm.data.order import Key, Order, OrderedBatches, Stretches
 from ldm.data.sources import Split
 from ldm.files import existing_folder, read_json, sha256
 from ldm.latents import LatentStats
@@ -123,7 +123,7 @@ class LatentData(LightningDataModule):
         super().__init__()
         self.cache, self.batch_size, self.num_workers, self.seed = cache, batch_size, num_workers, seed
 
-    def train_dataloader(self) -> "DataLoader[Any]":
+    def train_dataloader(self) -> Stretches:
         trainer = self.trainer
         assert trainer is not None
         order = Order(
@@ -134,12 +134,15 @@ class LatentData(LightningDataModule):
             images_seen=trainer.lightning_module.images_seen,  # type: ignore[arg-type]
         )
         moments = CachedMoments(self.cache, "train")
-        return self._loader(moments, OrderedBatches(order, len(moments)))
+        loader = self._loader(moments, OrderedBatches(order, len(moments)))
+        return Stretches(loader, int(trainer.limit_train_batches))
 
     def val_dataloader(self) -> "DataLoader[Any]":
         trainer = self.trainer
         assert trainer is not None
         moments = CachedMoments(self.cache, "val")
+        if len(moments) < trainer.world_size:
+            raise ValueError(f"{len(moments)} validation latents can't be shared by {trainer.world_size} ranks")
         mine = range(trainer.global_rank, len(moments), trainer.world_size)
         batches = [[(0, i) for i in mine[j : j + self.batch_size]] for j in range(0, len(mine), self.batch_size)]
         return self._loader(moments, batches)

@@ -1,7 +1,9 @@
 """The order of training data: a pure function of (seed, images seen, world size): a resumed run needs no state."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +37,24 @@ class Order:
                 batch.append((epoch, int(permutation[p % length])))
             yield batch
             position += self.batch_size * self.world
+
+
+class Stretches:
+    """An endless loader as Lightning's epochs want it: each pass of `length` batches goes on where the last ended.
+
+    Having a length, it is not read ahead, so that no batch is lost between two passes; and its workers stay.
+    """
+
+    def __init__(self, loader: Iterable[Any], length: int) -> None:
+        self.loader, self.length = loader, length
+        self.iterator: Iterator[Any] | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        self.iterator = iter(self.loader) if self.iterator is None else self.iterator
+        return islice(self.iterator, self.length)
 
 
 class OrderedBatches:

@@ -2,7 +2,7 @@
 
 import random
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +13,9 @@ import webdataset as wds
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ldm.data.listing import EXTENSIONS
 from ldm.data.order import Order
-from ldm.data.sources import EXTENSIONS, Part, Sample, Source, Split, digest
+from ldm.data.sources import Part, Sample, Source, Split, digest
 from ldm.files import atomic_write, read_json, write_json
 
 INDEX = "index.json"
@@ -65,6 +66,10 @@ class Shards(Source):
             return [str(Path(self.root) / shard["name"]) for shard in self._index["shards"][split]]
         return wds.shardlists.expand_urls(self.urls if split == "train" else self.val_urls)
 
+    def shard_counts(self, split: Split) -> list[int]:
+        """Images in each of the split's shards; empty for urls."""
+        return [shard["count"] for shard in self._index["shards"][split]] if self.root is not None else []
+
     def parts(self, split: Split, size: int) -> list[Part]:  # noqa: ARG002
         """One part a shard, whatever the size."""
 
@@ -110,8 +115,9 @@ class Shards(Source):
 class _ShardStream(IterableDataset[tuple[Tensor, int]]):
     """One consumer's endless stream: each epoch deals the shuffled shards over ranks x workers.
 
-    A resumed run reads and drops the images that were seen before, without decoding them, so that it goes on with
-    the very next one. Worker w of W makes the batches start + w, start + w + W, ... of its rank.
+    A resumed run skips whole epochs by the index's counts, then reads and drops, without decoding, the images of this
+    epoch that were seen before, so that it goes on with the very next one. Worker w of W makes the batches start + w,
+    start + w + W, ... of its rank.
     """
 
     def __init__(self, source: Shards, order: Order) -> None:
@@ -125,6 +131,9 @@ class _ShardStream(IterableDataset[tuple[Tensor, int]]):
         skip = (start // workers + (lane < start % workers)) * order.batch_size
         consumer, consumers = order.rank * workers + lane, order.world * workers
         epoch = 0
+        while self.source.on_error == "error" and 0 < self._epoch_length(epoch, consumer, consumers) <= skip:
+            skip -= self._epoch_length(epoch, consumer, consumers)  # whole epochs need no reading
+            epoch += 1
         while True:
             for sample in self._shuffled(epoch, consumer, consumers):
                 if skip > 0 and self.source.on_error == "error":
@@ -138,9 +147,18 @@ class _ShardStream(IterableDataset[tuple[Tensor, int]]):
                     yield self.source.training_view(image, rng), sample.label
             epoch += 1
 
+    def _dealt(self, epoch: int, consumer: int, consumers: int) -> Sequence[int]:
+        count = len(self.source.shard_urls("train"))
+        return np.random.default_rng((self.order.seed, epoch)).permutation(count)[consumer::consumers].tolist()
+
+    def _epoch_length(self, epoch: int, consumer: int, consumers: int) -> int:
+        """Images of an epoch that this consumer is dealt; 0 where no index.json counts them."""
+        counts = self.source.shard_counts("train")
+        return sum(counts[i] for i in self._dealt(epoch, consumer, consumers)) if counts else 0
+
     def _shuffled(self, epoch: int, consumer: int, consumers: int) -> Iterable[Sample]:
         urls = self.source.shard_urls("train")
-        dealt = np.random.default_rng((self.order.seed, epoch)).permutation(len(urls))[consumer::consumers]
+        dealt = self._dealt(epoch, consumer, consumers)
         samples = (sample for i in dealt for sample in self.source.samples(urls[i]))
         buffer = self.source.shuffle_buffer
         rng = random.Random(f"{self.order.seed} {epoch} {consumer}")
@@ -149,6 +167,8 @@ class _ShardStream(IterableDataset[tuple[Tensor, int]]):
 
 def pack(source: Source, folder: Path, shard_size: int, progress: Callable[[list[Part]], Iterable[Part]]) -> None:
     """Write a source's splits as shards of at most shard_size images, their bytes as they are, and index.json last."""
+    if (folder / INDEX).exists():
+        raise ValueError(f"{folder} is packed already, and may be in use: choose another run=, or delete it")
     shards: dict[str, list[dict[str, Any]]] = {}
     for split in ("train", "val"):
         shards[split] = []

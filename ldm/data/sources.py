@@ -7,9 +7,8 @@ import hashlib
 import io
 import logging
 import multiprocessing
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,14 +20,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ldm.data.listing import by_hash, held_out, list_images
 from ldm.data.order import Key, Order, OrderedBatches
-from ldm.files import existing_folder
 
 log = logging.getLogger(__name__)
 
 Split = Literal["train", "val"]
-EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-UNLABELLED = ["all"]  # the one class of a source without labels
 
 
 class Sample(NamedTuple):
@@ -98,12 +95,15 @@ class Source(ABC):
     def report_skipped(self) -> None:
         """Print how many images on_error=skip has left out, over all workers of this process, if any."""
         if self.skipped.value:
-            print(f"left out {self.skipped.value} images that can't be decoded (data.on_error=skip)")
+            print(f"left out an image that can't be decoded {self.skipped.value} times (data.on_error=skip)")
 
     def decode(self, sample: Sample) -> Image.Image | None:
-        """The image in RGB, upright as its EXIF says; None if it is damaged and on_error is "skip"."""
+        """The image in RGB, upright as its EXIF says, its transparency dropped; None if damaged and to be skipped."""
         try:
-            return ImageOps.exif_transpose(Image.open(io.BytesIO(sample.data))).convert("RGB")
+            image = ImageOps.exif_transpose(Image.open(io.BytesIO(sample.data)))
+            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
+                image = Image.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
+            return image.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if self.on_error == "error":
                 raise ValueError(
@@ -182,16 +182,6 @@ class _TrainingViews(Dataset[tuple[Tensor, int]]):
         raise ValueError(f"none of the {count} training images can be decoded")
 
 
-def by_hash(keys: Sequence[str]) -> list[int]:
-    """Indices of the keys in an order that mixes classes, and that new keys join without reordering the others."""
-    return sorted(range(len(keys)), key=lambda i: (zlib.crc32(keys[i].encode()), keys[i]))
-
-
-def held_out(keys: Sequence[str], fraction: float) -> list[int]:
-    """Indices of round(n fraction) of the keys, at least one: the first by hash, so that growth moves few."""
-    return by_hash(keys)[: max(1, round(len(keys) * fraction))]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Digits(IndexedSource):
     """scikit-learn's 1,797 handwritten digits (UCI), 8 x 8 pixels: 1,500 to train on, 297 held out, stratified."""
@@ -253,6 +243,8 @@ class Folder(IndexedSource):
             return names, {"train": train, "val": [val[i] for i in by_hash(keys)]}
         if len(train) < 2:
             raise ValueError(f"data.root={self.root} holds one image: too few to hold one out for validation")
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"data.val_fraction={self.val_fraction} must lie between 0 and 1")
         val_indices = held_out([path.relative_to(self.root).as_posix() for path, _ in train], self.val_fraction)
         chosen = set(val_indices)
         return names, {
@@ -271,25 +263,3 @@ class Folder(IndexedSource):
     def read(self, split: Split, index: int) -> Sample:
         path, label = self._index[1][split][index]
         return Sample(str(path), path.read_bytes(), path.suffix[1:].lower(), label)
-
-
-def list_images(root: str, key: str) -> tuple[list[str], list[tuple[Path, int]]]:
-    """Class names and (path, label) of a folder's images, sorted; ValueError, naming the key, if there are none."""
-    folder = existing_folder(root, key)
-    paths = sorted(p for p in folder.rglob("*") if p.suffix[1:].lower() in EXTENSIONS and p.is_file())
-    if not paths:
-        raise ValueError(f"{key}={root} holds no images ({', '.join(EXTENSIONS)})")
-    classes = [p.relative_to(folder).parts[0] if p.parent != folder else None for p in paths]
-    flat = [p for p, name in zip(paths, classes, strict=True) if name is None]
-    if flat and len(flat) < len(paths):
-        raise ValueError(f"{key}={root} mixes class subfolders with loose images such as {flat[0].name}: move one kind")
-    if flat:
-        return UNLABELLED, [(p, 0) for p in paths]
-    names = sorted({name for name in classes if name is not None})
-    if set(names) <= {"train", "val", "validation", "test"}:
-        raise ValueError(
-            f"{key}={root} holds splits ({', '.join(names)}), not classes: pass data.root={root}/train "
-            f"data.val_root={root}/{names[-1]}"
-        )
-    index = {name: i for i, name in enumerate(names)}
-    return names, [(p, index[name]) for p, name in zip(paths, classes, strict=True) if name is not None]

@@ -2,6 +2,9 @@
 
 `times` is decreasing, [N + 1], float64 (so that coefficients are exact whatever the type of x); x [B, C, H, W] is at
 times[0]. A sampler that draws noise takes it as a function of the current x: the caller decides where it comes from.
+
+A step that ends at t = 0 lands on the predicted x0. On the linear path that is Euler's step; on a variance-preserving
+one, where sigma falls like sqrt(t), Euler's step would leave half of the last noise in the sample.
 """
 
 from collections.abc import Callable
@@ -20,19 +23,20 @@ Noise = Callable[[Tensor], Tensor]  # x -> standard normal of x's shape
 def euler(denoise: Denoise, path: Path, x: Tensor, times: Tensor) -> Tensor:
     """First-order steps of the probability-flow ODE: x += (s - t) dx/dt; N evaluations."""
     for t, s in pairwise(times):
-        x = x + (s - t) * velocity(path(t), denoise(x, t))
+        prediction = denoise(x, t)
+        x = x + (s - t) * velocity(path(t), prediction) if s > 0 else prediction.x0
     return x
 
 
 def heun(denoise: Denoise, path: Path, x: Tensor, times: Tensor) -> Tensor:
-    """Second-order steps (Karras et al. 2022, algorithm 1), the last Euler's: t = 0 is never evaluated; 2N - 1."""
+    """Second-order steps (Karras et al. 2022, algorithm 1); t = 0 is never evaluated; 2N - 1 evaluations."""
     for t, s in pairwise(times):
-        step = s - t
-        slope = velocity(path(t), denoise(x, t))
-        proposal = x + step * slope
-        if s > 0:
-            slope = 0.5 * (slope + velocity(path(s), denoise(proposal, s)))
-        x = x + step * slope
+        prediction = denoise(x, t)
+        if s == 0:
+            return prediction.x0
+        slope = velocity(path(t), prediction)
+        slope_there = velocity(path(s), denoise(x + (s - t) * slope, s))
+        x = x + (s - t) * 0.5 * (slope + slope_there)
     return x
 
 

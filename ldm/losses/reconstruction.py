@@ -51,6 +51,8 @@ class PerceptualLoss:
                 f"LPIPS needs VGG16's ImageNet weights, and {where} is not there ({error}). Put {VGG16_URL} at that "
                 "path, or name the file in loss.perceptual_pretrained=PATH; =false trains with random VGG16 weights"
             ) from None
+        if "features.0.weight" not in state:
+            raise ValueError(f"loss.perceptual_pretrained={where} is not torchvision's VGG16 ({VGG16_URL})")
         convolutions = {
             f"{name}.{kind}": state[f"features.{name.rsplit('.', 1)[1]}.{kind}"]
             for name, module in self.net.net.named_modules()

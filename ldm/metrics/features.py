@@ -45,6 +45,10 @@ class FromFile(nn.Module):
         self.num_features = features.shape[1]
         self.module = loaded
 
+    def train(self, mode: bool = True) -> "FromFile":  # noqa: ARG002
+        """Exported modules have one mode only, and refuse to be asked."""
+        return self
+
     def forward(self, image: Tensor) -> Tensor:
         return self.module(image)
 
@@ -64,7 +68,7 @@ def load_features(name: str, example: Tensor) -> tuple[nn.Module, str]:
         example: a few of the images, uint8 [B, 3, H, W].
     """
     if name == "pixels":
-        return Pixels(), "grey 8x8 pixels"
+        return Pixels().eval(), "grey 8x8 pixels"
     if name == "inception":
         from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -76,5 +80,5 @@ def load_features(name: str, example: Tensor) -> tuple[nn.Module, str]:
                 f"features=inception needs {INCEPTION_URL}, and the download failed ({error}): put the file at {path}"
             ) from None
         network.num_features = 2048
-        return network, f"torch-fidelity inception-v3-compat 2048, sha256 {sha256(path)[:16]}"
+        return network.eval(), f"torch-fidelity inception-v3-compat 2048, sha256 {sha256(path)[:16]}"
     return FromFile(Path(name), example), f"{Path(name).name}, sha256 {sha256(Path(name))[:16]}"

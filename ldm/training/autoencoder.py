@@ -83,5 +83,7 @@ class AutoencoderModule(ProgressModule):
         return to_image(x_hat)
 
     def on_validation_epoch_end(self) -> None:
+        if not self.val_metrics["ssim"].update_called:
+            raise ValueError("no validation image could be decoded: give more, or mend them")
         self.log_terms("val", self.val_metrics.compute())
         self.val_metrics.reset()

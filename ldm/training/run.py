@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning import Callback, LightningDataModule, Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ldm import checkpoint as checkpoints
 from ldm.files import atomic_write
@@ -40,26 +42,27 @@ def fit(
     pictures: Callback,
     loggers: list[Logger],
     trainer: dict[str, Any],
+    begin: Callable[[], None],
 ) -> None:
     """Train for `steps` batches in all; validate, draw and save after each `every` of them; keep `keep` saves.
 
     What Lightning calls an epoch is here the stretch between two saves: the data are one endless stream.
+    `begin` is called once all checks have passed, before the first batch.
 
     Raises:
-        ValueError: if the run folder's checkpoint is damaged, or its card says that it was another experiment.
+        ValueError: if the run folder's checkpoint is damaged or of another experiment, or the trainer's options wrong.
     """
     every = min(every, steps)
     if steps % every:
         raise ValueError(f"steps={steps} must be a multiple of every={every}, the batches between two checkpoints")
-    module.card["every"] = every
     resume = _resume_point(run, module.card, steps)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # what matters of its banner is in the line that follows
-    fitter = Trainer(
+    fitter = _make_trainer(
+        _with_strategy(trainer, needs_unused=not module.automatic_optimization),
         default_root_dir=run,
         max_epochs=steps // every,
         limit_train_batches=every,
-        reload_dataloaders_every_n_epochs=1,  # so that each stretch goes on at the image where the last one ended
         use_distributed_sampler=False,  # the order deals the ranks their shares
         num_sanity_val_steps=0,
         logger=[CSVLogger(run, name="csv"), *loggers],
@@ -80,18 +83,52 @@ def fit(
                 enable_version_counter=False,
             ),
         ],
-        enable_model_summary=False,
-        **trainer,
     )
     parameters = count_parameters(module) / 1e6
     start = f"resumes from {resume.name}" if resume else "starts"
     log.info("%s %s: %.2f M parameters, %d batches of %d images on each of %d x %s", run, start, parameters, steps,
              module.batch_size, fitter.world_size, fitter.strategy.root_device)  # fmt: skip
+    begin()
     with warnings.catch_warnings():
         ignore_known_warnings()
-        fitter.fit(module, data, ckpt_path=resume, weights_only=True)
-    if fitter.interrupted:
-        raise KeyboardInterrupt
+        try:
+            fitter.fit(module, data, ckpt_path=resume, weights_only=True)
+        except SystemExit:  # Lightning's way out of a Ctrl-C
+            raise KeyboardInterrupt from None
+
+
+def _make_trainer(chosen: dict[str, Any], **ours: Any) -> Trainer:
+    if chosen.keys() & ours.keys():
+        raise ValueError(f"trainer.{next(iter(chosen.keys() & ours.keys()))} can't be chosen: steps and every set it")
+    try:
+        return Trainer(**chosen, **ours, enable_model_summary=False)
+    except (MisconfigurationException, TypeError) as error:
+        raise ValueError(f"trainer: {error}") from None
+
+
+def _with_strategy(trainer: dict[str, Any], needs_unused: bool) -> dict[str, Any]:
+    """Where two optimisers share a batch and devices are several, DDP must expect parameters without gradients."""
+    if not needs_unused or trainer["strategy"] != "auto":
+        return trainer
+    where = {key: trainer[key] for key in ("accelerator", "devices", "num_nodes")}
+    alone = _make_trainer(where, logger=False, enable_checkpointing=False).world_size == 1
+    return trainer | ({} if alone else {"strategy": "ddp_find_unused_parameters_true"})
+
+
+# what the same run may do differently when it goes on: how far, where and how it is watched
+FREE = (
+    "run",
+    "steps",
+    "keep",
+    "num_workers",
+    "trainer",
+    "logger",
+    "latents",
+    "autoencoder",
+    "verify",
+    "sampler",
+    "guidance",
+)
 
 
 def _resume_point(run: Path, wanted: dict[str, Any], steps: int) -> Path | None:
@@ -99,14 +136,23 @@ def _resume_point(run: Path, wanted: dict[str, Any], steps: int) -> Path | None:
     if file is None:
         return None
     card = checkpoints.read(file, wanted["kind"])[checkpoints.CARD]
-    for key in wanted:
-        if card[key] != wanted[key]:
-            raise ValueError(
-                f"{run} was started with {key}={card[key]}, not {wanted[key]}: keep that, or choose another run="
-            )
+    was, now = _flat(card), _flat(wanted)
+    free = ("autoencoder_path", *(f"config.{key}" for key in FREE))
+    changed = [k for k in now if was.get(k) != now[k] and not any(k == f or k.startswith(f"{f}.") for f in free)]
+    if changed:
+        named = ", ".join(f"{k.removeprefix('config.')}={was.get(k)} (now {now[k]})" for k in changed[:3])
+        raise ValueError(f"{run} was started with {named}: keep that, or choose another run=")
     if card["batches_seen"] >= steps:
         log.info("%s is already trained for %d batches; raise steps= to go on", run, card["batches_seen"])
     return file
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def ignore_known_warnings() -> None:

@@ -36,7 +36,7 @@ def write_all(writer):
     for _, part in writer.parts():
         if not writer.is_done(part):
             writer.write(part)
-    return writer.merge("../autoencoder")
+    return writer.merge()
 
 
 def test_stores_the_posterior_of_each_image_and_of_its_mirrored_pixels(writer, model):
@@ -77,10 +77,10 @@ def test_slices_in_any_order_make_the_same_cache(writer, tmp_path):
     assert len(parts) == 5
     for part in parts[1::2]:
         writer.write(part)
-    assert writer.merge("../autoencoder") is None
+    assert writer.merge() is None
     for part in parts[0::2]:
         writer.write(part)
-    assert writer.merge("../autoencoder") == whole
+    assert writer.merge() == whole
 
 
 def test_a_rerun_writes_only_what_is_missing_or_damaged(writer):

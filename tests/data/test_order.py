@@ -2,7 +2,7 @@ from itertools import islice
 
 import pytest
 
-from ldm.data.order import Order
+from ldm.data.order import Order, Stretches
 
 
 def keys(length, batches, **options):
@@ -29,3 +29,8 @@ def test_epochs_are_shuffled_differently_and_by_the_seed():
 def test_continues_where_it_stopped():
     whole = keys(30, 20, seed=0, batch_size=4, rank=1, world=2)
     assert keys(30, 13, seed=0, batch_size=4, rank=1, world=2, images_seen=7 * 8) == whole[7 * 4 :]
+
+
+def test_stretches_lose_nothing_between_passes():
+    stretches = Stretches(iter(range(100)), 7)
+    assert [len(stretches), *[list(stretches) for _ in range(3)]] == [7, *[list(range(i, i + 7)) for i in (0, 7, 14)]]

@@ -49,7 +49,7 @@ def test_an_epoch_deals_each_image_to_one_consumer(packed, consumers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("done", [3, 4, 13])
+@pytest.mark.parametrize("done", [3, 4, 13, 18])
 def test_a_resumed_stream_goes_on_where_it_stopped(packed, workers, done):
     _, shards = packed
     whole = batches(shards, 20, workers)
@@ -67,6 +67,19 @@ def test_urls_braces_and_pipes(packed, tmp_path):
         resolution=16,
     )
     assert contents(shards, "train") == contents(packed[1], "train")
+
+
+def test_whole_epochs_are_skipped_without_reading(packed, monkeypatch):
+    """The last 2 of 12 batches of 4: three epochs of 16 images."""
+    read, plain = [], Shards._sample
+    monkeypatch.setattr(Shards, "_sample", lambda self, *a: (read.append(a[0]), plain(self, *a))[1])
+    batches(packed[1], 2, batch_size=4, images_seen=40)
+    assert len(read) <= 16 + 4
+
+
+def test_packing_over_shards_in_use_is_refused(packed, tmp_path):
+    with pytest.raises(ValueError, match="is packed already"):
+        pack(packed[0], tmp_path / "shards", 3, list)
 
 
 def test_too_few_shards_for_the_consumers(packed):

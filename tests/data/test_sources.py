@@ -9,8 +9,9 @@ from image_files import write_images
 from PIL import Image
 
 from ldm.data.images import in_order
+from ldm.data.listing import held_out
 from ldm.data.order import Order
-from ldm.data.sources import Digits, Folder, held_out
+from ldm.data.sources import Digits, Folder
 
 
 def folder(root, **options):
@@ -88,6 +89,31 @@ def test_in_order_sees_each_image_once_over_ranks_and_workers(photos):
     assert sum(len(image) for loader in loaders for image, _ in loader) == source.count("train")
 
 
+@pytest.mark.parametrize("world", [2, 4])
+def test_every_rank_gets_a_validation_image(photos, world):
+    source = folder(photos, val_fraction=0.2)
+    counts = [sum(len(image) for image, _ in in_order(source, "val", 4, 0, rank, world)) for rank in range(world)]
+    assert counts == [4 // world] * world
+
+
+def test_folders_are_followed_through_links_and_hidden_files_left_out(photos, tmp_path):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "cat").symlink_to(photos / "cat")
+    write_images(tmp_path / "linked" / ".thumbs", 2)
+    (tmp_path / "linked" / "cat" / "._000.png").write_bytes(b"macOS")
+    source = folder(tmp_path / "linked", val_root=str(tmp_path / "linked"))
+    assert (source.class_names, source.count("train")) == (["cat"], 12)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+    (tmp_path / "g").mkdir()
+    ramp = np.linspace(0, 65535, 16 * 16).reshape(16, 16).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "g" / "0.png")
+    source = folder(tmp_path / "g", val_root=str(tmp_path / "g"))
+    view = source.center_view(source.decode(source.read("train", 0)))
+    assert abs(view.float().mean() - 127.5) < 1
+
+
 def test_corrupt_image_is_named(photos):
     (photos / "cat" / "broken.jpg").write_bytes(b"not a picture")
     source = folder(photos, val_root=str(photos))
@@ -111,7 +137,7 @@ def test_skipped_images_are_counted(photos, capsys):
     assert sum(len(image) for image, _ in in_order(source, "val", 8, num_workers=2)) == 20
     assert source.skipped.value == 1
     source.report_skipped()
-    assert "left out 1 images" in capsys.readouterr().out
+    assert "can't be decoded 1 times" in capsys.readouterr().out
     assert all(len(image) == 7 for image, _ in islice(source.training_loader(Order(seed=0, batch_size=7), 0), 3))
 
 

@@ -49,6 +49,14 @@ def test_samples_are_the_datas(path, gaussian, sampler):
     assert x.std().item() == pytest.approx(gaussian.std, abs=0.02)
 
 
+@pytest.mark.parametrize("sampler", [euler, heun, ddim, ddpm])
+@pytest.mark.parametrize("steps", [1, 10, 25])
+def test_no_noise_is_left_in_the_sample_of_a_point(path, gaussian, sampler, steps):
+    gaussian.std = 0.0
+    x = sampler(exact_denoiser(path, gaussian), path, torch.randn(100, dtype=torch.float64), uniform_grid(steps))
+    torch.testing.assert_close(x, torch.full_like(x, gaussian.mean))
+
+
 def eps_net(x_t, t, y):
     return torch.tanh(x_t) * 0.9 + 0.1 * torch.cos(5 * t.reshape(-1, 1, 1, 1))
 

@@ -1,0 +1,37 @@
+"""Networks and runs that take seconds, and a way to run a command in this process."""
+
+import sys
+from importlib import import_module
+
+from hydra.core.global_hydra import GlobalHydra
+
+TINY_AUTOENCODER = [
+    "vae.channels=8",
+    "discriminator.channels=8",
+    "steps=4",
+    "every=2",
+    "batch_size=4",
+    "loss.disc_start=1",
+    "trainer.limit_val_batches=1",
+    "trainer.log_every_n_steps=1",
+]
+TINY_DIFFUSION = [
+    "net.model_channels=24",
+    "sampler.steps=2",
+    "steps=4",
+    "every=2",
+    "batch_size=8",
+    "trainer.limit_val_batches=1",
+    "trainer.log_every_n_steps=1",
+]
+CPU = ["trainer.accelerator=cpu"]
+
+
+def run_command(name: str, *overrides: str) -> None:
+    """Run `ldm NAME OVERRIDES` in this process; a user's error is SystemExit with its line."""
+    GlobalHydra.instance().clear()
+    argv, sys.argv = sys.argv, [f"ldm {name}", *overrides]
+    try:
+        import_module(f"ldm.{name.replace('-', '_')}").main()
+    finally:
+        sys.argv = argv
