@@ -55,6 +55,7 @@ def fit(
     every = min(every, steps)
     if steps % every:
         raise ValueError(f"steps={steps} must be a multiple of every={every}, the batches between two checkpoints")
+    module.card["every"] = every  # Lightning counts these stretches
     resume = _resume_point(run, module.card, steps)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # what matters of its banner is in the line that follows
@@ -116,19 +117,14 @@ def _with_strategy(trainer: dict[str, Any], needs_unused: bool) -> dict[str, Any
 
 
 # what the same run may do differently when it goes on: how far, where and how it is watched
-FREE = (
-    "run",
-    "steps",
-    "keep",
-    "num_workers",
-    "trainer",
-    "logger",
+FREE = {"run", "steps", "every", "keep", "num_workers", "trainer", "logger"}
+FREE |= {
     "latents",
     "autoencoder",
     "verify",
     "sampler",
     "guidance",
-)
+}  # of stage 2; fingerprints say whether they are the same
 
 
 def _resume_point(run: Path, wanted: dict[str, Any], steps: int) -> Path | None:
