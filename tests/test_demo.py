@@ -20,10 +20,11 @@ def digits(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("objective", ["flow", "ddpm", "flow_vp"])
-def test_samples_are_digits_of_their_class(digits, objective, monkeypatch):
+@pytest.mark.parametrize(("objective", "steps"), [("flow", 480), ("ddpm", 960), ("flow_vp", 480)])
+def test_samples_are_digits_of_their_class(digits, objective, steps, monkeypatch):
+    """Regressing the noise takes about twice the batches: after 480, 88 % of ddpm's samples get their label."""
     monkeypatch.chdir(digits)
-    run_command("train-diffusion", f"run={objective}", f"objective={objective}", *CPU)
+    run_command("train-diffusion", f"run={objective}", f"objective={objective}", f"steps={steps}", *CPU)
     run_command("sample", f"run={objective}-samples", f"model=runs/{objective}", "sampler.steps=10")
     run_command("evaluate", f"run={objective}-metrics", f"samples=runs/{objective}-samples", "classifier=svc")
     metrics = json.loads(Path(f"runs/{objective}-metrics/metrics.json").read_text())
