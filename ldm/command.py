@@ -113,10 +113,10 @@ def whole(config: DictConfig, key: str) -> int:
     return int(value)
 
 
-def construct(target: Callable[..., Any], config: DictConfig, key: str) -> Any:
-    """Call target with the keys of config[key]: an unknown or missing key is a user's error."""
+def construct(target: Callable[..., Any], config: DictConfig | dict[str, Any], key: str) -> Any:
+    """Call target with a config node's keys: an unknown or missing one is a user's error, of the node named `key`."""
     try:
-        return target(**plain(config[key]))
+        return target(**(config if isinstance(config, dict) else plain(config)))
     except TypeError as error:
         raise ValueError(f"{key}: {error}") from None
 

@@ -18,17 +18,23 @@ def main(config: DictConfig, run: Path) -> None:
     from ldm.data.sources import digest
     from ldm.files import write_json
     from ldm.metrics.classifier import PixelClassifier
-    from ldm.metrics.features import load_features
+    from ldm.metrics.features import features_for, load_features
     from ldm.metrics.frechet import frechet_distance
     from ldm.ranks import pick_device
 
-    samples, labels, stamp, folder = read_samples(Path(config.samples))
-    source = build(config.data)
-    side = samples.shape[-1]
-    if source.resolution != side:
-        raise ValueError(
-            f"the samples have {side} pixels, the reference {source.resolution}: pass data.resolution={side}"
-        )
+    source, folder = build(config.data), run
+    samples: Any = None
+    labels: Any = None
+    stamp: dict[str, Any] = {}
+    if config.samples is not None:
+        samples, labels, stamp, folder = read_samples(Path(config.samples))
+        side = samples.shape[-1]
+        if source.resolution != side:
+            raise ValueError(
+                f"the samples have {side} pixels, the reference {source.resolution}: pass data.resolution={side}"
+            )
+    elif not config.reconstruction or config.classifier is not None:
+        raise ValueError("samples=null scores an autoencoder alone: pass reconstruction=true and classifier=null")
     metrics: dict[str, Any] = {}
     device, batch_size = pick_device(config.device), whole(config, "batch_size")
 
@@ -42,10 +48,12 @@ def main(config: DictConfig, run: Path) -> None:
         "content": digest(*(part.content for part in source.parts("train", 4096))),
         "preprocessing": source.preprocessing(),
     }
-    name = features_for(config.features, source)
+    name, features, extractor = features_for(config.features, source), None, None
     if name is not None:
-        features, extractor = load_features(name, samples[:2])
+        example = torch.zeros(2, 3, source.resolution, source.resolution, dtype=torch.uint8)
+        features, extractor = load_features(name, example)
         features.to(device)
+    if features is not None and samples is not None:
         with torch.inference_mode():
             batches = (image.to(device) for image, _ in reference("train", "Frechet distance"))
             ours = (part.to(device) for part in samples.split(batch_size))
@@ -68,27 +76,19 @@ def main(config: DictConfig, run: Path) -> None:
     elif config.classifier is not None:
         raise ValueError(f"classifier={config.classifier} must be svc or null")
     if config.reconstruction:
-        metrics["reconstruction"] = score_reconstructions(config, stamp, folder, reference("val", "reconstruction"))
+        scored = score_reconstructions(config, stamp, folder, reference("val", "reconstruction"), features)
+        metrics["reconstruction"] = scored | {"extractor": extractor, "preprocessing": source.preprocessing()}
     metrics |= {"samples": stamp, "versions": {"ldm": __version__, "torch": torch.__version__}}
     write_config(config, run)
     write_json(run / "metrics.json", metrics)
     for name in ("frechet_distance", "class_accuracy"):
         if name in metrics:
             print(f"{name}: {metrics[name]['value']:.4f}")
-    for name in ("psnr", "ssim"):
-        if "reconstruction" in metrics:
+    for name in ("psnr", "ssim", "lpips", "rfd"):
+        if name in metrics.get("reconstruction", {}):
             print(f"reconstruction {name}: {metrics['reconstruction'][name]:.4f}")
     print(f"scores and what each depends on: {run}/metrics.json")
     source.report_skipped()
-
-
-def features_for(name: str | None, source: Any) -> str | None:
-    """ "auto" is pixels for the digits and inception for all else; pixels say nothing about photographs."""
-    from ldm.data.sources import Digits
-
-    if name == "pixels" and not isinstance(source, Digits):
-        raise ValueError("features=pixels is for the digits only: pass features=inception, or a features file")
-    return name if name != "auto" else "pixels" if isinstance(source, Digits) else "inception"
 
 
 def read_samples(path: Path) -> tuple[Any, Any, dict[str, Any], Path]:
@@ -124,30 +124,52 @@ def collect(batches: Any) -> tuple[Any, Any]:
     return torch.cat(images), torch.cat(labels)
 
 
-def score_reconstructions(config: DictConfig, stamp: dict[str, Any], folder: Path, batches: Any) -> dict[str, Any]:
-    """PSNR and SSIM of the posterior mean's reconstruction of held-out images."""
+def score_reconstructions(
+    config: DictConfig, stamp: dict[str, Any], folder: Path, batches: Any, features: Any
+) -> dict[str, Any]:
+    """PSNR, SSIM, LPIPS and rFD of the posterior mean's reconstruction of held-out images."""
     import torch
 
     from ldm.checkpoint import load_autoencoder, matching_autoencoder
     from ldm.images import to_image, to_x
+    from ldm.losses.reconstruction import PerceptualLoss
     from ldm.metrics.reconstruction import ReconstructionMetrics
     from ldm.ranks import pick_device
+    from ldm.tiling import tiled
 
     if "autoencoder" in stamp:
         loaded = matching_autoencoder(config.autoencoder, stamp["autoencoder_path"], folder, stamp["autoencoder"])
     elif config.autoencoder is not None:
         loaded = load_autoencoder(config.autoencoder)
     else:
-        raise ValueError("these samples name no autoencoder: pass autoencoder=PATH, or reconstruction=false")
-    device, scores, count = pick_device(config.device), ReconstructionMetrics(), 0
-    model = loaded.model.to(device)
+        raise ValueError("no samples name an autoencoder: pass autoencoder=PATH, or reconstruction=false")
+    weights = config.lpips
+    if weights == "auto":  # those that it was trained with; an imported one was trained elsewhere
+        weights = loaded.card["config"].get("loss", {}).get("perceptual_pretrained")
+    perceptual = None if weights is None else PerceptualLoss(pretrained=weights)
+    device, model = pick_device(config.device), loaded.model
+    scores, factor = ReconstructionMetrics(perceptual, features), model.downsample_factor
+    tile, overlap = (config.tile, config.tile // 4) if config.tile else (1 << 30, 0)
+    if config.tile is not None and config.tile % (4 * factor):
+        raise ValueError(f"tile={config.tile} must be a multiple of {4 * factor}, four times the autoencoder's factor")
+    model.to(device)
     with torch.inference_mode():
-        for image, _ in batches:
-            x_hat = model.decode(model.encode(to_x(image.to(device))).mean)
-            scores.update_images(to_image(x_hat).cpu(), image)
-            count += len(image)
-    values = {name: float(value) for name, value in scores.compute().items()}
-    return values | {"images": count, "split": "val", "autoencoder": loaded.fingerprint, "of": "posterior mean"}
+        for batch, _ in batches:
+            image = batch.to(device)
+            z = tiled(lambda x: model.encode(x).mean, to_x(image), tile, overlap)
+            x_hat = tiled(model.decode, z, tile // factor, overlap // factor)
+            scores.update(to_image(x_hat), image)
+    if scores.images == 0:
+        raise ValueError("no held-out image could be decoded")
+    names = {False: "random VGG16 weights", True: "torchvision's VGG16"}
+    return scores.compute() | {
+        "images": scores.images,
+        "split": "val",
+        "autoencoder": loaded.fingerprint,
+        "of": "posterior mean",
+        "tile": config.tile,
+        "lpips_weights": None if weights is None else names.get(weights, str(weights)),
+    }
 
 
 if __name__ == "__main__":

@@ -23,8 +23,14 @@ class DiagonalGaussian:
     @classmethod
     def from_parameters(cls, parameters: Tensor) -> "DiagonalGaussian":
         """Split an encoder's output, [B, 2C, h, w], into mean and clamped log-variance."""
-        mean, logvar = parameters.chunk(2, dim=1)
+        mean, logvar = parameters.to(torch.promote_types(parameters.dtype, torch.float32)).chunk(2, dim=1)
         return cls(mean, logvar.clamp(*LOGVAR_RANGE))
+
+    @classmethod
+    def point(cls, mean: Tensor) -> "DiagonalGaussian":
+        """All but a point mass: what a plain autoencoder emits, with the smallest std there is, exp(-15)."""
+        mean = mean.to(torch.promote_types(mean.dtype, torch.float32))
+        return cls(mean, torch.full_like(mean, LOGVAR_RANGE[0]))
 
     @property
     def std(self) -> Tensor:
@@ -39,8 +45,8 @@ class DiagonalGaussian:
         return torch.cat([self.mean, self.std], dim=1)
 
     def kl(self) -> Tensor:
-        """KL(self || N(0, 1)) in nats, summed over C, h, w: [B]."""
-        return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar).flatten(1).sum(1)
+        """KL(self || N(0, 1)) in nats of each latent element: [B, C, h, w]."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar)
 
 
 def sample_moments(moments: Tensor) -> Tensor:

@@ -34,3 +34,12 @@ def gather(value: Any) -> list[Any]:
     dist.gather_object(value, values)
     dist.destroy_process_group()
     return values or []
+
+
+def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """Its mean over the ranks of a training run; itself where there is one."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value

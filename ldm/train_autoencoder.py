@@ -1,6 +1,7 @@
 """Stage 1: train the autoencoder on images."""
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -14,33 +15,41 @@ def main(config: DictConfig, run: Path) -> None:
     from ldm.models.autoencoder import Autoencoder
     from ldm.models.discriminator import PatchDiscriminator
     from ldm.training.autoencoder import AutoencoderModule
-    from ldm.training.callbacks import ReconstructionGrid
+    from ldm.training.gradients import StepGuard
+    from ldm.training.health import Health
+    from ldm.training.pictures import LogitMaps, ReconstructionGrid
     from ldm.training.progress import Schedule, seed_from
     from ldm.training.run import fit
 
     source, steps = build(config.data), whole(config, "steps")
     seed_from(config.seed)
-    autoencoder = construct(Autoencoder, config, "vae")
-    discriminator = construct(PatchDiscriminator, config, "discriminator")
-    factor = autoencoder.downsample_factor
-    if source.resolution % factor:
-        raise ValueError(f"data.resolution={source.resolution} is not a multiple of the autoencoder's factor {factor}")
-    if config.loss.disc_weight > 0 and source.resolution < discriminator.min_size:
-        raise ValueError(
-            f"data.resolution={source.resolution} is too small: the discriminator needs {discriminator.min_size}"
-        )
+    regularizer = build(config.regularizer)
+    shape = plain(config.vae) | {"variational": regularizer.variational}
+    autoencoder = construct(Autoencoder, shape, "vae")
+    discriminator = construct(PatchDiscriminator, config.discriminator, "discriminator")
+    loss = construct(AutoencoderLoss, plain(config.loss) | {"regularizer": regularizer}, "loss")
+    check(config, source, autoencoder, discriminator)
+    if config.init is not None:
+        start_from(config.init, autoencoder, shape)
     module = AutoencoderModule(
         autoencoder=autoencoder,
         discriminator=discriminator,
-        loss=construct(AutoencoderLoss, config, "loss"),
+        loss=loss,
         optimizer=build(config.optimizer),
         disc_optimizer=build(config.disc_optimizer),
         schedule=Schedule(steps=steps, **plain(config.schedule)),
+        disc_schedule=Schedule(steps=max(1, steps - loss.disc_start), **plain(config.disc_schedule)),
+        accumulate=whole(config, "accumulate"),
+        trained=config.trained,
+        guard=construct(StepGuard, config.guard, "guard"),
+        disc_guard=construct(StepGuard, config.disc_guard, "disc_guard"),
+        health=construct(Health, config.health, "health"),
         seed=config.seed,
         batch_size=whole(config, "batch_size"),
+        lr_per_image=config.lr_per_image,
         card={
             "kind": "autoencoder",
-            "autoencoder": plain(config.vae),
+            "autoencoder": shape,
             "preprocessing": source.preprocessing(),
             "config": plain(config),
         },
@@ -55,12 +64,59 @@ def main(config: DictConfig, run: Path) -> None:
         every=whole(config, "every"),
         keep=whole(config, "keep"),
         ema_decay=config.ema_decay,
-        pictures=ReconstructionGrid(),
+        callbacks=[scores(config, source), ReconstructionGrid(), LogitMaps()],
         loggers=build_loggers(config.logger, run),
         trainer=plain(config.trainer),
     )
-    print(f"autoencoder in {run}: reconstructions/, curves.png, metrics.csv, checkpoints/")
+    print(f"autoencoder in {run}: reconstructions/, logits/, curves.png, metrics.csv, checkpoints/")
     source.report_skipped()
+
+
+def check(config: DictConfig, source: Any, autoencoder: Any, discriminator: Any) -> None:
+    """Refuse what would fail, or be meaningless, batches later."""
+    factor, accumulate = autoencoder.downsample_factor, whole(config, "accumulate")
+    if source.resolution % factor:
+        raise ValueError(f"data.resolution={source.resolution} is not a multiple of the autoencoder's factor {factor}")
+    least = source.resolution * config.regularizer.get("min_scale", 1)
+    if config.loss.disc_weight > 0 and least < discriminator.min_size:
+        scaled = " times regularizer.min_scale" if least < source.resolution else ""
+        small = f"data.resolution={source.resolution}{scaled} is too small"
+        raise ValueError(f"{small}: the discriminator needs {discriminator.min_size}")
+    if config.batch_size % accumulate:
+        raise ValueError(f"batch_size={config.batch_size} can't be divided into accumulate={accumulate} equal parts")
+    if config.loss.r1 > 0 and config.discriminator.norm == "batch":
+        raise ValueError("loss.r1 needs logits of one image each: pass discriminator.norm=group, spectral or none")
+    if config.trained not in ("all", "decoder"):
+        raise ValueError(f"trained={config.trained} must be all or decoder")
+    if config.trained == "decoder" and config.init is None:
+        raise ValueError("trained=decoder needs an encoder that is trained already: pass init=RUN")
+
+
+def start_from(path: str, autoencoder: Any, shape: dict[str, Any]) -> None:
+    """Copy a trained or imported autoencoder's weights."""
+    from ldm.checkpoint import load_autoencoder
+
+    loaded = load_autoencoder(path)
+    theirs = {"in_channels": 3, "attention_resolutions": [], "variational": True} | loaded.card["autoencoder"]
+    ours = {"in_channels": 3, "attention_resolutions": [], "variational": True} | shape
+    wrong = [f"'vae.{key}={theirs[key]}'".replace(" ", "") for key in theirs if theirs[key] != ours[key]]
+    if wrong:
+        raise ValueError(f"init={path} has another shape: pass {' '.join(wrong)}")
+    autoencoder.load_state_dict(loaded.model.state_dict())
+
+
+def scores(config: DictConfig, source: Any) -> Any:
+    """The callback that measures reconstructions, rFD with config.features; LPIPS is among the loss's own terms."""
+    import torch
+
+    from ldm.metrics.features import features_for, load_features
+    from ldm.metrics.reconstruction import ReconstructionMetrics
+    from ldm.training.scores import ReconstructionScores
+
+    name = features_for(config.features, source)
+    example = torch.zeros(2, 3, source.resolution, source.resolution, dtype=torch.uint8)
+    features = load_features(name, example)[0] if name is not None else None
+    return ReconstructionScores(ReconstructionMetrics(None, features), config.vae.latent_channels)
 
 
 if __name__ == "__main__":

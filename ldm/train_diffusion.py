@@ -15,8 +15,8 @@ def main(config: DictConfig, run: Path) -> None:
     from ldm.data.latents import LatentCache, LatentData
     from ldm.diffusion.objective import Objective
     from ldm.generate import Generator
-    from ldm.training.callbacks import SampleGrid
     from ldm.training.diffusion import DiffusionModule
+    from ldm.training.pictures import SampleGrid
     from ldm.training.progress import Schedule, seed_from
     from ldm.training.run import fit
 
@@ -37,6 +37,7 @@ def main(config: DictConfig, run: Path) -> None:
         schedule=Schedule(steps=steps, **plain(config.schedule)),
         seed=config.seed,
         batch_size=whole(config, "batch_size"),
+        lr_per_image=config.lr_per_image,
         card={
             "kind": "diffusion",
             "net": plain(config.net) | shape,
@@ -71,7 +72,7 @@ def main(config: DictConfig, run: Path) -> None:
         every=whole(config, "every"),
         keep=whole(config, "keep"),
         ema_decay=config.ema_decay,
-        pictures=SampleGrid(generator, len(cache.class_names)),
+        callbacks=[SampleGrid(generator, len(cache.class_names))],
         loggers=build_loggers(config.logger, run),
         trainer=plain(config.trainer),
     )

@@ -12,13 +12,23 @@ MODULES = sorted((ROOT / "ldm").rglob("*.py"))
 
 # lower rooms first; a module may import from its own room and from lower ones
 FLOORS = [
-    {"files", "images", "latents"},
+    {"files", "images", "latents", "ranks", "tiling"},
     {"diffusion", "models"},
     {"losses"},
-    {"checkpoint", "data", "metrics", "generate", "ranks"},
+    {"checkpoint", "data", "metrics", "generate", "exchange"},
     {"training"},
     {"command"},
-    {"train_autoencoder", "cache_latents", "train_diffusion", "sample", "evaluate", "pack", "cli", "__main__"},
+    {
+        "train_autoencoder",
+        "cache_latents",
+        "train_diffusion",
+        "sample",
+        "evaluate",
+        "pack",
+        "convert",
+        "cli",
+        "__main__",
+    },
 ]
 COMMANDS = FLOORS[-1] - {"cli", "__main__"}
 DOORS = {
@@ -27,6 +37,7 @@ DOORS = {
     "lightning": {"training", "data"},
     "webdataset": {"data"},
     "lpips": {"losses"},
+    "safetensors": {"exchange"},
     "wandb": set(),
     "sklearn": {"metrics", "data"},
     "torchmetrics": {"metrics"},

@@ -51,6 +51,8 @@ def test_samples_and_scores(ldm, pipeline):
     assert (distance["images"], distance["reference"]["images"]) == (23, 1500)
     assert metrics["class_accuracy"]["classifier_on_held_out_images"] >= 0.97
     assert metrics["reconstruction"]["images"] == 297
+    assert metrics["reconstruction"]["lpips_weights"] == "random VGG16 weights"
+    assert metrics["reconstruction"]["rfd"] > 0
     assert metrics["samples"]["evaluations"] == 3
     assert metrics["samples"]["model"] == load_diffusion("runs/diffusion").fingerprint
     assert metrics["samples"]["autoencoder"] == load_autoencoder("runs/autoencoder").fingerprint

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.data.sources import Digits, Source
 from ldm.files import sha256
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -58,6 +59,13 @@ def _load_torchscript(path: Path) -> nn.Module:
         # torch advises torch.export to those who write such files; published feature networks are TorchScript
         warnings.filterwarnings("ignore", message=".*torch.jit.load.* is deprecated.*", category=FutureWarning)
         return torch.jit.load(path).eval()
+
+
+def features_for(name: str | None, source: Source) -> str | None:
+    """ "auto" is pixels for the digits and inception for all else; pixels say nothing about photographs."""
+    if name == "pixels" and not isinstance(source, Digits):
+        raise ValueError("features=pixels is for the digits only: pass features=inception, or a features file")
+    return name if name != "auto" else "pixels" if isinstance(source, Digits) else "inception"
 
 
 def load_features(name: str, example: Tensor) -> tuple[nn.Module, str]:

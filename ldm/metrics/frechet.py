@@ -18,8 +18,14 @@ def frechet_distance(features: nn.Module, real: Iterable[Tensor], fake: Iterable
     for image in fake:
         metric.update(image, real=False)
     counts = int(metric.real_features_num_samples), int(metric.fake_features_num_samples)
+    return compute_frechet(metric), *counts
+
+
+def compute_frechet(metric: FrechetInceptionDistance) -> float:
+    """The metric's value, or a ValueError for fewer than two images a side."""
+    counts = int(metric.real_features_num_samples), int(metric.fake_features_num_samples)
     if min(counts) < 2:
         raise ValueError(f"a Frechet distance needs two images a side, not {counts[0]} and {counts[1]}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Casting complex values to real.*")
-        return float(metric.compute()), *counts
+        return float(metric.compute())

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -155,7 +156,9 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        h = F.silu(self.norm_out(h))
+        with torch.autocast(h.device.type, enabled=False):  # pixels, and the gradients that weigh the GAN, in float32
+            return self.conv_out(h.to(self.conv_out.weight.dtype))
 
 
 class Autoencoder(nn.Module):
@@ -168,6 +171,7 @@ class Autoencoder(nn.Module):
         latent_channels: C of the latent.
         attention_resolutions: downsample factors at which levels also attend (the middle always does). LDM's configs
             give pixels instead: its "attention at 16" for 256 px is the factor 16 here.
+        variational: false makes a plain autoencoder, whose posterior is its mean (with the smallest std, 3e-7).
     """
 
     def __init__(
@@ -179,12 +183,15 @@ class Autoencoder(nn.Module):
         num_res_blocks: int,
         latent_channels: int,
         attention_resolutions: Sequence[int] = (),
+        variational: bool = True,
     ) -> None:
         super().__init__()
         widths = [channels * m for m in channel_mult]
         self.downsample_factor = 2 ** (len(widths) - 1)
-        self.encoder = Encoder(in_channels, widths, num_res_blocks, 2 * latent_channels, attention_resolutions)
-        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
+        self.variational = variational
+        parameters = 2 * latent_channels if variational else latent_channels  # of the posterior
+        self.encoder = Encoder(in_channels, widths, num_res_blocks, parameters, attention_resolutions)
+        self.quant_conv = nn.Conv2d(parameters, parameters, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
         self.decoder = Decoder(latent_channels, widths, num_res_blocks, in_channels, attention_resolutions)
 
@@ -193,7 +200,8 @@ class Autoencoder(nn.Module):
         f = self.downsample_factor
         if x.shape[-1] % f or x.shape[-2] % f:
             raise ValueError(f"image size {tuple(x.shape[-2:])} is not a multiple of the autoencoder's factor {f}")
-        return DiagonalGaussian.from_parameters(self.quant_conv(self.encoder(x)))
+        parameters = self.quant_conv(self.encoder(x))
+        return DiagonalGaussian.from_parameters(parameters) if self.variational else DiagonalGaussian.point(parameters)
 
     def decode(self, z: Tensor) -> Tensor:
         """Raw latent z [B, C, h, w] -> x [B, 3, h f, w f]; neither samples nor scales."""

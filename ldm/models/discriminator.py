@@ -4,13 +4,16 @@ from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from ldm.models.layers import group_norm
 
-Norm = Literal["group", "batch", "none"]
+Norm = Literal["group", "batch", "spectral", "none"]
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "group": lambda channels: group_norm(channels, eps=1e-5),
-    "batch": nn.BatchNorm2d,
+    # over all ranks; always of the batch at hand: running statistics would mix real, fake and the generator's passes
+    "batch": lambda channels: nn.SyncBatchNorm(channels, track_running_stats=False),
+    "spectral": lambda channels: nn.Identity(),  # the convolutions themselves are normalised
     "none": lambda channels: nn.Identity(),
 }
 
@@ -22,7 +25,8 @@ class PatchDiscriminator(nn.Module):
         in_channels: of the image.
         channels: width of the first layer (LDM's ndf), doubled a layer up to 8 times.
         num_layers: strided convolutions.
-        norm: "batch" is LDM's; "group", the default, needs no statistics across samples, ranks or the two passes.
+        norm: "batch" is LDM's, synchronised across ranks (on GPUs only); "group", the default, needs no statistics
+            across samples, ranks or the two passes; "spectral" bounds each convolution's gain (Miyato et al. 2018).
     """
 
     def __init__(self, *, in_channels: int = 3, channels: int = 64, num_layers: int = 3, norm: Norm = "group") -> None:
@@ -34,12 +38,18 @@ class PatchDiscriminator(nn.Module):
         for i in range(1, num_layers + 1):
             stride = 2 if i < num_layers else 1
             # a normalisation brings its own offset, so that a bias before it would do nothing
-            convolution = nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=norm == "none")
+            convolution = nn.Conv2d(
+                widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=norm in ("spectral", "none")
+            )
             layers += [convolution, NORMS[norm](widths[i]), nn.LeakyReLU(0.2)]
         layers.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
         self.main = nn.Sequential(*layers)
         self.min_size = 3 * 2**num_layers  # below, the last two convolutions are wider than what reaches them
         self.apply(init_weights)
+        if norm == "spectral":
+            for layer in self.main:
+                if isinstance(layer, nn.Conv2d):
+                    spectral_norm(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         if min(x.shape[-2:]) < self.min_size:
@@ -53,6 +63,6 @@ def init_weights(module: nn.Module) -> None:
     """Convolutions ~ N(0, 0.02), normalisation scales ~ N(1, 0.02), as in pix2pix and LDM."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+    elif isinstance(module, nn.SyncBatchNorm | nn.GroupNorm):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)

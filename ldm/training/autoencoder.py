@@ -1,24 +1,37 @@
 """Stage 1: the autoencoder against its discriminator."""
 
+import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from ldm.images import to_image, to_x
-from ldm.losses.autoencoder import AutoencoderLoss
-from ldm.metrics.reconstruction import ReconstructionMetrics
+from ldm.losses.adversarial import CLAMP, BalancedBackward
+from ldm.losses.autoencoder import AutoencoderLoss, Terms
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
-from ldm.training.progress import ProgressModule
+from ldm.training.gradients import StepGuard, without_sync
+from ldm.training.health import Health
+from ldm.training.progress import ProgressModule, Schedule
 
 MakeOptimizer = Callable[[Iterable[Parameter]], Optimizer]
+Pair = tuple[Tensor, Tensor]  # an image and its reconstruction, detached, [B, 3, H, W] each
 
 
 class AutoencoderModule(ProgressModule):
-    """Two named steps a batch; the discriminator's reuses the generator's reconstruction, detached."""
+    """Two named steps a batch, each over all of its micro-batches.
+
+    Args:
+        accumulate: micro-batches that a batch is divided into; it equals the whole batch at once.
+        trained: all, or the decoder alone (with post_quant_conv), for published encoders that must stay as they are.
+        disc_schedule: of the discriminator's rate, counted from its start.
+        guard, disc_guard: between each player's gradients and its step.
+    """
 
     def __init__(
         self,
@@ -28,62 +41,131 @@ class AutoencoderModule(ProgressModule):
         loss: AutoencoderLoss,
         optimizer: MakeOptimizer,
         disc_optimizer: MakeOptimizer,
+        disc_schedule: Schedule,
+        accumulate: int,
+        trained: Literal["all", "decoder"],
+        guard: StepGuard,
+        disc_guard: StepGuard,
+        health: Health,
         **progress: Any,
     ) -> None:
         super().__init__(**progress)
         self.automatic_optimization = False
         self.autoencoder, self.discriminator, self.loss = autoencoder, discriminator, loss
         self.make_optimizers = (optimizer, disc_optimizer)
-        self.val_metrics = ReconstructionMetrics()
+        self.disc_schedule, self.accumulate = disc_schedule, accumulate
+        self.guard, self.disc_guard, self.health = guard, disc_guard, health
+        self.max_rollbacks, self.trust_after = health.rollbacks, health.window
+        if trained == "decoder":
+            autoencoder.encoder.requires_grad_(False)
+            autoencoder.quant_conv.requires_grad_(False)
 
     def configure_optimizers(self) -> list[Optimizer]:
         make, make_disc = self.make_optimizers
-        return [make(self.autoencoder.parameters()), make_disc(self.discriminator.parameters())]
+        players = ([*self.autoencoder.parameters(), self.loss.logvar], [*self.discriminator.parameters()])
+        trained = [[p for p in player if p.requires_grad] for player in players]
+        return self.with_rates([make(trained[0]), make_disc(trained[1])])
+
+    def rate_factors(self) -> dict[str, float]:
+        rollbacks = self.health.disc_lr_factor**self.rollbacks
+        return super().rate_factors() | {"disc_lr": rollbacks * self.disc_schedule(self.disc_batches)}
+
+    @property
+    def disc_batches(self) -> int:
+        """Batches since the discriminator's start."""
+        return max(0, self.batches_seen - self.loss.disc_start)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x = to_x(batch[0])  # [B, 3, H, W]
-        x_hat = self.generator_step(x)
-        if self.loss.is_adversarial(self.batches_seen):
-            self.discriminator_step(x, x_hat)
+        micro = to_x(batch[0]).chunk(self.accumulate)  # [B / accumulate, 3, H, W] each
+        with without_sync(self.trainer.model):
+            pairs, terms = self.generator_step(micro)
+            if self.loss.disc_trains(self.batches_seen):
+                terms |= self.discriminator_step(pairs)
+        self.log_terms("train", terms | self.health.watch(terms, self.rollbacks))
 
-    def generator_step(self, x: Tensor) -> Tensor:
-        """One step of the autoencoder, the discriminator frozen; returns the reconstruction."""
+    def generator_step(self, micro: tuple[Tensor, ...]) -> tuple[list[Pair], Terms]:
+        """One step of the autoencoder, the discriminator frozen."""
         optimizer, _ = self.optimizers()  # type: ignore[attr-defined]
         self.toggle_optimizer(optimizer)
-        x_hat, posterior = self.autoencoder(x)
-        last_layer = self.autoencoder.last_layer
-        loss, terms = self.loss.generator(x, x_hat, posterior, self.discriminator, last_layer, self.batches_seen)
         optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
+        factor, logvar = self.loss.disc_factor(self.batches_seen), self.loss.logvar
+        backward = BalancedBackward(
+            last_layer=self.autoencoder.last_layer,
+            parameters=[p for p in self.autoencoder.parameters() if p.requires_grad],
+            also=[logvar] if logvar.requires_grad else [],
+            backward=self.manual_backward,
+            scale=self.loss_scale,
+        )
+        pairs, terms = [], []
+        for i, x in enumerate(micro):
+            target, x_hat, *losses, found = self.loss.reconstruct(self.autoencoder, x)
+            nll, penalty = (loss * (len(x) / sum(map(len, micro))) for loss in losses)
+            if factor == 0:
+                self.manual_backward(nll + penalty)
+            else:
+                g = self.loss.adversarial(self.discriminator, x_hat)
+                share = g * (len(x) / sum(map(len, micro)))
+                found["g"] = g.detach()
+                if i < len(micro) - 1:
+                    backward.add(nll, share, penalty, x_hat)
+                else:
+                    weight = backward.finish(nll, share, penalty, x_hat, factor)
+            pairs.append((target.detach(), x_hat.detach()))
+            terms.append(found)
+        merged = mean_terms(terms)
+        if factor > 0:
+            merged |= {"disc_weight": factor * weight, "disc_weight_clamped": (weight >= CLAMP).float()}
+        merged |= self.guarded_step(optimizer, self.guard)
         self.untoggle_optimizer(optimizer)
-        self.log_terms("train", terms)
-        return x_hat.detach()
+        return pairs, merged
 
-    def discriminator_step(self, x: Tensor, x_hat: Tensor) -> None:
+    def discriminator_step(self, pairs: list[Pair]) -> Terms:
         """One step of the discriminator, the autoencoder frozen."""
         _, optimizer = self.optimizers()  # type: ignore[attr-defined]
         self.toggle_optimizer(optimizer)
-        loss, terms = self.loss.discriminator(x, x_hat, self.discriminator)
         optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
+        terms = []
+        for x, reused in pairs:
+            x_hat = reused
+            if self.loss.fresh:
+                with torch.no_grad():
+                    x_hat, _ = self.autoencoder(x)
+            loss, found = self.loss.discriminate(x, x_hat, self.discriminator, self.disc_batches)
+            self.manual_backward(loss * (len(x) / sum(len(x) for x, _ in pairs)))
+            terms.append(found)
+        merged = mean_terms(terms)
+        self.loss.follow(merged["logits_real"], merged["logits_fake"], self.disc_batches)
+        merged |= {f"disc_{k}": v for k, v in self.guarded_step(optimizer, self.disc_guard).items()}
         self.untoggle_optimizer(optimizer)
-        self.log_terms("train", terms)
+        return merged
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Reconstruct from the posterior mean; returns the reconstruction, uint8 [B, 3, H, W], for the grid."""
-        image = batch[0]
-        x = to_x(image)
+    def guarded_step(self, optimizer: LightningOptimizer, guard: StepGuard) -> Terms:
+        """Step, unless the guard refuses; fp16's scaler must see infinities itself, to lower its scale."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        allowed, terms = guard.allows(parameters, self.loss_scale)
+        if allowed or (self.scaler is not None and not math.isfinite(terms["grad_norm"])):
+            optimizer.step()
+        return {name: torch.tensor(value) for name, value in terms.items()}
+
+    @property
+    def scaler(self) -> Any:
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    @property
+    def loss_scale(self) -> float:
+        return 1.0 if self.scaler is None else float(self.scaler.get_scale())
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Reconstruct from the posterior mean; returns what the callbacks measure and draw."""
+        x = to_x(batch[0])
         posterior = self.autoencoder.encode(x)
         x_hat = self.autoencoder.decode(posterior.mean)
-        nll, regularisation, terms = self.loss.reconstruction(x, x_hat, posterior)
-        self.log_terms("val", terms | {"loss": nll + regularisation})
-        self.val_metrics.update_images(to_image(x_hat), image)
-        return to_image(x_hat)
+        nll, terms = self.loss.nll(x, x_hat)
+        penalty, kl = self.loss.penalty(x, posterior)
+        self.log_terms("val", terms | kl | {"loss": nll + penalty})
+        return {"image_hat": to_image(x_hat), "moments": posterior.moments()}
 
-    def on_validation_epoch_end(self) -> None:
-        if not self.val_metrics["ssim"].update_called:
-            raise ValueError("no validation image could be decoded: give more, or mend them")
-        self.log_terms("val", self.val_metrics.compute())
-        self.val_metrics.reset()
+
+def mean_terms(terms: list[Terms]) -> Terms:
+    """The mean of each term over micro-batches."""
+    return {name: torch.stack([found[name] for found in terms]).mean() for name in terms[0]}

@@ -30,8 +30,8 @@ class DiffusionModule(ProgressModule):
         self.net, self.objective, self.stats, self.label_dropout = net, objective, stats, label_dropout
         self.make_optimizer = optimizer
 
-    def configure_optimizers(self) -> Optimizer:
-        return self.make_optimizer(self.net.parameters())
+    def configure_optimizers(self) -> list[Optimizer]:
+        return self.with_rates([self.make_optimizer(self.net.parameters())])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         moments, y = batch  # [B, 2C, h, w], [B]

@@ -1,5 +1,6 @@
 """What both stages share: counters of their own, a rate and a seed that are functions of progress, the card."""
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,8 +9,11 @@ import numpy as np
 import torch
 from lightning import LightningModule
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ldm.checkpoint import CARD
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,21 +49,46 @@ class ProgressModule(LightningModule):
     run needs neither generator nor scheduler states to continue as if it had never stopped.
     """
 
-    def __init__(self, *, schedule: Schedule, seed: int, batch_size: int, card: dict[str, Any]) -> None:
+    def __init__(
+        self, *, schedule: Schedule, seed: int, batch_size: int, lr_per_image: float | None, card: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.schedule, self.seed, self.batch_size, self.card = schedule, seed, batch_size, card
-        self.batches_seen, self.images_seen = 0, 0
+        self.lr_per_image = lr_per_image
+        self.batches_seen, self.images_seen, self.rollbacks = 0, 0, 0
+        self.max_rollbacks, self.trust_after = 0, 0  # checkpoints this many batches old are trusted in a rollback
+
+    def with_rates(self, optimizers: list[Optimizer]) -> list[Optimizer]:
+        """Note the learning rates that the config gives: each optimiser's own, or lr_per_image x the global batch."""
+        world = self.trainer.world_size
+        if self.lr_per_image is not None:
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.lr_per_image * self.batch_size * world
+        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+        rates = ", ".join(f"{name} {rate:g}" for name, rate in zip(self.rate_factors(), self.rates, strict=True))
+        why = f" (lr_per_image {self.lr_per_image:g})" if self.lr_per_image is not None else ""
+        images = self.batch_size * world
+        log.info("global batch %d = %d images x %d ranks; %s%s", images, self.batch_size, world, rates, why)
+        return optimizers
+
+    def rate_factors(self) -> dict[str, float]:
+        """The factor on each optimiser's rate in this batch, by the name under which the rate is logged."""
+        return {"lr": self.schedule(self.batches_seen)}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         seed_from(self.seed, 0, self.batches_seen, self.global_rank)
-        for optimizer in self.trainer.optimizers:
+        self.now = {
+            name: rate * factor for rate, (name, factor) in zip(self.rates, self.rate_factors().items(), strict=True)
+        }
+        for optimizer, rate in zip(self.trainer.optimizers, self.now.values(), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = group.setdefault("initial_lr", group["lr"]) * self.schedule(self.batches_seen)
+                group["lr"] = rate
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.batches_seen += 1
         self.images_seen += self.batch_size * self.trainer.world_size
-        self.log_terms("train", {"lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
+        self.log_terms("train", self.now)
         for name, count in (("batches", self.batches_seen), ("images", self.images_seen)):
             self.log(name, torch.tensor(count, dtype=torch.float64))  # float32 counts to 16.7 million only
 
@@ -75,7 +104,10 @@ class ProgressModule(LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[CARD] = self.card | {"batches_seen": self.batches_seen, "images_seen": self.images_seen}
+        counters = {name: getattr(self, name) for name in ("batches_seen", "images_seen", "rollbacks")}
+        checkpoint[CARD] = self.card | counters
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.batches_seen, self.images_seen = (checkpoint[CARD][key] for key in ("batches_seen", "images_seen"))
+        card = checkpoint[CARD]
+        self.batches_seen, self.images_seen = card["batches_seen"], card["images_seen"]
+        self.rollbacks = max(self.rollbacks, card["rollbacks"])  # a rollback is not undone by what it goes back to

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ldm import checkpoint as checkpoints
 from ldm.files import atomic_write
 from ldm.training.callbacks import EMA, Curves, count_parameters
+from ldm.training.gradients import DivergenceError
 from ldm.training.progress import ProgressModule
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def fit(
     every: int,
     keep: int,
     ema_decay: float,
-    pictures: Callback,
+    callbacks: list[Callback],
     loggers: list[Logger],
     trainer: dict[str, Any],
     begin: Callable[[], None],
@@ -59,32 +60,36 @@ def fit(
     resume = _resume_point(run, module.card, steps)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # what matters of its banner is in the line that follows
-    fitter = _make_trainer(
-        _with_strategy(trainer, needs_unused=not module.automatic_optimization),
-        default_root_dir=run,
-        max_epochs=steps // every,
-        limit_train_batches=every,
-        use_distributed_sampler=False,  # the order deals the ranks their shares
-        num_sanity_val_steps=0,
-        logger=[CSVLogger(run, name="csv"), *loggers],
-        plugins=[AtomicCheckpointIO()],
-        callbacks=[
-            EMA(ema_decay),
-            pictures,
-            Curves(),
-            RichProgressBar(refresh_rate=5),
-            ModelCheckpoint(
-                dirpath=run / checkpoints.FOLDER,
-                filename="{batches:08.0f}",
-                auto_insert_metric_name=False,
-                monitor="batches",
-                mode="max",
-                save_top_k=keep,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            ),
-        ],
-    )
+
+    def make_fitter() -> Trainer:
+        return _make_trainer(
+            trainer,
+            default_root_dir=run,
+            max_epochs=steps // every,
+            limit_train_batches=every,
+            use_distributed_sampler=False,  # the order deals the ranks their shares
+            num_sanity_val_steps=0,
+            logger=[CSVLogger(run, name="csv"), *loggers],
+            plugins=[AtomicCheckpointIO()],
+            callbacks=[
+                EMA(ema_decay),
+                *callbacks,
+                Curves(),
+                RichProgressBar(refresh_rate=5),
+                ModelCheckpoint(
+                    dirpath=run / checkpoints.FOLDER,
+                    filename="{batches:08.0f}",
+                    auto_insert_metric_name=False,
+                    monitor="batches",
+                    mode="max",
+                    save_top_k=keep,
+                    save_on_train_epoch_end=True,
+                    enable_version_counter=False,
+                ),
+            ],
+        )
+
+    fitter = make_fitter()
     parameters = count_parameters(module) / 1e6
     start = f"resumes from {resume.name}" if resume else "starts"
     log.info("%s %s: %.2f M parameters, %d batches of %d images on each of %d x %s", run, start, parameters, steps,
@@ -92,10 +97,14 @@ def fit(
     begin()
     with warnings.catch_warnings():
         ignore_known_warnings()
-        try:
-            fitter.fit(module, data, ckpt_path=resume, weights_only=True)
-        except SystemExit:  # Lightning's way out of a Ctrl-C
-            raise KeyboardInterrupt from None
+        while True:
+            try:
+                return fitter.fit(module, data, ckpt_path=resume, weights_only=True)
+            except SystemExit:  # Lightning's way out of a Ctrl-C
+                raise KeyboardInterrupt from None
+            except DivergenceError as why:
+                resume = _roll_back(run, module, why)
+                fitter = make_fitter()
 
 
 def _make_trainer(chosen: dict[str, Any], **ours: Any) -> Trainer:
@@ -107,13 +116,30 @@ def _make_trainer(chosen: dict[str, Any], **ours: Any) -> Trainer:
         raise ValueError(f"trainer: {error}") from None
 
 
-def _with_strategy(trainer: dict[str, Any], needs_unused: bool) -> dict[str, Any]:
-    """Where two optimisers share a batch and devices are several, DDP must expect parameters without gradients."""
-    if not needs_unused or trainer["strategy"] != "auto":
-        return trainer
-    where = {key: trainer[key] for key in ("accelerator", "devices", "num_nodes")}
-    alone = _make_trainer(where, logger=False, enable_checkpointing=False).world_size == 1
-    return trainer | ({} if alone else {"strategy": "ddp_find_unused_parameters_true"})
+def _roll_back(run: Path, module: ProgressModule, why: DivergenceError) -> Path:
+    """The checkpoint to go back to; what was saved since is set aside as *.collapsed.
+
+    Raises:
+        ValueError: if no rollback is left, or no checkpoint is old enough to be trusted.
+    """
+    at, kept = module.batches_seen, sorted((run / checkpoints.FOLDER).glob("*.ckpt"))
+    trusted = [file for file in kept if int(file.stem) <= at - module.trust_after]
+    if module.rollbacks >= module.max_rollbacks:
+        left = (
+            f"after {module.rollbacks} rollbacks" if module.rollbacks else "health.rollbacks=3 would go back by itself"
+        )
+        raise ValueError(f"training diverged at batch {at}: {why} ({left}): lower the learning rates")
+    if not trusted:
+        raise ValueError(
+            f"training diverged at batch {at}: {why}; no checkpoint is {module.trust_after} batches older: lower "
+            "every= or health.window=, or raise keep="
+        )
+    if module.trainer.is_global_zero:
+        for file in kept[len(trusted) :]:
+            file.rename(file.with_suffix(".collapsed"))
+    module.rollbacks += 1
+    log.warning("%s went wrong at batch %d (%s): rollback %d, to %s", run, at, why, module.rollbacks, trusted[-1].name)
+    return trusted[-1]
 
 
 # what the same run may do differently when it goes on: how far, where and how it is watched

@@ -31,5 +31,5 @@ def test_too_small_an_image_is_refused():
 
 
 def test_unknown_norm_is_refused():
-    with pytest.raises(ValueError, match=r"discriminator\.norm must be one of group, batch, none"):
+    with pytest.raises(ValueError, match=r"discriminator\.norm must be one of group, batch, spectral, none"):
         PatchDiscriminator(norm="layer")

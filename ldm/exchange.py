@@ -1,0 +1,223 @@
+"""Autoencoders from elsewhere and for elsewhere: CompVis and Stable Diffusion checkpoints, diffusers' AutoencoderKL.
+
+Weights are read without executing anything (safetensors, or torch.load with weights_only); the shape is read off them,
+and every tensor must have its place.
+"""
+
+import codecs
+import json
+import re
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ldm.files import atomic_write, read_json, write_json
+from ldm.models.autoencoder import Autoencoder
+
+State = dict[str, Tensor]
+PREFIX = "first_stage_model."
+OURS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+
+# diffusers' name -> ours, applied in turn; {up} counts from the other end
+RENAMES = (
+    (r"\bdown_blocks\.(\d+)\.", r"down.\1."),
+    (r"\bup_blocks\.(\d+)\.", r"up.\1."),
+    (r"\bmid_block\.resnets\.0\.", "mid.block_1."),
+    (r"\bmid_block\.resnets\.1\.", "mid.block_2."),
+    (r"\bmid_block\.attentions\.0\.", "mid.attn_1."),
+    (r"\bresnets\.(\d+)\.", r"block.\1."),
+    (r"\battentions\.(\d+)\.", r"attn.\1."),
+    (r"\bconv_shortcut\.", "nin_shortcut."),
+    (r"\bdownsamplers\.0\.", "downsample."),
+    (r"\bupsamplers\.0\.", "upsample."),
+    (r"\bconv_norm_out\.", "norm_out."),
+    (r"\bgroup_norm\.", "norm."),
+    (r"\b(?:to_q|query)\.", "q."),
+    (r"\b(?:to_k|key)\.", "k."),
+    (r"\b(?:to_v|value)\.", "v."),
+    (r"\b(?:to_out\.0|proj_attn)\.", "proj_out."),
+)
+
+
+class _Inert:
+    """Stands for a class that an old checkpoint mentions beside its weights; does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+
+# what Lightning 1.x left in checkpoints beside tensors: a callback's class, and a NumPy scalar of its best score
+HARMLESS: list[Any] = [
+    (_Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *{type(np.dtype(name)) for name in ("float32", "float64", "int64")},
+    (codecs.encode, "_codecs.encode"),
+]
+
+
+def import_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, Any], dict[str, Any] | None]:
+    """Read a .ckpt, .pt, .bin or .safetensors file, or a diffusers folder.
+
+    Returns:
+        the model, its constructor's arguments, and the scaling that came with it (see `export_diffusers`), if any.
+
+    Raises:
+        ValueError: if the file is damaged, holds code, or holds no KL autoencoder of LDM's architecture.
+    """
+    scaling: dict[str, Any] | None = None
+    if path.is_dir():
+        config = read_json(path / CONFIG)
+        if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+            raise ValueError(f"{path} holds diffusers' {config['_class_name']}, not an AutoencoderKL")
+        files = [file for file in (path / WEIGHTS, path / WEIGHTS.replace(".safetensors", ".bin")) if file.exists()]
+        if not files:
+            raise ValueError(f"{path} holds no {WEIGHTS}")
+        state = from_diffusers(_read(files[0]))
+        scaling = {
+            k: config[k] for k in ("scaling_factor", "shift_factor", "latents_mean", "latents_std") if config.get(k)
+        }
+    else:
+        state = _read(path)
+        state = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)} or state
+        if "quantize.embedding.weight" in state:
+            raise ValueError(f"{path} holds a VQ autoencoder; only KL autoencoders can be imported")
+        factor = state.get("scale_factor")
+        scaling = {"scaling_factor": float(factor)} if factor is not None and factor.numel() == 1 else None
+        state = {k: v for k, v in state.items() if k.startswith(OURS)}
+    shape = infer_shape(state, path)
+    model = Autoencoder(**shape)
+    state = {k: v.float() for k, v in state.items()}
+    for name, wanted in model.state_dict().items():
+        if name not in state:
+            raise ValueError(f"{path} lacks {name}, which an autoencoder of its shape ({shape}) has")
+        if state[name].shape != wanted.shape:
+            raise ValueError(f"{path}: {name} is {list(state[name].shape)}, not {list(wanted.shape)} as in {shape}")
+    extra = state.keys() - model.state_dict().keys()
+    if extra:
+        raise ValueError(f"{path} holds {min(extra)}, which an autoencoder of its shape ({shape}) has not")
+    model.load_state_dict(state)
+    return model.eval().requires_grad_(False), shape, scaling or None
+
+
+def _read(path: Path) -> State:
+    """The tensors of a file by name."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: name a .ckpt, .safetensors or a diffusers folder")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(HARMLESS):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"refers to {found[1]}, which is no tensor" if found else "is no checkpoint"
+        raise ValueError(f"{path} {what}: nothing of it was executed. Ask for a .safetensors file") from None
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from None
+    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
+    return {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def infer_shape(state: State, path: Path) -> dict[str, Any]:
+    """The constructor's arguments of the autoencoder whose weights these are, in our names."""
+
+    def need(name: str) -> Tensor:
+        if name not in state:
+            raise ValueError(f"{path} lacks {name}: it holds no autoencoder of LDM's architecture")
+        return state[name]
+
+    def count(pattern: str) -> int:
+        return 1 + max((int(m[1]) for k in state if (m := re.match(pattern, k))), default=-1)
+
+    conv_in = need("encoder.conv_in.weight")
+    need("encoder.down.0.block.0.conv1.weight")
+    levels = range(count(r"encoder\.down\.(\d+)\."))
+    widths = [need(f"encoder.down.{i}.block.0.conv1.weight").shape[0] for i in levels]
+    latent, moments = need("post_quant_conv.weight").shape[1], need("quant_conv.weight").shape
+    if moments[0] != 2 * latent or moments[0] != moments[1]:
+        raise ValueError(f"{path}: quant_conv maps {moments[1]} to {moments[0]} channels, not 2 x {latent} to as many")
+    channels = conv_in.shape[0]
+    if any(width % channels for width in widths):
+        raise ValueError(f"{path}: the widths {widths} are no multiples of the first convolution's {channels}")
+    return {
+        "in_channels": conv_in.shape[1],
+        "channels": channels,
+        "channel_mult": [width // channels for width in widths],
+        "num_res_blocks": count(r"encoder\.down\.0\.block\.(\d+)\."),
+        "latent_channels": latent,
+        "attention_resolutions": [2**i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in state],
+    }
+
+
+def from_diffusers(state: State) -> State:
+    """diffusers' names and shapes -> LDM's."""
+    ours, levels = {}, 1 + max((int(m[1]) for k in state if (m := re.search(r"up_blocks\.(\d+)\.", k))), default=0)
+    for key, tensor in state.items():
+        name = key
+        for pattern, replacement in RENAMES:
+            name = re.sub(pattern, replacement, name)
+        name = re.sub(r"\bup\.(\d+)\.", lambda m: f"up.{levels - 1 - int(m[1])}.", name)
+        if re.search(r"\.(q|k|v|proj_out)\.weight$", name) and tensor.dim() == 2:
+            tensor = tensor[:, :, None, None]  # a linear layer there, a 1x1 convolution here
+        ours[name] = tensor
+    return ours
+
+
+def to_diffusers(state: State, levels: int) -> State:
+    """LDM's names and shapes -> diffusers'."""
+    theirs = {}
+    for key, tensor in state.items():
+        name = re.sub(r"\bup\.(\d+)\.", lambda m: f"up_blocks.{levels - 1 - int(m[1])}.", key)
+        name = re.sub(r"\bdown\.(\d+)\.", r"down_blocks.\1.", name)
+        name = name.replace("mid.block_1.", "mid_block.resnets.0.").replace("mid.block_2.", "mid_block.resnets.1.")
+        name = re.sub(r"\bblock\.(\d+)\.", r"resnets.\1.", name).replace("nin_shortcut.", "conv_shortcut.")
+        name = name.replace("downsample.", "downsamplers.0.").replace("upsample.", "upsamplers.0.")
+        name = re.sub(r"\bnorm_out\.", "conv_norm_out.", name)
+        if re.search(r"\battn(_1)?\.", name):
+            name = name.replace("mid.attn_1.", "mid_block.attentions.0.")
+            name = re.sub(r"\battn\.(\d+)\.", r"attentions.\1.", name)
+            name = re.sub(r"\.norm\.", ".group_norm.", name).replace(".proj_out.", ".to_out.0.")
+            name = re.sub(r"\.([qkv])\.", r".to_\1.", name)
+            tensor = tensor[:, :, 0, 0] if tensor.dim() == 4 else tensor
+        theirs[name] = tensor
+    return theirs
+
+
+def export_diffusers(
+    model: Autoencoder, shape: dict[str, Any], scaling: dict[str, Any], folder: Path, resolution: int | None
+) -> None:
+    """Write config.json and safetensors that `diffusers.AutoencoderKL.from_pretrained(folder)` reads.
+
+    scaling: diffusers' latents_mean and latents_std, [C] each, or scaling_factor (and shift_factor).
+    """
+    if not model.variational:
+        raise ValueError("this is a plain autoencoder (regularizer=none): diffusers' AutoencoderKL wants a posterior")
+    widths = [shape["channels"] * m for m in shape["channel_mult"]]
+    if any(width % 32 for width in widths):
+        raise ValueError(f"diffusers' AutoencoderKL has 32 groups in every norm: the widths {widths} are no multiples")
+    attends = [2**i in shape.get("attention_resolutions", ()) for i in range(len(widths))]
+    config = {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": "0.32.0",
+        "act_fn": "silu",
+        "block_out_channels": widths,
+        "down_block_types": [f"{'Attn' * a}DownEncoderBlock2D" for a in attends],
+        "up_block_types": [f"{'Attn' * a}UpDecoderBlock2D" for a in reversed(attends)],
+        "in_channels": shape.get("in_channels", 3),
+        "out_channels": shape.get("in_channels", 3),
+        "latent_channels": shape["latent_channels"],
+        "layers_per_block": shape["num_res_blocks"],
+        "norm_num_groups": 32,
+        "sample_size": resolution or 256,
+    }
+    state = {k: v.contiguous() for k, v in to_diffusers(model.state_dict(), len(widths)).items()}
+    with atomic_write(folder / WEIGHTS) as file:
+        file.write(save(state, metadata={"format": "pt"}))
+    write_json(folder / CONFIG, json.loads(json.dumps(config | scaling)))

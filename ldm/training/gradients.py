@@ -1,0 +1,88 @@
+"""Between backward pass and optimiser step: one average over the ranks, clipping, and steps better not taken."""
+
+import logging
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+log = logging.getLogger(__name__)
+
+SETTLE = 100  # steps before a norm can be called a spike
+DECAY = 0.99  # of the running mean that a spike is measured against
+
+
+class DivergenceError(RuntimeError):
+    """Training went wrong for good: a player's steps were all skipped, or the discriminator collapsed."""
+
+
+def without_sync(model: nn.Module | None) -> AbstractContextManager[None]:
+    """Keep DDP from averaging gradients in each backward pass: `average` does it once a step."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def average(gradients: list[Tensor]) -> None:
+    """Replace gradients by their mean over the ranks, in place and in one message a type."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    for dtype in {gradient.dtype for gradient in gradients}:
+        group = [gradient for gradient in gradients if gradient.dtype == dtype]
+        flat = torch.cat([gradient.flatten() for gradient in group])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for gradient, mean in zip(group, flat.split([g.numel() for g in group]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+class StepGuard(nn.Module):
+    """Averages, measures and clips gradients; refuses a step whose gradients are not finite or jump.
+
+    Args:
+        clip: largest norm of all gradients together; null does not clip.
+        spike: skip a step whose norm exceeds this many times the running mean (after 100 steps); null allows all.
+        patience: skipped steps in a row after which training stops.
+    """
+
+    def __init__(self, *, clip: float | None, spike: float | None, patience: int) -> None:
+        super().__init__()
+        self.clip, self.spike, self.patience = clip, spike, patience
+        self.register_buffer("usual", torch.zeros((), dtype=torch.float64))  # running mean of the norm
+        self.register_buffer("counts", torch.zeros(3, dtype=torch.long))  # steps taken, skipped, skipped in a row
+        self.usual: Tensor
+        self.counts: Tensor
+
+    def allows(self, parameters: Iterable[Tensor], scale: float) -> tuple[bool, dict[str, float]]:
+        """Whether to take the step, and what to log: the norm before clipping, and the steps skipped so far.
+
+        `scale` is what fp16's scaler has multiplied the gradients with; the threshold is scaled likewise.
+
+        Raises:
+            DivergenceError: after `patience` skipped steps in a row.
+        """
+        trained = [p for p in parameters if p.grad is not None]
+        gradients = [p.grad for p in trained if p.grad is not None]
+        average(gradients)
+        total = get_total_norm(gradients)
+        norm = float(total) / scale
+        taken, skipped, in_a_row = self.counts.tolist()
+        finite = norm < float("inf")  # false for NaN, too
+        spikes = self.spike is not None and taken >= SETTLE and norm > self.spike * float(self.usual)
+        if finite and not spikes:
+            self.usual.lerp_(torch.tensor(norm).to(self.usual), max(1 - DECAY, 1 / (taken + 1)))
+            taken, in_a_row = taken + 1, 0
+            if self.clip is not None:
+                clip_grads_with_norm_(trained, self.clip * scale, total)
+        else:
+            skipped, in_a_row = skipped + 1, in_a_row + 1
+            reason = f"{norm / float(self.usual):.0f} times the usual one" if finite else "not finite"
+            log.warning("skipped a step: the gradient norm %.3g is %s (%d in a row)", norm, reason, in_a_row)
+        self.counts.copy_(torch.tensor([taken, skipped, in_a_row]))
+        if in_a_row >= self.patience:
+            raise DivergenceError(
+                f"{in_a_row} steps in a row were skipped, the last with a gradient norm of {norm:.3g}"
+            )
+        return finite and not spikes, {"grad_norm": norm, "skipped": float(skipped)}

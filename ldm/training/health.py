@@ -1,0 +1,86 @@
+"""Is the adversarial game still a game? Running means of what it shows, and what is called a collapse."""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from ldm.ranks import mean_over_ranks
+from ldm.training.gradients import DivergenceError
+
+log = logging.getLogger(__name__)
+
+WATCHED = ("l1", "logits_real", "logits_fake", "disc_accuracy", "disc_weight_clamped")
+
+
+class Health(nn.Module):
+    """Watches both players once the discriminator trains.
+
+    A collapse is: the reconstruction's running L1 has grown to `ruin` times its best, a running mean logit exceeds
+    `logits`, or the discriminator, after `chance` batches of its own, judges no better than chance. It is said once;
+    with rollbacks left it raises `DivergenceError`: `fit` goes back to a checkpoint from at least `window` batches
+    before, with the discriminator's rate multiplied by `disc_lr_factor`.
+
+    Args:
+        window: batches over which the running means forget.
+        ruin, logits, chance: as above.
+        rollbacks: how many times a run may be rolled back; 0 is never.
+        disc_lr_factor: on the discriminator's learning rate, for each rollback so far.
+    """
+
+    def __init__(
+        self, *, window: int, ruin: float, logits: float, chance: int, rollbacks: int, disc_lr_factor: float
+    ) -> None:
+        super().__init__()
+        self.window, self.ruin, self.logits, self.chance = window, ruin, logits, chance
+        self.rollbacks, self.disc_lr_factor = rollbacks, disc_lr_factor
+        self.register_buffer("means", torch.zeros(len(WATCHED), dtype=torch.float64))
+        self.register_buffer("best_l1", torch.tensor(float("inf"), dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(2, dtype=torch.long))  # batches, batches in which D trained
+        self.means: Tensor
+        self.best_l1: Tensor
+        self.counts: Tensor
+        self.said: set[str] = set()
+
+    def watch(self, terms: dict[str, Tensor], rollbacks_so_far: int) -> dict[str, Tensor]:
+        """Take in a batch's terms, of this rank; returns what to log.
+
+        Raises:
+            DivergenceError: on a collapse, if a rollback is left.
+        """
+        judged = "logits_real" in terms
+        now = torch.stack([torch.as_tensor(terms.get(k, 0.0), device=self.means.device).double() for k in WATCHED])
+        now = mean_over_ranks(now)
+        self.counts += torch.tensor([1, int(judged)], device=self.counts.device)
+        ages = self.counts[[0, 1, 1, 1, 1]].clamp(min=1)
+        pace = torch.maximum(1 / ages, torch.full_like(self.means, 1 / self.window))
+        pace[1:] *= judged
+        self.means.copy_(torch.where(now.isfinite(), self.means.lerp(now, pace), self.means))
+        if int(self.counts[0]) >= self.window:
+            self.best_l1.copy_(torch.minimum(self.best_l1, self.means[0]))
+        if not judged:
+            return {}
+        for name, what in self.complaints(bool(now.isfinite().all())).items():
+            if rollbacks_so_far < self.rollbacks:
+                raise DivergenceError(what)
+            if name not in self.said:
+                self.said.add(name)
+                log.warning("the adversarial game: %s", what)
+        return {"disc_weight_clamped_share": self.means[4]}
+
+    def complaints(self, finite: bool = True) -> dict[str, str]:
+        """What is wrong at the moment; `finite` says whether the last batch's terms were."""
+        l1, real, fake, accuracy, _ = self.means.tolist()
+        batches, judged = self.counts.tolist()
+        found = {}
+        if batches > self.window and l1 > self.ruin * float(self.best_l1):
+            found["ruin"] = f"collapse: the reconstruction's L1 is {l1:.3f}, {l1 / float(self.best_l1):.1f} x its best"
+        if not finite or max(abs(real), abs(fake)) > self.logits:
+            found["logits"] = f"collapse: the discriminator's logits run away, {real:.1f} on real, {fake:.1f} on fake"
+        if judged >= self.chance and accuracy < 0.52:
+            found["chance"] = (
+                f"collapse: after {judged} batches the discriminator judges {accuracy:.0%} of patches rightly, no "
+                "better than chance: its rate is far too high, or too low"
+            )
+        self.said &= found.keys()  # what has passed may be said again
+        return found

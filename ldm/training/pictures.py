@@ -1,0 +1,83 @@
+"""Pictures of a run: to RUN/NAME/BATCHES.png, and to wandb if it is among the loggers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+
+from ldm.generate import Generator
+from ldm.images import grid, save_png, to_x
+
+
+def save_grid(trainer: Trainer, module: LightningModule, name: str, image: Tensor) -> None:
+    """Write RUN/name/BATCHES.png and hand the picture to wandb if it is among the loggers."""
+    save_png(Path(trainer.default_root_dir) / name / f"{module.batches_seen:08d}.png", image)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [image.permute(1, 2, 0).cpu().numpy()])
+
+
+class ReconstructionGrid(Callback):
+    """Pairs of validation images and their reconstructions, from the averaged weights, once a validation."""
+
+    def __init__(self, pairs: int = 16) -> None:
+        self.pairs = pairs
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if batch_idx == 0 and trainer.is_global_zero:
+            columns = min(8, len(batch[0]))
+            rows = max(1, min(self.pairs, len(batch[0])) // columns)
+            pair = (batch[0], outputs["image_hat"])
+            images = [tensor[: rows * columns].unflatten(0, (rows, columns)) for tensor in pair]
+            interleaved = torch.stack(images, dim=1).flatten(0, 2)  # a row of images, a row of reconstructions, ...
+            save_grid(trainer, pl_module, "reconstructions", grid(interleaved, columns))
+
+
+class LogitMaps(Callback):
+    """Where the discriminator sees real (blue) and reconstructed (red) patches: its logits over validation images
+    (upper rows) and over their reconstructions (lower rows), once a validation after it has started."""
+
+    def __init__(self, columns: int = 8) -> None:
+        self.columns = columns
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if batch_idx == 0 and trainer.is_global_zero and pl_module.loss.disc_trains(pl_module.batches_seen):  # type: ignore[operator, union-attr]
+            image = torch.cat([batch[0][: self.columns], outputs["image_hat"][: self.columns]])
+            with torch.no_grad():
+                logits = pl_module.discriminator(to_x(image)).float()  # type: ignore[operator]
+            save_grid(trainer, pl_module, "logits", grid(overlay(image, logits), len(image) // 2))
+
+
+def overlay(image: Tensor, logits: Tensor) -> Tensor:
+    """Colours over grey: uint8 [B, 3, H, W] and logits [B, 1, H', W'] -> uint8 [B, 3, H, W]; full colour at |logit| 1,
+    where hinge losses end."""
+    heat = F.interpolate(logits, image.shape[-2:], mode="bilinear").clamp(-1, 1)  # [B, 1, H, W]
+    color = torch.cat([(-heat).clamp(min=0), torch.zeros_like(heat), heat.clamp(min=0)], dim=1)
+    grey = image.float().mean(1, keepdim=True).expand_as(image) / 255
+    return (255 * torch.lerp(grey, color, 0.6 * heat.abs())).round().to(torch.uint8)
+
+
+class SampleGrid(Callback):
+    """Samples at fixed noise and labels, from the averaged weights, once a validation: a row a class, up to ten."""
+
+    def __init__(self, generator: Generator, num_classes: int, columns: int = 8) -> None:
+        rows = min(num_classes, 10) if num_classes > 1 else 4
+        self.generator, self.columns = generator, columns
+        self.labels = (torch.arange(rows) % num_classes).repeat_interleave(columns)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        # not at the validation's end, where the averaged weights may have been swapped out already
+        if batch_idx == 0 and trainer.is_global_zero:
+            self.generator.autoencoder.to(pl_module.device)
+            images, _evaluations = self.generator.images(range(len(self.labels)), self.labels.to(pl_module.device))
+            save_grid(trainer, pl_module, "samples", grid(images, self.columns))

@@ -1,0 +1,217 @@
+"""Stage 1's training: accumulation, two processes, and a discriminator that goes wrong."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import CPU, TINY_AUTOENCODER
+
+from ldm.checkpoint import newest, read
+from ldm.latents import DiagonalGaussian
+from ldm.losses.adversarial import adaptive_weight
+from ldm.training.gradients import DivergenceError
+from ldm.training.health import Health
+
+# SGD, for Adam's first steps are the gradients' signs; no noise; all of the loss
+EXACT = [
+    *TINY_AUTOENCODER,
+    *CPU,
+    "regularizer=none",
+    "steps=3",
+    "every=3",
+    "schedule.decay=constant",
+    "disc_schedule.decay=constant",
+    *(f"{o}._target_=torch.optim.SGD" for o in ("optimizer", "disc_optimizer")),
+    *(f"~{o}.{key}" for o in ("optimizer", "disc_optimizer") for key in ("betas", "fused")),
+    "optimizer.lr=0.01",
+    "disc_optimizer.lr=0.01",
+    "loss.disc_start=0",
+    "loss.perceptual_weight=0",  # its gradient has kinks where digits have ties
+    "loss.learn_logvar=true",
+    "loss.lecam=0.1",
+    "loss.r1=1",
+    "loss.r1_every=2",
+    "guard.clip=1.0",
+    "disc_guard.clip=0.5",
+]
+
+
+def weights(run):
+    return read(newest(Path(run)), "autoencoder")["current_model_state"]
+
+
+def rows(run):
+    with open(Path(run) / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_training(one, other):
+    ones, others = weights(one), weights(other)
+    for key, tensor in ones.items():
+        torch.testing.assert_close(others[key], tensor, rtol=1e-4, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
+    assert any(not torch.equal(ones[k], v) for k, v in weights("runs/untrained").items() if k.startswith("autoencoder"))
+
+
+@pytest.fixture
+def untrained(ldm):
+    ldm("train-autoencoder", *EXACT, "run=untrained", "optimizer.lr=0", "disc_optimizer.lr=0")
+
+
+def test_accumulation_equals_one_big_batch(ldm, untrained):
+    for run, accumulate in (("whole", 1), ("parts", 3)):
+        ldm("train-autoencoder", *EXACT, "batch_size=6", f"run={run}", f"accumulate={accumulate}")
+    for a, b in zip(rows("runs/whole"), rows("runs/parts"), strict=True):
+        for key in ("train/disc_weight", "train/grad_norm", "train/disc_grad_norm", "train/l1"):
+            assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-5), key
+    assert_same_training("runs/whole", "runs/parts")
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_the_joint_batch(ldm, untrained):
+    launch = [sys.executable, "-m", "ldm.train_autoencoder", *EXACT]
+    subprocess.run([*launch, "run=one", "batch_size=8"], check=True, capture_output=True)
+    two = ["run=two", "batch_size=4", "trainer.devices=2"]
+    subprocess.run([*launch, *two], check=True, capture_output=True)
+    one, both = rows("runs/one"), rows("runs/two")  # of losses, these hold rank 0's own
+    for a, b in zip(one, both, strict=True):
+        assert a["images"] == b["images"]
+        for key in ("train/disc_weight", "train/grad_norm", "train/disc_grad_norm"):
+            assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-5), key
+    assert_same_training("runs/one", "runs/two")
+
+
+def test_the_fresh_forward_draws_again_and_reuse_does_not(ldm, monkeypatch):
+    draws, sample = [], DiagonalGaussian.sample
+    monkeypatch.setattr(DiagonalGaussian, "sample", lambda self: draws.append(1) or sample(self))
+    counts = {}
+    for forward in ("reuse", "fresh"):
+        draws.clear()
+        options = [*TINY_AUTOENCODER, *CPU, "loss.disc_start=0", f"loss.disc_forward={forward}"]
+        ldm("train-autoencoder", *options, f"run={forward}")
+        counts[forward] = len(draws)
+    assert counts == {"reuse": 4, "fresh": 8}
+
+
+def test_the_learned_logvar_learns(ldm):
+    ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "loss.learn_logvar=true", "loss.reduction=sum")
+    assert weights("runs/autoencoder")["loss.logvar"] != 0
+    assert float(rows("runs/autoencoder")[-1]["train/logvar"]) != 0
+
+
+def test_lr_per_image_is_times_the_global_batch_and_said(ldm):
+    ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "lr_per_image=1e-5", "schedule.warmup=0")
+    assert float(rows("runs/autoencoder")[0]["train/lr"]) == pytest.approx(4e-5)
+    assert (
+        "global batch 4 = 4 images x 1 ranks; lr 4e-05, disc_lr 4e-05 (lr_per_image 1e-05)"
+        in Path("runs/autoencoder/log.txt").read_text()
+    )
+
+
+def test_decoder_alone(ldm, pipeline):
+    autoencoder = f"{pipeline}/runs/autoencoder"
+    ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "run=tuned", f"init={autoencoder}", "trained=decoder")
+    before, after = (read(newest(Path(run)), "autoencoder")["state_dict"] for run in (autoencoder, "runs/tuned"))
+    for key in after:
+        if key.startswith(("autoencoder.encoder", "autoencoder.quant_conv")):
+            assert torch.equal(before[key], after[key]), key
+    assert not torch.equal(before["autoencoder.decoder.conv_out.weight"], after["autoencoder.decoder.conv_out.weight"])
+    with pytest.raises(SystemExit, match=r"another shape: pass 'vae\.channels=8'"):
+        ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "run=x", f"init={autoencoder}", "vae.channels=16")
+    with pytest.raises(SystemExit, match="pass init=RUN"):
+        ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "run=x", "trained=decoder")
+
+
+@pytest.mark.slow
+def test_a_discriminator_a_hundred_times_too_fast_is_found_and_rolled_back(ldm):
+    options = [
+        *CPU,
+        "vae.channels=8",
+        "discriminator.channels=16",
+        "steps=140",
+        "every=20",
+        "keep=20",
+        "batch_size=8",
+        "trainer.limit_val_batches=1",
+        "loss.disc_start=40",
+        "disc_schedule.decay=constant",
+        "health={window:10,ruin:1.5,logits:100,chance:20,rollbacks:3,disc_lr_factor:0.1}",
+    ]
+    ldm("train-autoencoder", *options, "run=healthy", "disc_optimizer.lr=2e-3")
+    ldm("train-autoencoder", *options, "run=fault", "disc_optimizer.lr=0.2", "health.rollbacks=0")
+    ldm("train-autoencoder", *options, "run=rolled", "disc_optimizer.lr=0.2")
+    card = {run: read(newest(Path("runs", run)), "autoencoder")["ldm"] for run in ("healthy", "fault", "rolled")}
+    assert [card[run]["rollbacks"] for run in ("healthy", "fault")] == [0, 0]
+    assert "collapse" not in Path("runs/healthy/log.txt").read_text()
+    assert "collapse: after 20 batches the discriminator judges 50%" in Path("runs/fault/log.txt").read_text()
+    assert 1 <= card["rolled"]["rollbacks"] <= 3
+    assert card["rolled"]["batches_seen"] == 140
+    assert "went wrong at batch" in Path("runs/rolled/log.txt").read_text()
+
+    def ends(run, key):
+        return sum(float(row[key]) for row in rows(f"runs/{run}")[-20:]) / 20
+
+    print({run: (ends(run, "train/disc_accuracy"), ends(run, "train/l1")) for run in card})
+    assert ends("fault", "train/disc_accuracy") < 0.55
+    assert ends("rolled", "train/disc_accuracy") > 0.7
+    assert ends("rolled", "train/l1") < 1.25 * ends("healthy", "train/l1")
+
+
+@pytest.mark.slow
+def test_a_collapse_without_a_checkpoint_from_before_ends_the_run_in_one_line(ldm):
+    options = [*TINY_AUTOENCODER, *CPU, "steps=20", "every=20", "loss.disc_start=0"]
+    health = "health={window:5,ruin:1.5,logits:1e-9,chance:1000,rollbacks:1,disc_lr_factor:0.1}"
+    with pytest.raises(SystemExit, match=r"diverged at batch 0: collapse: .* lower every= or health\.window="):
+        ldm("train-autoencoder", *options, health)
+
+
+def health(**options):
+    defaults = {"window": 5, "ruin": 1.5, "logits": 10.0, "chance": 20, "rollbacks": 0, "disc_lr_factor": 0.1}
+    return Health(**(defaults | options))
+
+
+def batch(l1=0.1, real=1.0, fake=-1.0, accuracy=0.9):
+    values = {"l1": l1, "logits_real": real, "logits_fake": fake, "disc_accuracy": accuracy}
+    return {name: torch.tensor(value) for name, value in values.items()}
+
+
+def test_a_healthy_game_is_left_alone(caplog):
+    it = health(rollbacks=1)
+    for _ in range(20):
+        assert it.watch({"l1": torch.tensor(0.1)}, 0) == {}  # before the discriminator
+    for _ in range(50):
+        terms = it.watch(batch() | {"disc_weight_clamped": torch.tensor(1.0)}, 0)
+    assert terms["disc_weight_clamped_share"] > 0.99
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [({"l1": 0.3}, "x its best"), ({"real": 500.0}, "run away"), ({"fake": float("nan")}, "run away")],
+)
+def test_collapses_are_said_once_and_raise_when_a_rollback_is_left(bad, said, caplog):
+    for rollbacks in (0, 1):
+        it = health(rollbacks=rollbacks)
+        for _ in range(20):
+            it.watch(batch(), 0)
+        if rollbacks:
+            with pytest.raises(DivergenceError, match="collapse"):
+                for _ in range(60):
+                    it.watch(batch(**bad), 0)
+        else:
+            for _ in range(60):
+                it.watch(batch(**bad), 0)
+            assert [said in record.message for record in caplog.records] == [True]
+
+
+def test_a_discriminator_at_chance_is_said(caplog):
+    it = health(rollbacks=1)
+    for _ in range(30):
+        it.watch(batch(accuracy=0.5), 0)
+    assert [record.message for record in caplog.records if "no better than chance" in record.message]
+
+
+def test_weight_at_its_clamp_is_flagged():
+    assert adaptive_weight(torch.ones(3), torch.zeros(3)) >= 1e4
