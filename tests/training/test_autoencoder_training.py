@@ -207,7 +207,7 @@ def test_collapses_are_said_once_and_raise_when_a_rollback_is_left(bad, said, ca
 
 
 def test_a_discriminator_at_chance_is_said(caplog):
-    it = health(rollbacks=1)
+    it = health(rollbacks=0)
     for _ in range(30):
         it.watch(batch(accuracy=0.5), 0)
     assert [record.message for record in caplog.records if "no better than chance" in record.message]
