@@ -65,6 +65,8 @@ def read(file: Path, kind: str) -> dict[str, Any]:
     Raises:
         ValueError: if it is damaged, or if it holds something else.
     """
+    if file.suffix in (".safetensors", ".bin", ".pt"):
+        raise ValueError(f"{file} was not written by ldm: `ldm convert source={file}` imports an autoencoder")
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()

@@ -152,6 +152,12 @@ def score_reconstructions(
     tile, overlap = (config.tile, config.tile // 4) if config.tile else (1 << 30, 0)
     if config.tile is not None and config.tile % (4 * factor):
         raise ValueError(f"tile={config.tile} must be a multiple of {4 * factor}, four times the autoencoder's factor")
+    if weights is None and config.lpips == "auto":
+        print("reconstruction lpips: left out, as an imported autoencoder names no VGG16: pass lpips=true or false")
+    if config.data.resolution % factor:
+        raise ValueError(
+            f"data.resolution={config.data.resolution} is not a multiple of the autoencoder's factor {factor}"
+        )
     model.to(device)
     with torch.inference_mode():
         for batch, _ in batches:

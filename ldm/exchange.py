@@ -54,7 +54,10 @@ class _Inert:
 
 # what Lightning 1.x left in checkpoints beside tensors: a callback's class, and a NumPy scalar of its best score
 HARMLESS: list[Any] = [
-    (_Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    *(
+        (_Inert, name)
+        for name in ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint", "argparse.Namespace")
+    ),
     *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     np.dtype,
     *{type(np.dtype(name)) for name in ("float32", "float64", "int64")},
@@ -71,27 +74,11 @@ def import_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, Any], dict[st
     Raises:
         ValueError: if the file is damaged, holds code, or holds no KL autoencoder of LDM's architecture.
     """
-    scaling: dict[str, Any] | None = None
     if path.is_dir():
-        config = read_json(path / CONFIG)
-        if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-            raise ValueError(f"{path} holds diffusers' {config['_class_name']}, not an AutoencoderKL")
-        files = [file for file in (path / WEIGHTS, path / WEIGHTS.replace(".safetensors", ".bin")) if file.exists()]
-        if not files:
-            raise ValueError(f"{path} holds no {WEIGHTS}")
-        state = from_diffusers(_read(files[0]))
-        scaling = {
-            k: config[k] for k in ("scaling_factor", "shift_factor", "latents_mean", "latents_std") if config.get(k)
-        }
+        state, groups, scaling = _read_diffusers(path)
     else:
-        state = _read(path)
-        state = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)} or state
-        if "quantize.embedding.weight" in state:
-            raise ValueError(f"{path} holds a VQ autoencoder; only KL autoencoders can be imported")
-        factor = state.get("scale_factor")
-        scaling = {"scaling_factor": float(factor)} if factor is not None and factor.numel() == 1 else None
-        state = {k: v for k, v in state.items() if k.startswith(OURS)}
-    shape = infer_shape(state, path)
+        state, groups, scaling = _read_compvis(path)
+    shape = infer_shape(state, path) | ({"norm_groups": groups} if groups != 32 else {})
     model = Autoencoder(**shape)
     state = {k: v.float() for k, v in state.items()}
     for name, wanted in model.state_dict().items():
@@ -99,11 +86,47 @@ def import_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, Any], dict[st
             raise ValueError(f"{path} lacks {name}, which an autoencoder of its shape ({shape}) has")
         if state[name].shape != wanted.shape:
             raise ValueError(f"{path}: {name} is {list(state[name].shape)}, not {list(wanted.shape)} as in {shape}")
+        if not state[name].isfinite().all():
+            raise ValueError(f"{path}: {name} holds values that are not finite")
     extra = state.keys() - model.state_dict().keys()
     if extra:
         raise ValueError(f"{path} holds {min(extra)}, which an autoencoder of its shape ({shape}) has not")
     model.load_state_dict(state)
     return model.eval().requires_grad_(False), shape, scaling or None
+
+
+def _read_diffusers(folder: Path) -> tuple[State, int, dict[str, Any]]:
+    """Weights in our names, groups of a norm, and scaling of a diffusers folder, or of the vae/ in a pipeline's."""
+    folder = folder / "vae" if (folder / "vae" / CONFIG).exists() else folder
+    if (folder / "checkpoints").is_dir() and not (folder / CONFIG).exists():
+        raise ValueError(f"source={folder} is a run of ldm's own already: pass to=diffusers to export it")
+    config = read_json(folder / CONFIG)
+    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        raise ValueError(f"{folder} holds diffusers' {config['_class_name']}, not an AutoencoderKL")
+    for key, wanted in (("act_fn", "silu"), ("mid_block_add_attention", True)):
+        if config.get(key, wanted) != wanted:
+            raise ValueError(f"{folder / CONFIG} has {key}={config[key]}; LDM's architecture has {wanted}")
+    files = [f for kind in (".safetensors", ".bin") for f in sorted(folder.glob(f"diffusion_pytorch_model*{kind}"))]
+    if not files:
+        raise ValueError(f"{folder} holds no {WEIGHTS}")
+    # the plain file before a variant such as .fp16
+    state = from_diffusers(_read(min(files, key=lambda file: (file.suffix != ".safetensors", len(file.name)))))
+    keys = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+    return state, config.get("norm_num_groups", 32), {k: config[k] for k in keys if config.get(k)}
+
+
+def _read_compvis(path: Path) -> tuple[State, int, dict[str, Any]]:
+    """The same of a file: an autoencoder alone, or inside a whole model; averaged weights where it has both."""
+    found = _read(path)
+    factor = found.get("scale_factor")
+    scaling = {"scaling_factor": float(factor)} if factor is not None and factor.numel() == 1 else {}
+    if any(key.startswith("decoder.up_blocks.") for key in found):
+        return from_diffusers(found), 32, scaling
+    state = {k.removeprefix(PREFIX): v for k, v in found.items() if k.startswith(PREFIX)} or found
+    if "quantize.embedding.weight" in state:
+        raise ValueError(f"{path} holds a VQ autoencoder; only KL autoencoders can be imported")
+    state = {k: v for k, v in state.items() if k.startswith(OURS)}
+    return {k: found.get("model_ema." + k.replace(".", ""), v) for k, v in state.items()}, 32, scaling
 
 
 def _read(path: Path) -> State:
@@ -120,9 +143,10 @@ def _read(path: Path) -> State:
         what = f"refers to {found[1]}, which is no tensor" if found else "is no checkpoint"
         raise ValueError(f"{path} {what}: nothing of it was executed. Ask for a .safetensors file") from None
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path} is damaged or no checkpoint: {(str(error) or 'empty').splitlines()[0]}") from None
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
-    return {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
+    items = state.items() if isinstance(state, dict) else ()
+    return {str(k): v for k, v in items if isinstance(v, Tensor)}
 
 
 def infer_shape(state: State, path: Path) -> dict[str, Any]:
@@ -140,6 +164,8 @@ def infer_shape(state: State, path: Path) -> dict[str, Any]:
     need("encoder.down.0.block.0.conv1.weight")
     levels = range(count(r"encoder\.down\.(\d+)\."))
     widths = [need(f"encoder.down.{i}.block.0.conv1.weight").shape[0] for i in levels]
+    if "quant_conv.weight" not in state and "post_quant_conv.weight" not in state:
+        _add_identities(state, need("decoder.conv_in.weight").shape[1])
     latent, moments = need("post_quant_conv.weight").shape[1], need("quant_conv.weight").shape
     if moments[0] != 2 * latent or moments[0] != moments[1]:
         raise ValueError(f"{path}: quant_conv maps {moments[1]} to {moments[0]} channels, not 2 x {latent} to as many")
@@ -154,6 +180,13 @@ def infer_shape(state: State, path: Path) -> dict[str, Any]:
         "latent_channels": latent,
         "attention_resolutions": [2**i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in state],
     }
+
+
+def _add_identities(state: State, latent: int) -> None:
+    """The 1x1 convolutions that newer autoencoders (SD 3, Flux) leave out."""
+    for name, channels in (("quant_conv", 2 * latent), ("post_quant_conv", latent)):
+        state[f"{name}.weight"] = torch.eye(channels)[:, :, None, None]
+        state[f"{name}.bias"] = torch.zeros(channels)
 
 
 def from_diffusers(state: State) -> State:
@@ -200,8 +233,9 @@ def export_diffusers(
     if not model.variational:
         raise ValueError("this is a plain autoencoder (regularizer=none): diffusers' AutoencoderKL wants a posterior")
     widths = [shape["channels"] * m for m in shape["channel_mult"]]
-    if any(width % 32 for width in widths):
-        raise ValueError(f"diffusers' AutoencoderKL has 32 groups in every norm: the widths {widths} are no multiples")
+    groups = shape.get("norm_groups", 32)
+    if any(width % groups for width in widths):
+        raise ValueError(f"diffusers' AutoencoderKL has {groups} groups in every norm; {widths} are no multiples of it")
     attends = [2**i in shape.get("attention_resolutions", ()) for i in range(len(widths))]
     config = {
         "_class_name": "AutoencoderKL",
@@ -214,7 +248,7 @@ def export_diffusers(
         "out_channels": shape.get("in_channels", 3),
         "latent_channels": shape["latent_channels"],
         "layers_per_block": shape["num_res_blocks"],
-        "norm_num_groups": 32,
+        "norm_num_groups": groups,
         "sample_size": resolution or 256,
     }
     state = {k: v.contiguous() for k, v in to_diffusers(model.state_dict(), len(widths)).items()}

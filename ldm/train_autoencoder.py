@@ -7,9 +7,12 @@ from omegaconf import DictConfig
 
 from ldm.command import build, build_loggers, command, construct, plain, whole, write_config
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
 
 @command
 def main(config: DictConfig, run: Path) -> None:
+    from ldm.checkpoint import newest
     from ldm.data.images import ImageData
     from ldm.losses.autoencoder import AutoencoderLoss
     from ldm.models.autoencoder import Autoencoder
@@ -29,7 +32,7 @@ def main(config: DictConfig, run: Path) -> None:
     discriminator = construct(PatchDiscriminator, config.discriminator, "discriminator")
     loss = construct(AutoencoderLoss, plain(config.loss) | {"regularizer": regularizer}, "loss")
     check(config, source, autoencoder, discriminator)
-    if config.init is not None:
+    if config.init is not None and newest(run) is None:  # else the run has weights of its own
         start_from(config.init, autoencoder, shape)
     module = AutoencoderModule(
         autoencoder=autoencoder,
@@ -78,14 +81,30 @@ def check(config: DictConfig, source: Any, autoencoder: Any, discriminator: Any)
     if source.resolution % factor:
         raise ValueError(f"data.resolution={source.resolution} is not a multiple of the autoencoder's factor {factor}")
     least = source.resolution * config.regularizer.get("min_scale", 1)
-    if config.loss.disc_weight > 0 and least < discriminator.min_size:
-        scaled = " times regularizer.min_scale" if least < source.resolution else ""
-        small = f"data.resolution={source.resolution}{scaled} is too small"
-        raise ValueError(f"{small}: the discriminator needs {discriminator.min_size}")
+    needs = {"LPIPS": 16} | ({"the discriminator": discriminator.min_size} if config.loss.disc_weight > 0 else {})
+    for what, pixels in needs.items():
+        if least < pixels:
+            scaled = " times regularizer.min_scale" if least < source.resolution else ""
+            raise ValueError(f"data.resolution={source.resolution}{scaled} is too small: {what} needs {pixels} pixels")
     if config.batch_size % accumulate:
         raise ValueError(f"batch_size={config.batch_size} can't be divided into accumulate={accumulate} equal parts")
     if config.loss.r1 > 0 and config.discriminator.norm == "batch":
         raise ValueError("loss.r1 needs logits of one image each: pass discriminator.norm=group, spectral or none")
+    for key, ours in (
+        ("gradient_clip_val", "guard.clip= and disc_guard.clip="),
+        ("accumulate_grad_batches", "accumulate="),
+    ):
+        if config.trainer.get(key) is not None:
+            raise ValueError(f"trainer.{key} is for one optimiser; stage 1 has two: pass {ours}")
+    if config.trainer.precision not in PRECISIONS:
+        raise ValueError(f"trainer.precision={config.trainer.precision} must be one of {', '.join(PRECISIONS)}")
+    health = config.health
+    if health.rollbacks > 0 and (config.keep - 1) * config.every < max(health.window, health.chance):
+        raise ValueError(
+            "health.rollbacks needs a checkpoint from before a collapse: "
+            f"(keep={config.keep} - 1) x every={config.every} batches must reach back "
+            f"health.window={health.window} and health.chance={health.chance}"
+        )
     if config.trained not in ("all", "decoder"):
         raise ValueError(f"trained={config.trained} must be all or decoder")
     if config.trained == "decoder" and config.init is None:
@@ -97,8 +116,12 @@ def start_from(path: str, autoencoder: Any, shape: dict[str, Any]) -> None:
     from ldm.checkpoint import load_autoencoder
 
     loaded = load_autoencoder(path)
-    theirs = {"in_channels": 3, "attention_resolutions": [], "variational": True} | loaded.card["autoencoder"]
-    ours = {"in_channels": 3, "attention_resolutions": [], "variational": True} | shape
+    defaults = {"in_channels": 3, "attention_resolutions": [], "variational": True, "norm_groups": 32}
+    theirs, ours = defaults | loaded.card["autoencoder"], defaults | shape
+    if theirs["variational"] != ours["variational"]:
+        raise ValueError(
+            f"init={path} is {'not ' * (not theirs['variational'])}variational: choose regularizer= likewise"
+        )
     wrong = [f"'vae.{key}={theirs[key]}'".replace(" ", "") for key in theirs if theirs[key] != ours[key]]
     if wrong:
         raise ValueError(f"init={path} has another shape: pass {' '.join(wrong)}")

@@ -1,5 +1,6 @@
 """Published weights: the same tensors in diffusers' AutoencoderKL and in ours do the same, both ways through files."""
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -24,7 +25,7 @@ TINY = {
 }
 
 
-def theirs(channels, channel_mult, num_res_blocks, latent_channels, attention_resolutions=()):
+def theirs(channels, channel_mult, num_res_blocks, latent_channels, attention_resolutions=(), norm_groups=32):
     attends = ["Attn" * (2**i in attention_resolutions) for i in range(len(channel_mult))]
     return AutoencoderKL(
         down_block_types=[f"{a}DownEncoderBlock2D" for a in attends],
@@ -32,6 +33,7 @@ def theirs(channels, channel_mult, num_res_blocks, latent_channels, attention_re
         block_out_channels=[channels * m for m in channel_mult],
         layers_per_block=num_res_blocks,
         latent_channels=latent_channels,
+        norm_num_groups=norm_groups,
         scaling_factor=0.5,
     ).eval()
 
@@ -50,7 +52,7 @@ def assert_same(ours, diffusers, side=32):
         assert (found - wanted).norm() <= 1e-5 * wanted.norm()
 
 
-@pytest.mark.parametrize("name", ["kl_f4", "kl_f8", "kl_f16"])
+@pytest.mark.parametrize("name", ["kl_f4", "kl_f8", "kl_f16", "small_f4"])
 def test_both_ways_through_the_files(name, tmp_path):
     diffusers = theirs(**shape_of(name))
     diffusers.save_pretrained(tmp_path / "theirs")
@@ -125,6 +127,38 @@ def test_what_lightning_1_left_beside_the_weights(model, tmp_path, monkeypatch):
     assert import_autoencoder(tmp_path / "model.ckpt")[1]["latent_channels"] == 4
 
 
+def test_whole_models_give_their_scale_and_their_average(model, tmp_path):
+    state = {f"{PREFIX}{k}": v for k, v in model.state_dict().items()}
+    torch.save({"state_dict": state | {"scale_factor": torch.tensor(0.22)}}, tmp_path / "full.ckpt")
+    assert import_autoencoder(tmp_path / "full.ckpt")[2] == {"scaling_factor": pytest.approx(0.22)}
+    averaged = {"model_ema." + k.replace(".", ""): v + 1 for k, v in model.state_dict().items()}
+    torch.save({"state_dict": model.state_dict() | averaged}, tmp_path / "sgm.ckpt")
+    found = import_autoencoder(tmp_path / "sgm.ckpt")[0]
+    torch.testing.assert_close(found.quant_conv.weight, model.quant_conv.weight + 1)
+
+
+def test_other_layouts_of_diffusers(model, tmp_path):
+    """A pipeline's vae/, a half-precision variant, the weights file alone, no quant_conv (SD 3), other norms."""
+    export_diffusers(model, TINY, {"scaling_factor": 1.0}, tmp_path / "pipeline" / "vae", 32)
+    folder = tmp_path / "pipeline" / "vae"
+    plain = folder / "diffusion_pytorch_model.safetensors"
+    same = [import_autoencoder(tmp_path / "pipeline")[0], import_autoencoder(plain)[0]]
+    plain.rename(folder / "diffusion_pytorch_model.fp16.safetensors")
+    same.append(import_autoencoder(folder)[0])
+    for other in same:
+        assert torch.equal(other.quant_conv.weight, model.quant_conv.weight)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"act_fn": "relu"}))
+    with pytest.raises(ValueError, match="act_fn=relu"):
+        import_autoencoder(folder)
+    without = AutoencoderKL(
+        block_out_channels=(32, 64), down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False,
+    ).eval()  # fmt: skip
+    without.save_pretrained(tmp_path / "sd3")
+    assert_same(import_autoencoder(tmp_path / "sd3")[0], without)
+
+
 class Code:
     def __init__(self, path):
         self.path = path
@@ -160,7 +194,17 @@ def test_wrong_files_are_named(model, tmp_path):
     assert "decoder.conv_in.weight is [8, 4, 3, 3], not [64, 4, 3, 3]" in message(other)
     assert "VQ autoencoder" in message(state | {"quantize.embedding.weight": torch.zeros(1)})
     assert "lacks" in message({})
-    (tmp_path / "cut.safetensors").write_bytes(b"12345678")
+    assert "not finite" in message(state | {"quant_conv.bias": torch.full((8,), torch.nan)})
+    for name in ("cut.safetensors", "empty.ckpt"):
+        (tmp_path / name).write_bytes(b"12345678" * name.startswith("cut"))
+    with pytest.raises(ValueError, match=r"empty\.ckpt is damaged or no checkpoint"):
+        import_autoencoder(tmp_path / "empty.ckpt")
+    torch.save({"state_dict": torch.zeros(1)}, tmp_path / "tensor.ckpt")
+    with pytest.raises(ValueError, match="lacks"):
+        import_autoencoder(tmp_path / "tensor.ckpt")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match="pass to=diffusers"):
+        import_autoencoder(tmp_path / "run")
     with pytest.raises(ValueError, match=r"cut\.safetensors is damaged"):
         import_autoencoder(tmp_path / "cut.safetensors")
     with pytest.raises(ValueError, match="does not exist"):

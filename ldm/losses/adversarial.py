@@ -102,8 +102,9 @@ class BalancedBackward:
 
     def _slopes(self, nll: Tensor, g: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """d nll / d x_hat and d g / d x_hat, [B, 3, H, W], and a scalar with nll's gradient on `also`."""
-        nll_slope, *also_slopes = torch.autograd.grad(nll, [x_hat, *self.also])
-        (g_slope,) = torch.autograd.grad(g, x_hat)
+        # through networks in half precision, slopes of a mean over pixels need fp16's scale as gradients do
+        nll_slope, *also_slopes = (d / self.scale for d in torch.autograd.grad(self.scale * nll, [x_hat, *self.also]))
+        g_slope = torch.autograd.grad(self.scale * g, x_hat)[0] / self.scale
         for i, slope in enumerate((nll_slope, g_slope)):
             self.at_w[i] += torch.autograd.grad(x_hat, self.last_layer, slope, retain_graph=True)[0]
         direct = sum((p * slope for p, slope in zip(self.also, also_slopes, strict=True)), nll.new_zeros(()))

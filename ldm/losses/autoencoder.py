@@ -35,7 +35,7 @@ class AutoencoderLoss(nn.Module):
 
     Args:
         regularizer: of the latent space.
-        perceptual_weight: of LPIPS.
+        perceptual_weight: of LPIPS; at 0 it is not computed in training.
         perceptual_pretrained: true, false or a path: see `PerceptualLoss`.
         reduction: "sum" adds nll over an image's 3HW elements, as LDM does; "mean" divides all by 3HW, so that clipping
             thresholds do not depend on the resolution. All weights mean the same in both.
@@ -79,6 +79,8 @@ class AutoencoderLoss(nn.Module):
         ):
             if value not in allowed:
                 raise ValueError(f"loss.{name} must be {' or '.join(allowed)}, not {value!r}")
+        if r1_every < 1 or min(perceptual_weight, disc_weight, disc_start, disc_warmup, disc_ramp, r1, lecam) < 0:
+            raise ValueError("loss.r1_every must be at least 1, and no weight or number of batches in loss negative")
         self.regularizer, self.perceptual_weight, self.reduction = regularizer, perceptual_weight, reduction
         self.perceptual = PerceptualLoss(pretrained=perceptual_pretrained)
         self.logvar = nn.Parameter(torch.zeros(()), requires_grad=learn_logvar)
@@ -107,7 +109,9 @@ class AutoencoderLoss(nn.Module):
 
     def nll(self, x: Tensor, x_hat: Tensor) -> tuple[Tensor, Terms]:
         """The reconstruction's negative log-likelihood, mean over the batch: a scalar."""
-        absolute, perceptual = l1(x, x_hat), self.perceptual(x, x_hat)  # [B] each
+        absolute = l1(x, x_hat)  # [B]
+        unused = self.training and self.perceptual_weight == 0  # VGG16 costs more than a small autoencoder
+        perceptual = torch.zeros_like(absolute) if unused else self.perceptual(x, x_hat)  # [B]
         nll = (absolute + self.perceptual_weight * perceptual) / self.logvar.exp() + self.logvar
         return self._per_image(x) * nll.mean(), {"l1": absolute.detach().mean(), "lpips": perceptual.detach().mean()}
 
@@ -117,11 +121,15 @@ class AutoencoderLoss(nn.Module):
         kl = {"kl": posterior.kl().detach().flatten(1).sum(1).mean()} if self.regularizer.variational else {}
         return penalty, kl
 
-    def reconstruct(self, autoencoder: Autoencoder, x: Tensor) -> Reconstruction:
-        """Encode, draw, transform, decode, compare."""
+    def draw(self, autoencoder: Autoencoder, x: Tensor) -> tuple[DiagonalGaussian, Tensor, Tensor]:
+        """Encode, draw, transform, decode: the posterior, the target and x_hat."""
         posterior = autoencoder.encode(x)
         target, z = self.regularizer.transform(x, posterior.sample())
-        x_hat = autoencoder.decode(z)
+        return posterior, target, autoencoder.decode(z)
+
+    def reconstruct(self, autoencoder: Autoencoder, x: Tensor) -> Reconstruction:
+        """Draw and compare."""
+        posterior, target, x_hat = self.draw(autoencoder, x)
         nll, terms = self.nll(target, x_hat)
         penalty, kl = self.penalty(x, posterior)
         terms |= kl | {"loss": (nll + penalty).detach(), "logvar": self.logvar.detach().clone()}
@@ -159,4 +167,6 @@ class AutoencoderLoss(nn.Module):
     def follow(self, logits_real: Tensor, logits_fake: Tensor, batches: int) -> None:
         """Move LeCam's anchors toward a batch's mean logits, over all ranks; the first batch sets them."""
         decay = ANCHOR_DECAY if batches > 0 else 0.0
-        self.anchors.lerp_(mean_over_ranks(torch.stack([logits_real, logits_fake])), 1 - decay)
+        logits = mean_over_ranks(torch.stack([logits_real, logits_fake]))
+        if logits.isfinite().all():  # one bad batch, whose step is skipped, must not stay in the mean for ever
+            self.anchors.lerp_(logits, 1 - decay)

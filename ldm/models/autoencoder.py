@@ -17,11 +17,11 @@ EPS = 1e-6  # of every GroupNorm here, as in LDM
 class ResnetBlock(nn.Module):
     """GroupNorm, SiLU, 3x3 convolution, twice, plus the (projected) input."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = group_norm(in_channels, EPS)
+        self.norm1 = group_norm(in_channels, EPS, groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels, EPS)
+        self.norm2 = group_norm(out_channels, EPS, groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         same = in_channels == out_channels
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
@@ -35,9 +35,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over the h w positions."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels, EPS)
+        self.norm = group_norm(channels, EPS, groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -75,11 +75,11 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """Residual blocks at one resolution, attention after each where asked, then a change of resolution."""
 
-    def __init__(self, channels: Sequence[int], attention: bool, resample: dict[str, nn.Module]) -> None:
+    def __init__(self, channels: Sequence[int], attention: bool, resample: dict[str, nn.Module], groups: int) -> None:
         super().__init__()
         pairs = list(pairwise(channels))
-        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in pairs)
-        self.attn = nn.ModuleList(AttnBlock(b) for _, b in pairs if attention)
+        self.block = nn.ModuleList(ResnetBlock(a, b, groups) for a, b in pairs)
+        self.attn = nn.ModuleList(AttnBlock(b, groups) for _, b in pairs if attention)
         for name, module in resample.items():  # "downsample" or "upsample", or none at the lowest or highest level
             self.add_module(name, module)
         self.resample = tuple(resample)
@@ -97,11 +97,11 @@ class Level(nn.Module):
 class Mid(nn.Module):
     """Block, attention, block: present at every size."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels)
-        self.attn_1 = AttnBlock(channels)
-        self.block_2 = ResnetBlock(channels, channels)
+        self.block_1 = ResnetBlock(channels, channels, groups)
+        self.attn_1 = AttnBlock(channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, groups)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(h)))
@@ -111,7 +111,13 @@ class Encoder(nn.Module):
     """x [B, in_channels, H, W] -> [B, out_channels, H/f, W/f]."""
 
     def __init__(
-        self, in_channels: int, widths: Sequence[int], num_res_blocks: int, out_channels: int, attention: Sequence[int]
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        num_res_blocks: int,
+        out_channels: int,
+        attention: Sequence[int],
+        groups: int,
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
@@ -120,10 +126,10 @@ class Encoder(nn.Module):
         for i, width in enumerate(widths):
             last = i == len(widths) - 1
             resample: dict[str, nn.Module] = {} if last else {"downsample": Downsample(width)}
-            self.down.append(Level([previous] + [width] * num_res_blocks, 2**i in attention, resample))
+            self.down.append(Level([previous] + [width] * num_res_blocks, 2**i in attention, resample, groups))
             previous = width
-        self.mid = Mid(previous)
-        self.norm_out = group_norm(previous, EPS)
+        self.mid = Mid(previous, groups)
+        self.norm_out = group_norm(previous, EPS, groups)
         self.conv_out = nn.Conv2d(previous, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,19 +143,25 @@ class Decoder(nn.Module):
     """z [B, in_channels, h, w] -> [B, out_channels, h f, w f]; one residual block more a level than the encoder."""
 
     def __init__(
-        self, in_channels: int, widths: Sequence[int], num_res_blocks: int, out_channels: int, attention: Sequence[int]
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        num_res_blocks: int,
+        out_channels: int,
+        attention: Sequence[int],
+        groups: int,
     ) -> None:
         super().__init__()
         previous = widths[-1]
         self.conv_in = nn.Conv2d(in_channels, previous, 3, padding=1)
-        self.mid = Mid(previous)
+        self.mid = Mid(previous, groups)
         levels = []
         for i, width in reversed(list(enumerate(widths))):
             resample: dict[str, nn.Module] = {"upsample": Upsample(width)} if i > 0 else {}
-            levels.append(Level([previous] + [width] * (num_res_blocks + 1), 2**i in attention, resample))
+            levels.append(Level([previous] + [width] * (num_res_blocks + 1), 2**i in attention, resample, groups))
             previous = width
         self.up = nn.ModuleList(reversed(levels))  # indexed by level, as LDM's keys are; walked from the last
-        self.norm_out = group_norm(previous, EPS)
+        self.norm_out = group_norm(previous, EPS, groups)
         self.conv_out = nn.Conv2d(previous, out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -172,6 +184,8 @@ class Autoencoder(nn.Module):
         attention_resolutions: downsample factors at which levels also attend (the middle always does). LDM's configs
             give pixels instead: its "attention at 16" for 256 px is the factor 16 here.
         variational: false makes a plain autoencoder, whose posterior is its mean (with the smallest std, 3e-7).
+        norm_groups: of every GroupNorm, as in LDM. Of fewer than 128 channels, 32 groups hold so few each that the norm
+            takes colour and brightness away (alone in its group, a channel loses its mean): take channels / 4.
     """
 
     def __init__(
@@ -184,16 +198,17 @@ class Autoencoder(nn.Module):
         latent_channels: int,
         attention_resolutions: Sequence[int] = (),
         variational: bool = True,
+        norm_groups: int = 32,
     ) -> None:
         super().__init__()
         widths = [channels * m for m in channel_mult]
         self.downsample_factor = 2 ** (len(widths) - 1)
         self.variational = variational
         parameters = 2 * latent_channels if variational else latent_channels  # of the posterior
-        self.encoder = Encoder(in_channels, widths, num_res_blocks, parameters, attention_resolutions)
+        self.encoder = Encoder(in_channels, widths, num_res_blocks, parameters, attention_resolutions, norm_groups)
         self.quant_conv = nn.Conv2d(parameters, parameters, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
-        self.decoder = Decoder(latent_channels, widths, num_res_blocks, in_channels, attention_resolutions)
+        self.decoder = Decoder(latent_channels, widths, num_res_blocks, in_channels, attention_resolutions, norm_groups)
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """x [B, 3, H, W] in [-1, 1] -> posterior, [B, C, H/f, W/f]."""

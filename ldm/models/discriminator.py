@@ -3,16 +3,39 @@
 from collections.abc import Callable
 from typing import Literal
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ldm.models.layers import group_norm
 
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all ranks (torch's SyncBatchNorm wants GPUs), always of the batch at hand: running
+    statistics would mix real images, reconstructions and the generator's passes."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            moments = torch.stack([x.float().mean((0, 2, 3)), x.float().square().mean((0, 2, 3))])  # [2, C]
+            # not in evaluation, where a rank may look at pictures of its own
+            if self.training and dist.is_initialized() and dist.get_world_size() > 1:
+                moments = all_reduce(moments) / dist.get_world_size()
+            mean, square = moments
+            gain = self.weight / ((square - mean.square()).clamp(min=0) + self.eps).sqrt()
+            return x * gain[:, None, None] + (self.bias - mean * gain)[:, None, None]
+
+
 Norm = Literal["group", "batch", "spectral", "none"]
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "group": lambda channels: group_norm(channels, eps=1e-5),
-    # over all ranks; always of the batch at hand: running statistics would mix real, fake and the generator's passes
-    "batch": lambda channels: nn.SyncBatchNorm(channels, track_running_stats=False),
+    "batch": lambda channels: BatchNorm(channels),
     "spectral": lambda channels: nn.Identity(),  # the convolutions themselves are normalised
     "none": lambda channels: nn.Identity(),
 }
@@ -25,7 +48,7 @@ class PatchDiscriminator(nn.Module):
         in_channels: of the image.
         channels: width of the first layer (LDM's ndf), doubled a layer up to 8 times.
         num_layers: strided convolutions.
-        norm: "batch" is LDM's, synchronised across ranks (on GPUs only); "group", the default, needs no statistics
+        norm: "batch" is LDM's, synchronised across ranks; "group", the default, needs no statistics
             across samples, ranks or the two passes; "spectral" bounds each convolution's gain (Miyato et al. 2018).
     """
 
@@ -63,6 +86,6 @@ def init_weights(module: nn.Module) -> None:
     """Convolutions ~ N(0, 0.02), normalisation scales ~ N(1, 0.02), as in pix2pix and LDM."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.SyncBatchNorm | nn.GroupNorm):
+    elif isinstance(module, BatchNorm | nn.GroupNorm):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def group_norm(channels: int, eps: float) -> nn.GroupNorm:
-    """32 groups as in LDM, or the largest divisor of 32 that fits a narrow network's channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=eps)
+def group_norm(channels: int, eps: float, groups: int = 32) -> nn.GroupNorm:
+    """32 groups as in LDM, or the largest divisor of the wanted number that fits a narrow network's channels."""
+    return nn.GroupNorm(math.gcd(groups, channels), channels, eps=eps)
 
 
 def zero_init(module: nn.Module) -> nn.Module:

@@ -26,12 +26,16 @@ Pair = tuple[Tensor, Tensor]  # an image and its reconstruction, detached, [B, 3
 class AutoencoderModule(ProgressModule):
     """Two named steps a batch, each over all of its micro-batches.
 
+    The discriminator is not averaged: what it says in a validation is what it says at that moment.
+
     Args:
         accumulate: micro-batches that a batch is divided into; it equals the whole batch at once.
         trained: all, or the decoder alone (with post_quant_conv), for published encoders that must stay as they are.
         disc_schedule: of the discriminator's rate, counted from its start.
         guard, disc_guard: between each player's gradients and its step.
     """
+
+    not_averaged = ("discriminator",)
 
     def __init__(
         self,
@@ -55,10 +59,14 @@ class AutoencoderModule(ProgressModule):
         self.make_optimizers = (optimizer, disc_optimizer)
         self.disc_schedule, self.accumulate = disc_schedule, accumulate
         self.guard, self.disc_guard, self.health = guard, disc_guard, health
-        self.max_rollbacks, self.trust_after = health.rollbacks, health.window
+        self.max_rollbacks = health.rollbacks
         if trained == "decoder":
             autoencoder.encoder.requires_grad_(False)
             autoencoder.quant_conv.requires_grad_(False)
+
+    def on_train_start(self) -> None:
+        if self.rolled_back:
+            self.health.forget()
 
     def configure_optimizers(self) -> list[Optimizer]:
         make, make_disc = self.make_optimizers
@@ -77,16 +85,17 @@ class AutoencoderModule(ProgressModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         micro = to_x(batch[0]).chunk(self.accumulate)  # [B / accumulate, 3, H, W] each
+        optimizer, disc_optimizer = self.optimizers()  # type: ignore[attr-defined]
         with without_sync(self.trainer.model):
-            pairs, terms = self.generator_step(micro)
+            with self.toggled_optimizer(optimizer):  # the discriminator is frozen
+                pairs, terms = self.generator_step(micro, optimizer)
             if self.loss.disc_trains(self.batches_seen):
-                terms |= self.discriminator_step(pairs)
+                with self.toggled_optimizer(disc_optimizer):
+                    terms |= self.discriminator_step(micro, pairs, disc_optimizer)
         self.log_terms("train", terms | self.health.watch(terms, self.rollbacks))
 
-    def generator_step(self, micro: tuple[Tensor, ...]) -> tuple[list[Pair], Terms]:
-        """One step of the autoencoder, the discriminator frozen."""
-        optimizer, _ = self.optimizers()  # type: ignore[attr-defined]
-        self.toggle_optimizer(optimizer)
+    def generator_step(self, micro: tuple[Tensor, ...], optimizer: LightningOptimizer) -> tuple[list[Pair], Terms]:
+        """One step of the autoencoder."""
         optimizer.zero_grad()
         factor, logvar = self.loss.disc_factor(self.batches_seen), self.loss.logvar
         backward = BalancedBackward(
@@ -114,30 +123,25 @@ class AutoencoderModule(ProgressModule):
             terms.append(found)
         merged = mean_terms(terms)
         if factor > 0:
-            merged |= {"disc_weight": factor * weight, "disc_weight_clamped": (weight >= CLAMP).float()}
-        merged |= self.guarded_step(optimizer, self.guard)
-        self.untoggle_optimizer(optimizer)
-        return pairs, merged
+            merged |= {"disc_weight": weight, "disc_weight_clamped": (weight >= CLAMP).float()}
+        merged["disc_factor"] = torch.tensor(factor)
+        return pairs, merged | self.guarded_step(optimizer, self.guard)
 
-    def discriminator_step(self, pairs: list[Pair]) -> Terms:
-        """One step of the discriminator, the autoencoder frozen."""
-        _, optimizer = self.optimizers()  # type: ignore[attr-defined]
-        self.toggle_optimizer(optimizer)
+    def discriminator_step(self, micro: tuple[Tensor, ...], pairs: list[Pair], optimizer: LightningOptimizer) -> Terms:
+        """One step of the discriminator, on the generator step's pairs or on fresh ones."""
         optimizer.zero_grad()
         terms = []
-        for x, reused in pairs:
-            x_hat = reused
+        for x, pair in zip(micro, pairs, strict=True):
+            target, x_hat = pair
             if self.loss.fresh:
                 with torch.no_grad():
-                    x_hat, _ = self.autoencoder(x)
-            loss, found = self.loss.discriminate(x, x_hat, self.discriminator, self.disc_batches)
-            self.manual_backward(loss * (len(x) / sum(len(x) for x, _ in pairs)))
+                    _, target, x_hat = self.loss.draw(self.autoencoder, x)
+            loss, found = self.loss.discriminate(target, x_hat, self.discriminator, self.disc_batches)
+            self.manual_backward(loss * (len(x) / sum(map(len, micro))))
             terms.append(found)
         merged = mean_terms(terms)
         self.loss.follow(merged["logits_real"], merged["logits_fake"], self.disc_batches)
-        merged |= {f"disc_{k}": v for k, v in self.guarded_step(optimizer, self.disc_guard).items()}
-        self.untoggle_optimizer(optimizer)
-        return merged
+        return merged | {f"disc_{k}": v for k, v in self.guarded_step(optimizer, self.disc_guard).items()}
 
     def guarded_step(self, optimizer: LightningOptimizer, guard: StepGuard) -> Terms:
         """Step, unless the guard refuses; fp16's scaler must see infinities itself, to lower its scale."""
@@ -160,8 +164,9 @@ class AutoencoderModule(ProgressModule):
         x = to_x(batch[0])
         posterior = self.autoencoder.encode(x)
         x_hat = self.autoencoder.decode(posterior.mean)
-        nll, terms = self.loss.nll(x, x_hat)
-        penalty, kl = self.loss.penalty(x, posterior)
+        with torch.autocast(x.device.type, enabled=False):  # what is measured is measured in float32
+            nll, terms = self.loss.nll(x, x_hat)
+            penalty, kl = self.loss.penalty(x, posterior)
         self.log_terms("val", terms | kl | {"loss": nll + penalty})
         return {"image_hat": to_image(x_hat), "moments": posterior.moments()}
 

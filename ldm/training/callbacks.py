@@ -3,6 +3,7 @@
 import csv
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -24,6 +25,13 @@ class EMA(WeightAveraging):
             torch._foreach_lerp_(average, current, 1 - min(decay, (1 + n) / (10 + n)))
 
         super().__init__(use_buffers=False, multi_avg_fn=update)  # buffers are copied, not averaged
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, *batch)
+        assert self._average_model is not None
+        for name in pl_module.not_averaged:  # type: ignore[union-attr]
+            current = pl_module.get_submodule(name)
+            self._average_model.module.get_submodule(name).load_state_dict(current.state_dict())
 
 
 class Curves(Callback):

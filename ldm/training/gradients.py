@@ -17,7 +17,14 @@ DECAY = 0.99  # of the running mean that a spike is measured against
 
 
 class DivergenceError(RuntimeError):
-    """Training went wrong for good: a player's steps were all skipped, or the discriminator collapsed."""
+    """Training went wrong for good: a player's steps were all skipped, or the discriminator collapsed.
+
+    `memory`: batches for which it may have been going wrong before it was noticed.
+    """
+
+    def __init__(self, what: str, memory: int) -> None:
+        super().__init__(what)
+        self.memory = memory
 
 
 def without_sync(model: nn.Module | None) -> AbstractContextManager[None]:
@@ -49,6 +56,8 @@ class StepGuard(nn.Module):
 
     def __init__(self, *, clip: float | None, spike: float | None, patience: int) -> None:
         super().__init__()
+        if patience < 1 or (clip is not None and clip <= 0) or (spike is not None and spike <= 1):
+            raise ValueError(f"need patience >= 1, clip > 0 and spike > 1, not {patience}, {clip} and {spike}")
         self.clip, self.spike, self.patience = clip, spike, patience
         self.register_buffer("usual", torch.zeros((), dtype=torch.float64))  # running mean of the norm
         self.register_buffer("counts", torch.zeros(3, dtype=torch.long))  # steps taken, skipped, skipped in a row
@@ -83,6 +92,6 @@ class StepGuard(nn.Module):
         self.counts.copy_(torch.tensor([taken, skipped, in_a_row]))
         if in_a_row >= self.patience:
             raise DivergenceError(
-                f"{in_a_row} steps in a row were skipped, the last with a gradient norm of {norm:.3g}"
+                f"{in_a_row} steps in a row were skipped, the last with a gradient norm of {norm:.3g}", in_a_row
             )
         return finite and not spikes, {"grad_norm": norm, "skipped": float(skipped)}

@@ -19,7 +19,8 @@ class Health(nn.Module):
     A collapse is: the reconstruction's running L1 has grown to `ruin` times its best, a running mean logit exceeds
     `logits`, or the discriminator, after `chance` batches of its own, judges no better than chance. It is said once;
     with rollbacks left it raises `DivergenceError`: `fit` goes back to a checkpoint from at least `window` batches
-    before, with the discriminator's rate multiplied by `disc_lr_factor`.
+    before (`chance`, for that complaint), with the discriminator's rate multiplied by `disc_lr_factor`. Batches with
+    terms that are not finite are the guards' affair.
 
     Args:
         window: batches over which the running means forget.
@@ -32,6 +33,8 @@ class Health(nn.Module):
         self, *, window: int, ruin: float, logits: float, chance: int, rollbacks: int, disc_lr_factor: float
     ) -> None:
         super().__init__()
+        if window < 1 or chance < 1 or rollbacks < 0:
+            raise ValueError(f"need window >= 1, chance >= 1 and rollbacks >= 0, not {window}, {chance}, {rollbacks}")
         self.window, self.ruin, self.logits, self.chance = window, ruin, logits, chance
         self.rollbacks, self.disc_lr_factor = rollbacks, disc_lr_factor
         self.register_buffer("means", torch.zeros(len(WATCHED), dtype=torch.float64))
@@ -51,31 +54,40 @@ class Health(nn.Module):
         judged = "logits_real" in terms
         now = torch.stack([torch.as_tensor(terms.get(k, 0.0), device=self.means.device).double() for k in WATCHED])
         now = mean_over_ranks(now)
+        if not now.isfinite().all():
+            return {}
         self.counts += torch.tensor([1, int(judged)], device=self.counts.device)
         ages = self.counts[[0, 1, 1, 1, 1]].clamp(min=1)
         pace = torch.maximum(1 / ages, torch.full_like(self.means, 1 / self.window))
         pace[1:] *= judged
-        self.means.copy_(torch.where(now.isfinite(), self.means.lerp(now, pace), self.means))
+        pace[4] *= "disc_weight_clamped" in terms  # not before the autoencoder feels the discriminator
+        self.means.copy_(self.means.lerp(now, pace))
         if int(self.counts[0]) >= self.window:
             self.best_l1.copy_(torch.minimum(self.best_l1, self.means[0]))
         if not judged:
             return {}
-        for name, what in self.complaints(bool(now.isfinite().all())).items():
+        for name, what in self.complaints().items():
             if rollbacks_so_far < self.rollbacks:
-                raise DivergenceError(what)
+                raise DivergenceError(what, self.chance if name == "chance" else self.window)
             if name not in self.said:
                 self.said.add(name)
                 log.warning("the adversarial game: %s", what)
         return {"disc_weight_clamped_share": self.means[4]}
 
-    def complaints(self, finite: bool = True) -> dict[str, str]:
-        """What is wrong at the moment; `finite` says whether the last batch's terms were."""
+    def forget(self) -> None:
+        """Start to watch anew, but for the best L1: what was seen before a rollback says nothing of what comes."""
+        self.means.zero_()
+        self.counts.zero_()
+        self.said.clear()
+
+    def complaints(self) -> dict[str, str]:
+        """What is wrong at the moment."""
         l1, real, fake, accuracy, _ = self.means.tolist()
         batches, judged = self.counts.tolist()
         found = {}
         if batches > self.window and l1 > self.ruin * float(self.best_l1):
             found["ruin"] = f"collapse: the reconstruction's L1 is {l1:.3f}, {l1 / float(self.best_l1):.1f} x its best"
-        if not finite or max(abs(real), abs(fake)) > self.logits:
+        if max(abs(real), abs(fake)) > self.logits:
             found["logits"] = f"collapse: the discriminator's logits run away, {real:.1f} on real, {fake:.1f} on fake"
         if judged >= self.chance and accuracy < 0.52:
             found["chance"] = (

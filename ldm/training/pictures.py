@@ -50,10 +50,12 @@ class LogitMaps(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         if batch_idx == 0 and trainer.is_global_zero and pl_module.loss.disc_trains(pl_module.batches_seen):  # type: ignore[operator, union-attr]
-            image = torch.cat([batch[0][: self.columns], outputs["image_hat"][: self.columns]])
-            with torch.no_grad():
-                logits = pl_module.discriminator(to_x(image)).float()  # type: ignore[operator]
-            save_grid(trainer, pl_module, "logits", grid(overlay(image, logits), len(image) // 2))
+            rows = []
+            for image in (batch[0][: self.columns], outputs["image_hat"][: self.columns]):  # apart, as in training
+                with torch.no_grad():
+                    logits = pl_module.discriminator(to_x(image)).float()  # type: ignore[operator]
+                rows.append(overlay(image, logits))
+            save_grid(trainer, pl_module, "logits", grid(torch.cat(rows), len(rows[0])))
 
 
 def overlay(image: Tensor, logits: Tensor) -> Tensor:

@@ -49,6 +49,8 @@ class ProgressModule(LightningModule):
     run needs neither generator nor scheduler states to continue as if it had never stopped.
     """
 
+    not_averaged: tuple[str, ...] = ()  # submodules that the EMA copies
+
     def __init__(
         self, *, schedule: Schedule, seed: int, batch_size: int, lr_per_image: float | None, card: dict[str, Any]
     ) -> None:
@@ -56,7 +58,7 @@ class ProgressModule(LightningModule):
         self.schedule, self.seed, self.batch_size, self.card = schedule, seed, batch_size, card
         self.lr_per_image = lr_per_image
         self.batches_seen, self.images_seen, self.rollbacks = 0, 0, 0
-        self.max_rollbacks, self.trust_after = 0, 0  # checkpoints this many batches old are trusted in a rollback
+        self.max_rollbacks, self.rolled_back = 0, False
 
     def with_rates(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         """Note the learning rates that the config gives: each optimiser's own, or lr_per_image x the global batch."""
@@ -67,6 +69,7 @@ class ProgressModule(LightningModule):
                     group["lr"] = self.lr_per_image * self.batch_size * world
         self.rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
         rates = ", ".join(f"{name} {rate:g}" for name, rate in zip(self.rate_factors(), self.rates, strict=True))
+        rates += f" after {self.rollbacks} rollbacks" if self.rollbacks else ""
         why = f" (lr_per_image {self.lr_per_image:g})" if self.lr_per_image is not None else ""
         images = self.batch_size * world
         log.info("global batch %d = %d images x %d ranks; %s%s", images, self.batch_size, world, rates, why)
@@ -110,4 +113,5 @@ class ProgressModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         card = checkpoint[CARD]
         self.batches_seen, self.images_seen = card["batches_seen"], card["images_seen"]
-        self.rollbacks = max(self.rollbacks, card["rollbacks"])  # a rollback is not undone by what it goes back to
+        self.rolled_back = self.rollbacks > card["rollbacks"]  # which what it goes back to does not undo
+        self.rollbacks = max(self.rollbacks, card["rollbacks"])

@@ -14,12 +14,14 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ldm import checkpoint as checkpoints
-from ldm.files import atomic_write
+from ldm.files import atomic_write, read_json, write_json
 from ldm.training.callbacks import EMA, Curves, count_parameters
 from ldm.training.gradients import DivergenceError
 from ldm.training.progress import ProgressModule
 
 log = logging.getLogger(__name__)
+
+ROLLBACKS = "rollbacks.json"  # survives a process that dies before it has saved again
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -58,6 +60,8 @@ def fit(
         raise ValueError(f"steps={steps} must be a multiple of every={every}, the batches between two checkpoints")
     module.card["every"] = every  # Lightning counts these stretches
     resume = _resume_point(run, module.card, steps)
+    if resume is not None and (run / ROLLBACKS).exists():
+        module.rollbacks = read_json(run / ROLLBACKS)["rollbacks"]
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # what matters of its banner is in the line that follows
 
@@ -117,26 +121,32 @@ def _make_trainer(chosen: dict[str, Any], **ours: Any) -> Trainer:
 
 
 def _roll_back(run: Path, module: ProgressModule, why: DivergenceError) -> Path:
-    """The checkpoint to go back to; what was saved since is set aside as *.collapsed.
+    """The checkpoint to go back to: older than what the detector remembers, and than the one that was gone back to
+    before; what was saved since is set aside as *.collapsed.
 
     Raises:
         ValueError: if no rollback is left, or no checkpoint is old enough to be trusted.
     """
     at, kept = module.batches_seen, sorted((run / checkpoints.FOLDER).glob("*.ckpt"))
-    trusted = [file for file in kept if int(file.stem) <= at - module.trust_after]
+    last = read_json(run / ROLLBACKS)["to"] if (run / ROLLBACKS).exists() else None
+    trusted = [file for file in kept if int(file.stem) <= at - why.memory]
+    if len(trusted) > 1 and trusted[-1].stem == last:  # it did not help the last time
+        trusted.pop()
     if module.rollbacks >= module.max_rollbacks:
-        left = (
-            f"after {module.rollbacks} rollbacks" if module.rollbacks else "health.rollbacks=3 would go back by itself"
+        left = f"after {module.rollbacks} rollbacks" if module.rollbacks else "and no rollback is left"
+        raise ValueError(
+            f"training diverged at batch {at}: {why} ({left}). Go on with a larger health.rollbacks= or a smaller "
+            f"guard.clip=, or start run=NEW init={kept[0] if kept else 'RUN'} with lower learning rates"
         )
-        raise ValueError(f"training diverged at batch {at}: {why} ({left}): lower the learning rates")
     if not trusted:
         raise ValueError(
-            f"training diverged at batch {at}: {why}; no checkpoint is {module.trust_after} batches older: lower "
-            "every= or health.window=, or raise keep="
+            f"training diverged at batch {at}: {why}; no checkpoint is {why.memory} batches older: in a new run, lower "
+            "every=, health.window= and health.chance=, or raise keep="
         )
     if module.trainer.is_global_zero:
         for file in kept[len(trusted) :]:
             file.rename(file.with_suffix(".collapsed"))
+        write_json(run / ROLLBACKS, {"rollbacks": module.rollbacks + 1, "to": trusted[-1].stem, "at": at})
     module.rollbacks += 1
     log.warning("%s went wrong at batch %d (%s): rollback %d, to %s", run, at, why, module.rollbacks, trusted[-1].name)
     return trusted[-1]
@@ -144,6 +154,7 @@ def _roll_back(run: Path, module: ProgressModule, why: DivergenceError) -> Path:
 
 # what the same run may do differently when it goes on: how far, where and how it is watched
 FREE = {"run", "steps", "every", "keep", "num_workers", "trainer", "logger"}
+FREE |= {"init", "features", "accumulate", "health", "guard", "disc_guard"}  # of stage 1: the watch, not the aim
 FREE |= {
     "latents",
     "autoencoder",
@@ -186,5 +197,6 @@ def ignore_known_warnings() -> None:
         ".*Trying to infer the `batch_size`.*",
         ".*`training_step` returned `None`.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*recommended to use .*sync_dist=True.*",  # torchmetrics has been over all ranks already
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -98,6 +98,15 @@ def test_lecams_anchors_follow_the_logits():
     assert loss.anchors.tolist() == [2, -1]
     loss.follow(torch.tensor(3.0), torch.tensor(-1.0), 1)
     torch.testing.assert_close(loss.anchors, torch.tensor([2.01, -1.0]))
+    loss.follow(torch.tensor(float("nan")), torch.tensor(-1.0), 2)
+    torch.testing.assert_close(loss.anchors, torch.tensor([2.01, -1.0]))
+
+
+def test_lpips_is_not_computed_where_it_counts_for_nothing(tensors):
+    x, x_hat, _ = tensors
+    loss = make(perceptual_weight=0.0)
+    assert loss.nll(x, x_hat)[1]["lpips"] == 0
+    assert loss.eval().nll(x, x_hat)[1]["lpips"] > 0  # but measured
 
 
 @pytest.mark.parametrize(

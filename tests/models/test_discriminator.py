@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldm.models.discriminator import PatchDiscriminator
+from ldm.models.discriminator import BatchNorm, PatchDiscriminator
 
 
 @pytest.mark.parametrize(("num_layers", "pixels"), [(1, 16), (2, 34), (3, 70)])
@@ -21,6 +21,17 @@ def test_logits_at_256_px_are_a_30_by_30_map_from_ldms_parameters():
     assert sum(p.numel() for p in published.parameters()) == 2_768_705
     with torch.no_grad():
         assert discriminator(torch.zeros(1, 3, 256, 256)).shape == (1, 1, 30, 30)
+
+
+def test_batch_norm_is_torchs():
+    ours, oracle = BatchNorm(5), torch.nn.BatchNorm2d(5, track_running_stats=False)
+    for module in (ours, oracle):
+        module.weight.data.copy_(torch.arange(1.0, 6.0))
+        module.bias.data.fill_(0.3)
+    x = (torch.randn(4, 5, 6, 6) * 3 + 2).requires_grad_()
+    gradients = [torch.autograd.grad(norm(x).square().sum() + norm(x)[0].sum(), x)[0] for norm in (ours, oracle)]
+    torch.testing.assert_close(ours(x), oracle(x))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
 def test_too_small_an_image_is_refused():

@@ -1,6 +1,7 @@
 """Stage 1's training: accumulation, two processes, and a discriminator that goes wrong."""
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from tiny import CPU, TINY_AUTOENCODER
 from ldm.checkpoint import newest, read
 from ldm.latents import DiagonalGaussian
 from ldm.losses.adversarial import adaptive_weight
-from ldm.training.gradients import DivergenceError
+from ldm.training.gradients import DivergenceError, StepGuard
 from ldm.training.health import Health
 
 # SGD, for Adam's first steps are the gradients' signs; no noise; all of the loss
@@ -70,8 +71,10 @@ def test_accumulation_equals_one_big_batch(ldm, untrained):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_the_joint_batch(ldm, untrained):
-    launch = [sys.executable, "-m", "ldm.train_autoencoder", *EXACT]
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_two_processes_equal_one_with_the_joint_batch(ldm, untrained, norm):
+    r1 = ["loss.r1=0"] if norm == "batch" else []  # R1 needs logits of one image each
+    launch = [sys.executable, "-m", "ldm.train_autoencoder", *EXACT, f"discriminator.norm={norm}", *r1]
     subprocess.run([*launch, "run=one", "batch_size=8"], check=True, capture_output=True)
     two = ["run=two", "batch_size=4", "trainer.devices=2"]
     subprocess.run([*launch, *two], check=True, capture_output=True)
@@ -162,8 +165,8 @@ def test_a_discriminator_a_hundred_times_too_fast_is_found_and_rolled_back(ldm):
 @pytest.mark.slow
 def test_a_collapse_without_a_checkpoint_from_before_ends_the_run_in_one_line(ldm):
     options = [*TINY_AUTOENCODER, *CPU, "steps=20", "every=20", "loss.disc_start=0"]
-    health = "health={window:5,ruin:1.5,logits:1e-9,chance:1000,rollbacks:1,disc_lr_factor:0.1}"
-    with pytest.raises(SystemExit, match=r"diverged at batch 0: collapse: .* lower every= or health\.window="):
+    health = "health={window:5,ruin:1.5,logits:1e-9,chance:9,rollbacks:1,disc_lr_factor:0.1}"
+    with pytest.raises(SystemExit, match=r"diverged at batch 0: collapse: .* lower every=, health\.window="):
         ldm("train-autoencoder", *options, health)
 
 
@@ -189,7 +192,7 @@ def test_a_healthy_game_is_left_alone(caplog):
 
 @pytest.mark.parametrize(
     ("bad", "said"),
-    [({"l1": 0.3}, "x its best"), ({"real": 500.0}, "run away"), ({"fake": float("nan")}, "run away")],
+    [({"l1": 0.3}, "x its best"), ({"real": 500.0}, "run away"), ({"fake": -500.0}, "run away")],
 )
 def test_collapses_are_said_once_and_raise_when_a_rollback_is_left(bad, said, caplog):
     for rollbacks in (0, 1):
@@ -206,6 +209,60 @@ def test_collapses_are_said_once_and_raise_when_a_rollback_is_left(bad, said, ca
             assert [said in record.message for record in caplog.records] == [True]
 
 
+def test_one_bad_batch_is_no_collapse(caplog):
+    """It is for the guards, which skip its steps."""
+    it = health(rollbacks=1)
+    for _ in range(20):
+        it.watch(batch(), 0)
+    before = it.means.clone()
+    it.watch(batch(l1=float("nan"), fake=float("inf")), 0)
+    assert torch.equal(it.means, before)
+    assert not caplog.records
+
+
+def test_the_clamped_share_is_of_batches_in_which_the_weight_was_taken():
+    it = health()
+    for _ in range(50):
+        it.watch(batch(), 0)  # the discriminator warms up
+    assert it.watch(batch() | {"disc_weight_clamped": torch.tensor(1.0)}, 0)["disc_weight_clamped_share"] >= 0.2
+
+
+@pytest.mark.parametrize("player", ["guard", "disc_guard"])
+def test_a_guards_stop_is_rolled_back_and_remembered(ldm, player, monkeypatch):
+    """Every step after the 110th is a spike: three rollbacks, each from further back, then one line."""
+    options = [
+        *TINY_AUTOENCODER,
+        *CPU,
+        "steps=140",
+        "every=20",
+        "keep=9",
+        "loss.disc_start=0",
+        "loss.perceptual_weight=0",
+    ]
+    options += ["health={window:5,ruin:9,logits:1e9,chance:130,rollbacks:2,disc_lr_factor:0.1}"]
+    allows = StepGuard.allows
+
+    def failing(self, parameters, scale):
+        if int(self.counts[0]) >= 110:
+            self.spike = 1e-6
+        return allows(self, parameters, scale)
+
+    monkeypatch.setattr(StepGuard, "allows", failing)
+    with pytest.raises(
+        SystemExit, match=r"3 steps in a row were skipped.*after 2 rollbacks.*larger health\.rollbacks="
+    ):
+        ldm("train-autoencoder", *options, f"{player}={{clip:null,spike:100.0,patience:3}}")
+    log = Path("runs/autoencoder/log.txt").read_text()
+    assert "rollback 1, to 00000100.ckpt" in log
+    assert "rollback 2, to 00000080.ckpt" in log
+    assert json.loads(Path("runs/autoencoder/rollbacks.json").read_text())["rollbacks"] == 2
+    monkeypatch.setattr(StepGuard, "allows", allows)
+    ldm("train-autoencoder", *options, "steps=140")  # goes on, and remembers
+    assert read(newest(Path("runs/autoencoder")), "autoencoder")["ldm"]["rollbacks"] == 2
+    last = rows("runs/autoencoder")[-1]
+    assert float(last["train/disc_lr"]) <= 0.01 * 2e-4
+
+
 def test_a_discriminator_at_chance_is_said(caplog):
     it = health(rollbacks=0)
     for _ in range(30):
@@ -215,3 +272,45 @@ def test_a_discriminator_at_chance_is_said(caplog):
 
 def test_weight_at_its_clamp_is_flagged():
     assert adaptive_weight(torch.ones(3), torch.zeros(3)) >= 1e4
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("+trainer.gradient_clip_val=1", r"two: pass guard\.clip="),
+        ("+trainer.accumulate_grad_batches=2", "two: pass accumulate="),
+        ("trainer.precision=bf16-true", "must be one of 32-true, bf16-mixed, 16-mixed"),
+        ("loss.r1_every=0", "r1_every must be at least 1"),
+        ("loss.disc_weight=-1", "negative"),
+        ("guard.patience=0", "patience >= 1"),
+        ("health.window=0", "window >= 1"),
+        ("health.rollbacks=1", r"\(keep=2 - 1\) x every=2 batches must reach back"),
+        ("data.resolution=8", "too small: LPIPS needs 16 pixels"),
+    ],
+)
+def test_options_that_would_fail_batches_later(ldm, option, said):
+    with pytest.raises(SystemExit, match=said):
+        ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, option)
+    assert not Path("runs/autoencoder").exists()
+
+
+def test_the_average_holds_the_discriminator_as_it_is(ldm):
+    ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU)
+    saved = read(newest(Path("runs/autoencoder")), "autoencoder")
+    average, current = saved["state_dict"], saved["current_model_state"]
+    for key, tensor in current.items():
+        if key.startswith("discriminator"):
+            assert torch.equal(average[key], tensor), key
+    assert not torch.equal(average["autoencoder.quant_conv.weight"], current["autoencoder.quant_conv.weight"])
+
+
+def test_equivariance_with_a_fresh_forward_judges_what_the_generator_made(ldm):
+    """Both players see decode(T(z)) beside T(x), also in the second forward."""
+    options = [
+        "regularizer=equivariance",
+        "regularizer.probability=1",
+        "regularizer.min_scale=0.75",
+        "loss.disc_start=0",
+    ]
+    ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, *options, "loss.disc_forward=fresh")
+    assert float(rows("runs/autoencoder")[-1]["train/disc_loss"]) > 0
