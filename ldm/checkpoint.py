@@ -111,12 +111,25 @@ def export_autoencoder(autoencoder: LoadedAutoencoder, file: Path) -> None:
         torch.save({CARD: autoencoder.card, "state_dict": state}, stream)
 
 
-def load_diffusion(path: str | Path) -> LoadedDiffusion:
-    """Rebuild a stage-2 model from a checkpoint file or a run folder."""
+def export_diffusion(net: nn.Module, card: dict[str, Any], file: Path) -> None:
+    """Write a network alone: a checkpoint that only `load_diffusion` reads."""
+    state = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
+    with atomic_write(file) as stream:
+        torch.save({CARD: card, "state_dict": state}, stream)
+
+
+def load_diffusion(path: str | Path, weights: str = "ema") -> LoadedDiffusion:
+    """Rebuild a stage-2 model from a checkpoint file or a run folder, with its averaged ("ema") or "raw" weights."""
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights={weights} must be ema or raw")
     file = resolve(Path(path))
     checkpoint = read(file, "diffusion")
     card = checkpoint[CARD]
     net = build(card["net"])
+    if weights == "raw":
+        if "current_model_state" not in checkpoint:
+            raise ValueError(f"{file} holds averaged weights alone: pass weights=ema")
+        checkpoint["state_dict"] = checkpoint["current_model_state"]
     _load(net, checkpoint, "net.", file)
     stats = LatentStats(torch.tensor(card["stats"]["mean"]), torch.tensor(card["stats"]["std"]))
     return LoadedDiffusion(file.parents[1], net, Objective(**build(card["objective"])), stats, card, fingerprint(net))

@@ -1,44 +1,110 @@
-"""Autoencoders from elsewhere into a run folder, and ours into diffusers' format."""
+"""Models from elsewhere into a run folder, and ours into diffusers' format."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from ldm.command import command, write_config
+from ldm.command import command, plain, write_config
+
+NEVER_TRAINED = {"batches_seen": 0, "images_seen": 0, "rollbacks": 0, "config": {}}
+FILE = "00000000.ckpt"
 
 
 @command
 def main(config: DictConfig, run: Path) -> None:
-    from ldm.checkpoint import CARD, FOLDER, LoadedAutoencoder, export_autoencoder, fingerprint, load_autoencoder
-    from ldm.exchange import export_diffusers, import_autoencoder
+    actions = {
+        ("autoencoder", "ldm"): autoencoder_to_ldm,
+        ("autoencoder", "diffusers"): autoencoder_to_diffusers,
+        ("diffusion", "ldm"): diffusion_to_ldm,
+        ("diffusion", "diffusers"): diffusion_to_diffusers,
+    }
+    if (config.what, config.to) not in actions:
+        raise ValueError(
+            f"what={config.what} to={config.to}: what must be autoencoder or diffusion, to ldm or diffusers"
+        )
+    actions[config.what, config.to](config, Path(config.source), run)
 
-    source = Path(config.source)
-    if config.to == "ldm":
-        model, shape, scaling = import_autoencoder(source)
-        card = {
-            "kind": "autoencoder",
-            "autoencoder": shape,
-            "scaling": scaling,
-            "imported_from": source.name,
-            "batches_seen": 0,
-            "images_seen": 0,
-            "rollbacks": 0,
-            "config": {},
-        }
-        file = run / FOLDER / "00000000.ckpt"
-        write_config(config, run)
-        export_autoencoder(LoadedAutoencoder(file, model, card, fingerprint(model)), file)
-        print(f"autoencoder in {run}: {', '.join(f'{k}={v}' for k, v in shape.items())}")
-    elif config.to == "diffusers":
-        loaded = load_autoencoder(source)
-        scaling = scaling_of(config, loaded)
-        write_config(config, run)
-        resolution = (loaded.card.get("preprocessing") or {}).get("resolution")
-        export_diffusers(loaded.model, loaded.card["autoencoder"], scaling, run, resolution)
-        print(f"diffusers AutoencoderKL in {run}: {', '.join(scaling)} in config.json; {CARD} {loaded.fingerprint}")
-    else:
-        raise ValueError(f"to={config.to} must be ldm or diffusers")
+
+def autoencoder_to_ldm(config: DictConfig, source: Path, run: Path) -> None:
+    from ldm.checkpoint import FOLDER, LoadedAutoencoder, export_autoencoder, fingerprint
+    from ldm.exchange.autoencoder import import_autoencoder
+
+    model, shape, scaling = import_autoencoder(source)
+    card = {"kind": "autoencoder", "autoencoder": shape, "scaling": scaling, "imported_from": source.name}
+    file = run / FOLDER / FILE
+    write_config(config, run)
+    export_autoencoder(LoadedAutoencoder(file, model, card | NEVER_TRAINED, fingerprint(model)), file)
+    print(f"autoencoder in {run}: {', '.join(f'{k}={v}' for k, v in shape.items())}")
+
+
+def autoencoder_to_diffusers(config: DictConfig, source: Path, run: Path) -> None:
+    from ldm.checkpoint import CARD, load_autoencoder
+    from ldm.exchange.autoencoder import export_diffusers
+
+    loaded = load_autoencoder(source)
+    scaling = scaling_of(config, loaded)
+    write_config(config, run)
+    resolution = (loaded.card.get("preprocessing") or {}).get("resolution")
+    export_diffusers(loaded.model, loaded.card["autoencoder"], scaling, run, resolution)
+    print(f"diffusers AutoencoderKL in {run}: {', '.join(scaling)} in config.json; {CARD} {loaded.fingerprint}")
+
+
+def diffusion_to_ldm(config: DictConfig, source: Path, run: Path) -> None:
+    from ldm.checkpoint import FOLDER, export_diffusion, load_autoencoder
+    from ldm.exchange.unet import import_unet
+
+    if config.autoencoder is None:
+        raise ValueError("what=diffusion needs autoencoder=RUN, the one that its latents come from (import it first)")
+    heads = {key: config[key] for key in ("head_channels", "num_heads") if config[key] is not None}
+    if source.is_file() and len(heads) != 1:
+        raise ValueError(
+            "a checkpoint does not tell its attention heads: pass num_heads= or head_channels=, as its yaml has"
+        )
+    autoencoder = load_autoencoder(config.autoencoder)
+    net, shape, factor = import_unet(source, heads)
+    channels = autoencoder.card["autoencoder"]["latent_channels"]
+    if shape["in_channels"] != channels:
+        raise ValueError(
+            f"{source} takes latents of {shape['in_channels']} channels, {config.autoencoder} makes {channels}"
+        )
+    if shape.get("context_dim") is not None and shape.get("label_as") != "context":
+        raise ValueError(f"{source} wants a context beside the label (a text's, say), which no command here gives")
+    scaling = autoencoder.card.get("scaling") or {}
+    factor = config.scaling_factor or factor or scaling.get("scaling_factor")
+    if factor is None:
+        raise ValueError("nothing says how these latents are scaled: pass scaling_factor=NUMBER")
+    card = {
+        "kind": "diffusion",
+        "net": {"_target_": "ldm.models.unet.UNet"} | shape,
+        "objective": plain(config.objective),
+        "label_dropout": config.label_dropout if shape["num_classes"] > 1 else 0.0,
+        "stats": {"mean": [scaling.get("shift_factor") or 0.0] * channels, "std": [1 / factor] * channels},
+        "latent_shape": [channels, config.latent_size, config.latent_size],
+        "class_names": [str(i) for i in range(shape["num_classes"])],
+        "preprocessing": {"resolution": config.latent_size * autoencoder.model.downsample_factor},
+        "autoencoder": autoencoder.fingerprint,
+        "autoencoder_path": os.path.relpath(autoencoder.path.resolve(), run.resolve()),
+        "imported_from": source.name,
+    }
+    write_config(config, run)
+    export_diffusion(net, card | NEVER_TRAINED, run / FOLDER / FILE)
+    print(f"diffusion model in {run}: {', '.join(f'{k}={v}' for k, v in shape.items())}; latents x {factor:g}")
+
+
+def diffusion_to_diffusers(config: DictConfig, source: Path, run: Path) -> None:
+    from ldm.checkpoint import load_diffusion
+    from ldm.exchange.unet import export_unet
+    from ldm.models.unet import UNet
+
+    loaded = load_diffusion(source)
+    if not isinstance(loaded.net, UNet):
+        raise ValueError(f"{source} holds a {type(loaded.net).__name__}, which diffusers has not")
+    shape = {key: value for key, value in loaded.card["net"].items() if key != "_target_"}
+    write_config(config, run)
+    export_unet(loaded.net, shape, run, loaded.card["latent_shape"][-1])
+    print(f"diffusers U-Net in {run}, for t x 1000 and latents normalised by the mean and std in {source}'s card")
 
 
 def scaling_of(config: DictConfig, loaded: Any) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.guidance import classifier_free
+from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.noise import IndexedNoise
-from ldm.diffusion.objective import Denoise, Objective
-from ldm.diffusion.parameterization import Prediction
-from ldm.diffusion.path import Path
-from ldm.diffusion.times import uniform_grid
+from ldm.diffusion.objective import Denoise, Objective, on_path
+from ldm.diffusion.parameterization import Prediction, scale
+from ldm.diffusion.path import Path, log_snr, time_at
+from ldm.diffusion.times import Grid
 from ldm.images import to_image
 from ldm.latents import LatentStats
 from ldm.models.autoencoder import Autoencoder
@@ -56,8 +56,10 @@ class Generator:
         autoencoder: stage 1.
         latent_shape: C, h, w.
         function: one of `ldm.diffusion.samplers`, its options bound; stochastic says whether it takes `noise`.
-        steps: of the uniform grid.
-        guidance: classifier-free scale; 1 is unguided.
+        steps, grid: the times that it walks.
+        path: what it walks on; None is the path of training. On another, it starts where that is as noisy as the end of
+            training's: neither knows what lies beyond.
+        guidance: how conditions are strengthened.
         seed: with a sample's index, it determines all of that sample's noise.
     """
 
@@ -69,19 +71,38 @@ class Generator:
     function: Sampler | StochasticSampler
     stochastic: bool
     steps: int
-    guidance: float
+    grid: Grid
+    guidance: Guidance
     seed: int
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        walked, times = self._walk()
+        c = walked(times[:-1])
+        if not all(value.isfinite().all() for value in c) or (times.diff() >= 0).any():
+            raise ValueError(
+                "sampler and path do not fit: the grid's times must fall, and the path be finite at them, "
+                f"not {[round(float(t), 6) for t in times]}"
+            )
+
+    def _walk(self) -> tuple[Path, Tensor]:
+        """The path and its times, [steps + 1]; on the CPU, so that samplers may look at them."""
+        if self.path is None:
+            return self.objective.path, self.grid(self.objective.path, self.steps, 1.0)
+        end = log_snr(self.objective.path(torch.ones((), dtype=torch.float64)))
+        return self.path, self.grid(self.path, self.steps, float(time_at(self.path, end)))
 
     @torch.no_grad()
     def latents(self, indices: Sequence[int], labels: Tensor, keep: bool = False) -> tuple[Tensor, Record]:
         """Normalised latents [B, C, h, w] of the samples with these indices and labels [B]."""
         noise = IndexedNoise(self.seed, indices)
-        x = noise.draw(self.latent_shape).to(labels.device)
-        net = classifier_free(self.net, self.guidance, self.net.null_class)  # type: ignore[arg-type]
-        record = Record(self.objective.denoiser(net, labels), keep)
-        times = uniform_grid(self.steps, labels.device)
+        path, times = self._walk()
+        x = noise.draw(self.latent_shape).to(labels.device) * scale(path(times[0]))
+        net = self.guidance(self.net, self.net.null_class)  # type: ignore[arg-type]
+        denoise = self.objective.denoiser(net, labels)
+        record = Record(denoise if self.path is None else on_path(denoise, self.objective.path, path), keep)
         options = {"noise": noise} if self.stochastic else {}
-        return self.function(record, self.objective.path, x, times, **options), record
+        return self.function(record, path, x, times, **options), record
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -17,22 +17,35 @@ def main(config: DictConfig, run: Path) -> None:
     from rich.progress import track
 
     from ldm.checkpoint import load_diffusion, matching_autoencoder
+    from ldm.diffusion.guidance import Guidance
     from ldm.files import atomic_write, write_json
     from ldm.generate import Generator
     from ldm.images import grid, save_png
     from ldm.ranks import gather, join_ranks, pick_device
 
-    model = load_diffusion(config.model)
+    model = load_diffusion(config.model, config.weights)
     card, device = model.card, pick_device(config.device)
     autoencoder = matching_autoencoder(config.autoencoder, card["autoencoder_path"], model.run, card["autoencoder"])
     classes = check(config, card)
+    weak = None
+    if config.weak is not None:
+        weak = load_diffusion(config.weak)
+        if (weak.card["latent_shape"], weak.card["objective"]) != (card["latent_shape"], card["objective"]):
+            raise ValueError(f"weak={config.weak} was trained on other latents, or with another objective")
     generator = Generator(
         net=model.net.to(device),
         objective=model.objective,
         stats=model.stats,
         autoencoder=autoencoder.model.to(device),
         latent_shape=tuple(card["latent_shape"]),
-        guidance=config.guidance,
+        guidance=Guidance(
+            scale=config.guidance,
+            interval=tuple(config.guidance_interval),
+            rescale=config.guidance_rescale,
+            weak=None if weak is None else weak.net.to(device),
+        ),
+        grid=build(config.grid),
+        path=build(config.path) if config.path else None,
         seed=config.seed,
         **build(config.sampler),
     )
@@ -67,9 +80,15 @@ def main(config: DictConfig, run: Path) -> None:
         "classes": "all, in turn" if config.classes is None else classes,
         "class_names": card["class_names"],
         "preprocessing": card["preprocessing"],
+        "weights": config.weights,
         "sampler": plain(config.sampler),
+        "grid": plain(config.grid),
+        "path": plain(config.path) or "as trained",
         "evaluations": evaluations,
         "guidance": config.guidance,
+        "guidance_interval": plain(config.guidance_interval),
+        "guidance_rescale": config.guidance_rescale,
+        "weak": None if weak is None else weak.fingerprint,
         "seed": config.seed,
         "precision": "float32",
         "batches_trained": card["batches_seen"],
@@ -87,8 +106,10 @@ def check(config: DictConfig, card: dict[str, Any]) -> list[int]:
     classes = list(range(count)) if chosen is None else list(chosen)
     if not classes or not all(isinstance(c, int) and 0 <= c < count for c in classes):
         raise ValueError(f"classes={config.classes} must be null or name some of 0 ... {count - 1}")
-    if config.guidance != 1 and card["label_dropout"] == 0:
-        raise ValueError(f"guidance={config.guidance} needs label_dropout > 0 in training: pass guidance=1")
+    if config.guidance != 1 and config.weak is None and card["label_dropout"] == 0:
+        raise ValueError(
+            f"guidance={config.guidance} needs label_dropout > 0 in training: pass guidance=1, or weak= a weaker model"
+        )
     return classes
 
 

@@ -13,6 +13,7 @@ def main(config: DictConfig, run: Path) -> None:
     from ldm.checkpoint import matching_autoencoder
     from ldm.data.latent_cache import AUTOENCODER
     from ldm.data.latents import LatentCache, LatentData
+    from ldm.diffusion.guidance import Guidance
     from ldm.diffusion.objective import Objective
     from ldm.generate import Generator
     from ldm.training.diffusion import DiffusionModule
@@ -22,6 +23,8 @@ def main(config: DictConfig, run: Path) -> None:
 
     steps = whole(config, "steps")
     objective = Objective(**build(config.objective))
+    if config.guidance != 1 and config.label_dropout == 0:
+        raise ValueError(f"guidance={config.guidance} of the sample grids needs label_dropout > 0: pass guidance=1")
     cache = LatentCache(config.latents, config.verify)
     manifest = cache.manifest
     autoencoder = matching_autoencoder(config.autoencoder, AUTOENCODER, cache.folder, manifest["autoencoder"])
@@ -52,20 +55,26 @@ def main(config: DictConfig, run: Path) -> None:
             "config": plain(config),
         },
     )
-    guidance = config.guidance if config.label_dropout > 0 else 1.0
     generator = Generator(
         net=net,
         objective=objective,
         stats=cache.stats,
         autoencoder=autoencoder.model,
         latent_shape=cache.latent_shape,
-        guidance=guidance,
+        guidance=Guidance(scale=config.guidance),
+        grid=build(config.grid),
         seed=config.seed,
         **build(config.sampler),
     )
     fit(
         module,
-        LatentData(cache=cache, batch_size=module.batch_size, num_workers=config.num_workers, seed=config.seed),
+        LatentData(
+            cache=cache,
+            batch_size=module.batch_size,
+            num_workers=config.num_workers,
+            seed=config.seed,
+            coupling=objective.coupling,
+        ),
         run=run,
         begin=lambda: write_config(config, run),
         steps=steps,

@@ -341,7 +341,7 @@ def test_foreign_samples_are_scored_too(ldm):
 
 
 def test_guidance_needs_label_dropout(ldm, pipeline):
-    options = [*TINY_DIFFUSION, *CPU, f"latents={pipeline}/runs/latents", "label_dropout=0", "steps=2"]
+    options = [*TINY_DIFFUSION, *CPU, f"latents={pipeline}/runs/latents", "label_dropout=0", "guidance=1", "steps=2"]
     ldm("train-diffusion", *options)
     assert "needs label_dropout > 0 in training: pass guidance=1" in fails("sample", "num=1", "guidance=2")
     ldm("sample", "num=1", "guidance=1", "sampler.steps=1")

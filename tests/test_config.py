@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from ldm.command import build, plain
 from ldm.diffusion.objective import Objective
+from ldm.diffusion.path import CosinePath
 from ldm.losses.autoencoder import AutoencoderLoss
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
@@ -45,8 +47,6 @@ def test_nets(name):
 
 @pytest.mark.parametrize("name", options("vae"))
 def test_autoencoders(name):
-    import torch
-
     with torch.device("meta"):
         Autoencoder(**plain(composed("train_autoencoder", f"vae={name}").vae))
 
@@ -65,6 +65,18 @@ def test_samplers(name):
     sampler = build(composed("sample", f"sampler={name}").sampler)
     assert sampler["function"].func.__name__ == name
     assert sampler["stochastic"] == ("noise" in sampler["function"].func.__annotations__)
+
+
+@pytest.mark.parametrize("name", options("grid"))
+def test_grids(name):
+    times = build(composed("sample", f"grid={name}").grid)(CosinePath(), 5, 1.0)
+    assert len(times) == 6
+
+
+@pytest.mark.parametrize("name", [name for name in options("path") if name != "trained"])
+def test_paths_to_sample_on(name):
+    c = build(composed("sample", f"path={name}").path)(torch.tensor(0.5))
+    assert c.alpha > 0
 
 
 @pytest.mark.parametrize("name", options("experiment"))

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DModel
 from safetensors.torch import save_file
 from tiny import CPU, TINY_AUTOENCODER
 
 from ldm.checkpoint import load_autoencoder
+from ldm.exchange.unet import PREFIX
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.unet import UNet
 
 SHAPE = {"channels": 32, "channel_mult": [1, 2, 2], "num_res_blocks": 1, "latent_channels": 4}
 
@@ -73,5 +75,31 @@ def test_mistakes(ldm, published):
     for source, said in (("nowhere.ckpt", "nowhere.ckpt does not exist"), (".", "config.json does not exist")):
         with pytest.raises(SystemExit, match=said):
             ldm("convert", f"source={source}")
-    with pytest.raises(SystemExit, match="to=onnx must be ldm or diffusers"):
+    with pytest.raises(SystemExit, match="to=onnx: what must be"):
         ldm("convert", f"source={published}", "to=onnx")
+
+
+def test_a_whole_model_from_elsewhere_samples(ldm):
+    """A CompVis checkpoint of both stages: import each, sample, and export the U-Net again."""
+    unet = UNet(
+        in_channels=4, num_classes=1, model_channels=32, channel_mult=[1, 2], num_res_blocks=1,
+        attention_resolutions=[2], head_channels=16,
+    )  # fmt: skip
+    state = {f"first_stage_model.{k}": v for k, v in Autoencoder(**SHAPE).state_dict().items()}
+    state |= {f"{PREFIX}{k}": v for k, v in unet.state_dict().items() if k != "label_emb.weight"}
+    torch.save({"state_dict": state | {"scale_factor": torch.tensor(0.5)}}, "ldm.ckpt")
+    ldm("convert", "run=ae", "source=ldm.ckpt")
+    options = ["run=flow", "what=diffusion", "source=ldm.ckpt", "latent_size=8"]
+    for more, said in (
+        ([], "needs autoencoder=RUN"),
+        (["autoencoder=runs/ae"], "pass num_heads= or head_channels="),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            ldm("convert", *options, *more)
+    ldm("convert", *options, "autoencoder=runs/ae", "head_channels=16")
+    ldm("sample", "model=runs/flow", "num=2", "guidance=1", "sampler=ddim", "sampler.steps=2")
+    assert json.loads(Path("runs/samples/sample.json").read_text())["evaluations"] == 2
+    with pytest.raises(SystemExit, match=r"needs label_dropout > 0 in training"):
+        ldm("sample", "model=runs/flow", "num=2")
+    ldm("convert", "run=out", "what=diffusion", "to=diffusers", "source=runs/flow")
+    assert UNet2DModel.from_pretrained("runs/out").config.block_out_channels == [32, 64]

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from ldm.exchange import PREFIX, export_diffusers, import_autoencoder
+from ldm.exchange.autoencoder import PREFIX, export_diffusers, import_autoencoder
 from ldm.models.autoencoder import Autoencoder
 
 CONF = Path(__file__).parents[1] / "conf" / "vae"

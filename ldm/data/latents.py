@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from ldm.data.latent_cache import FORMAT, MANIFEST
 from ldm.data.order import Key, Order, OrderedBatches, Stretches
 from ldm.data.sources import Split
+from ldm.diffusion.coupling import Coupling
 from ldm.files import existing_folder, read_json, sha256
 from ldm.latents import LatentStats
 
 Verify = Literal["full", "size"]
-Batch = tuple[Tensor, Tensor]  # moments [B, 2C, h, w] fp16, labels [B]
+Batch = tuple[Tensor, ...]  # moments [B, 2C, h, w] fp16, labels [B], perhaps noise paired with them [B, C, h, w]
 
 
 class LatentCache:
@@ -64,13 +65,31 @@ class _Block(NamedTuple):
     labels: np.ndarray  # [n]
 
 
+class PairedNoise:
+    """Noise for a batch, paired with its latents in the data loader: with workers, beside the step.
+
+    It pairs with the posteriors' means, of which a draw is close to its own; and it is a function of (seed, the batch's
+    first key), which no other batch of any rank has.
+    """
+
+    def __init__(self, coupling: Coupling, stats: LatentStats, seed: int) -> None:
+        self.coupling, self.stats, self.seed = coupling, stats, seed
+
+    def __call__(self, moments: Tensor, labels: Tensor, key: Key) -> Tensor:
+        mean = self.stats.normalize(moments.float().chunk(2, dim=1)[0])
+        drawn = np.random.default_rng((self.seed, *key)).standard_normal(tuple(mean.shape), dtype=np.float32)
+        return self.coupling(mean, torch.from_numpy(drawn), labels)
+
+
 class CachedMoments(Dataset[Any]):
     """A split's moments, a batch at a time: `__getitems__(keys)` -> (moments [B, 2C, h, w] fp16, labels [B]).
 
     The view alternates with the epoch: each image is mirrored in every other one, half of all images in each.
+    `noise` adds a third tensor.
     """
 
-    def __init__(self, cache: LatentCache, split: Split) -> None:
+    def __init__(self, cache: LatentCache, split: Split, noise: PairedNoise | None = None) -> None:
+        self.noise = noise
         shards = cache.manifest["shards"][split]
         self.paths = [cache.folder / shard["name"] for shard in shards]
         self.ends = list(accumulate(shard["count"] for shard in shards))
@@ -91,7 +110,8 @@ class CachedMoments(Dataset[Any]):
             block = blocks[bisect.bisect_right(blocks, row, key=lambda b: b.start) - 1]
             moments[i] = block.moments[row - block.start, (epoch + index) % self.views]
             labels[i] = block.labels[row - block.start]
-        return torch.from_numpy(moments), torch.from_numpy(labels)
+        batch = torch.from_numpy(moments), torch.from_numpy(labels)
+        return batch if self.noise is None else (*batch, self.noise(*batch, keys[0]))
 
 
 def _open_blocks(path: Path) -> list[_Block]:
@@ -117,10 +137,12 @@ def _as_is(batch: Any) -> Any:
 
 
 class LatentData(LightningDataModule):
-    """Training and validation moments; training goes on where the module's count of images stands."""
+    """Training and validation moments; training goes on where the module's count of images stands. A coupling that
+    wants to be ahead of the step is done here."""
 
-    def __init__(self, *, cache: LatentCache, batch_size: int, num_workers: int, seed: int) -> None:
+    def __init__(self, *, cache: LatentCache, batch_size: int, num_workers: int, seed: int, coupling: Coupling) -> None:
         super().__init__()
+        self.noise = PairedNoise(coupling, cache.stats, seed) if coupling.ahead else None
         self.cache, self.batch_size, self.num_workers, self.seed = cache, batch_size, num_workers, seed
 
     def train_dataloader(self) -> Stretches:
@@ -133,7 +155,7 @@ class LatentData(LightningDataModule):
             world=trainer.world_size,
             images_seen=trainer.lightning_module.images_seen,  # type: ignore[arg-type]
         )
-        moments = CachedMoments(self.cache, "train")
+        moments = CachedMoments(self.cache, "train", self.noise)
         loader = self._loader(moments, OrderedBatches(order, len(moments)))
         return Stretches(loader, int(trainer.limit_train_batches))
 

@@ -1,4 +1,6 @@
-"""Classifier-free guidance (Ho & Salimans 2022): label dropout in training, extrapolation in sampling."""
+"""Guidance: label dropout in training, extrapolation from a worse prediction in sampling."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,17 +14,57 @@ def drop_labels(y: Tensor, probability: float, null_class: int) -> Tensor:
     return torch.where(dropped, null_class, y)
 
 
-def classifier_free(net: Net, scale: float, null_class: int) -> Net:
-    """A network that returns uncond + scale (cond - uncond), both branches in one batched call; scale 1 is unguided.
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """worse + scale (net - worse), over all channels of the network's output.
 
-    Acting on the raw output equals acting on x0 and eps, since both are affine in it at a given x_t and t.
+    Acting on the output equals acting on x0 and eps, since both are affine in it at a given x_t and t.
+
+    Args:
+        scale: 1 is unguided.
+        interval: times t, of the trained path, between which guidance acts (Kynkaanniemi et al. 2024); outside, the
+            network is evaluated alone.
+        rescale: share of the way to an output with the unguided one's standard deviation, sample by sample (Lin et al.
+            2024, section 3.4).
+        weak: the worse prediction. None is the network itself without the label (Ho & Salimans 2022, eq. 6), both
+            branches in one batched call; another network, trained less or smaller, with the same label, is
+            autoguidance (Karras et al. 2024).
     """
-    if scale == 1.0:
-        return net
 
-    def guided(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        both = net(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, null_class)]))
-        cond, uncond = both.chunk(2)
-        return torch.lerp(uncond, cond, scale)
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    rescale: float = 0.0
+    weak: Net | None = None
 
-    return guided
+    def __post_init__(self) -> None:
+        low, high = self.interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval={list(self.interval)} must be two times, 0 <= low <= high <= 1")
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"guidance_rescale={self.rescale} must lie in [0, 1]")
+
+    def __call__(self, net: Net, null_class: int) -> Net:
+        """The guided network."""
+        if self.scale == 1.0:
+            return net
+
+        def guided(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            if not self.interval[0] <= float(t[0]) <= self.interval[1]:  # all samples of a batch are at one time
+                return net(x_t, t, y)
+            if self.weak is not None:
+                good, worse = net(x_t, t, y), self.weak(x_t, t, y)
+            else:
+                labels = torch.cat([y, torch.full_like(y, null_class)])
+                good, worse = net(torch.cat([x_t, x_t]), torch.cat([t, t]), labels).chunk(2)
+            output = torch.lerp(worse, good, self.scale)
+            if self.rescale > 0:
+                ratio = _std(good) / _std(output)
+                output = output * (1 - self.rescale + self.rescale * ratio)
+            return output
+
+        return guided
+
+
+def _std(x: Tensor) -> Tensor:
+    """Each sample's: [B, 1, 1, 1]."""
+    return x.std(dim=tuple(range(1, x.dim())), keepdim=True)

@@ -1,21 +1,24 @@
 """Objective: path x parameterization x weighting x time sampler. Its loss and its denoiser sit side by side so that
 training and sampling cannot drift apart."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ldm.diffusion.coupling import Coupling, Independent
 from ldm.diffusion.parameterization import (
     PARAMETERIZATIONS,
     Parameterization,
     Prediction,
     determinant,
+    scale,
     solve,
     target_coefficients,
 )
-from ldm.diffusion.path import Path
+from ldm.diffusion.path import Coefficients, Path, log_snr, time_at
 from ldm.diffusion.times import TimeSampler
 from ldm.diffusion.weighting import Weighting
 
@@ -30,12 +33,21 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What is learned, and how to read it back."""
+    """What is learned, and how to read it back.
+
+    Args:
+        path, parameterization, weighting, time_sampler: the four choices.
+        coupling: of latents and noise.
+        unit_input: the network sees x_t / sqrt(alpha^2 + sigma^2) and the angle (2 / pi) atan(sigma / alpha) in place
+            of t: EDM's c_in and a bounded c_noise, for paths that do not preserve variance.
+    """
 
     path: Path
     parameterization: Parameterization
     weighting: Weighting
     time_sampler: TimeSampler
+    coupling: Coupling = field(default_factory=Independent)
+    unit_input: bool = False
 
     def __post_init__(self) -> None:
         if self.parameterization not in PARAMETERIZATIONS:
@@ -48,25 +60,44 @@ class Objective:
                 "alpha = 0: use v, velocity or x0"
             )
 
-    def loss(self, net: Net, x0: Tensor, y: Tensor) -> Tensor:
-        """Weighted mean square of the network's error at random times, [B]; x0 [B, C, H, W], y [B].
+    def loss(self, net: Net, x0: Tensor, y: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weighted mean square of the network's error at random times, [B], and those times; x0 [B, C, H, W], y [B].
 
-        Times and noise come from the global generator.
+        eps is noise that was paired with x0 already; else it comes, as times do, from the global generator.
         """
-        t = self.time_sampler(len(x0), x0.device)  # [B]
-        eps = torch.randn_like(x0)  # [B, C, H, W]
+        t = self.time_sampler(len(x0), self.path, x0.device)  # [B]
+        eps = self.coupling(x0, torch.randn_like(x0), y) if eps is None else eps  # [B, C, H, W]
         c = self.path(expand(t, x0))  # [B, 1, 1, 1] each
         a, b = target_coefficients(c, self.parameterization)
-        error = net(c.alpha * x0 + c.sigma * eps, t, y) - (a * x0 + b * eps)
+        output = net(*self._input(c, c.alpha * x0 + c.sigma * eps, t), y)
+        error = (output - (a * x0 + b * eps)).square().flatten(1).mean(1)
         snr, gain = (c.alpha / c.sigma) ** 2, (c.sigma / determinant(c, a, b)) ** 2
-        return (self.weighting(snr, gain) * error.square()).flatten(1).mean(1)
+        return self.weighting(error, snr.flatten(), gain.flatten()), t
 
     def denoiser(self, net: Net, y: Tensor) -> Denoise:
         """Wrap `net`, conditioned on y [B], as (x_t, t) -> Prediction(x0, eps)."""
 
         def denoise(x_t: Tensor, t: Tensor) -> Prediction:
             c = self.path(t)
-            output = net(x_t, t.to(x_t.dtype).expand(len(x_t)), y)
+            output = net(*self._input(c, x_t, t.expand(len(x_t))), y)
             return solve(c, *target_coefficients(c, self.parameterization), x_t, output)
 
         return denoise
+
+    def _input(self, c: Coefficients, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network sees: the state, and the time [B] in the state's type and place."""
+        if self.unit_input:
+            x_t, t = x_t / scale(c), (2 / math.pi) * torch.atan2(c.sigma, c.alpha).flatten().expand(len(x_t))
+        return x_t, t.to(x_t)
+
+
+def on_path(denoise: Denoise, trained: Path, path: Path) -> Denoise:
+    """A denoiser of the path `trained` as one of another: at the time with the same log-SNR, where the state differs by
+    a factor only (Karras et al. 2022, section 3 and appendix C)."""
+
+    def remapped(x_t: Tensor, t: Tensor) -> Prediction:
+        c = path(t)
+        there = time_at(trained, log_snr(c))
+        return denoise(x_t * (scale(trained(there)) / scale(c)).to(x_t.dtype), there)
+
+    return remapped

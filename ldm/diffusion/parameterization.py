@@ -17,17 +17,24 @@ class Prediction(NamedTuple):
     eps: Tensor  # [B, C, H, W]
 
 
+def scale(c: Coefficients) -> Tensor:
+    """sqrt(alpha^2 + sigma^2): the standard deviation of x_t for latents of unit variance; 1 where it is preserved."""
+    return (c.alpha.square() + c.sigma.square()).sqrt()
+
+
 def target_coefficients(c: Coefficients, parameterization: Parameterization) -> tuple[Tensor, Tensor]:
     """Return (a, b) of the regression target a x0 + b eps.
 
-    v = alpha eps - sigma x0 (Salimans & Ho 2022, appendix D); velocity = dx_t/dt (Lipman et al. 2023, eq. 8).
+    v = alpha eps - sigma x0 (Salimans & Ho 2022, appendix D), divided by sqrt(alpha^2 + sigma^2), which is 1 on their
+    paths; so it has unit variance on every path, and is minus EDM's F on VE (Karras et al. 2022, eq. 7-8).
+    velocity = dx_t/dt (Lipman et al. 2023, eq. 8).
     """
     if parameterization == "x0":
         return c.alpha.new_ones(c.alpha.shape), c.alpha.new_zeros(c.alpha.shape)
     if parameterization == "eps":
         return c.alpha.new_zeros(c.alpha.shape), c.alpha.new_ones(c.alpha.shape)
     if parameterization == "v":
-        return -c.sigma, c.alpha
+        return -c.sigma / scale(c), c.alpha / scale(c)
     return c.dalpha, c.dsigma
 
 

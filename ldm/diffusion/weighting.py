@@ -1,29 +1,94 @@
-"""Weights of the squared error in target space.
+"""Weightings: from the mean square error of the network's target to the loss, sample by sample.
 
-snr = (alpha / sigma)^2; gain = (sigma / det)^2 turns an error of the network's target into an error of x0, so that one
-rule stated for x0 serves every parameterization.
+Each rule but the first is stated as a weight of the x0 error, w(snr), whatever the network regresses:
+snr = (alpha / sigma)^2, and gain = (sigma / det)^2 turns an error of the target into one of x0. The eps error is snr
+times the x0 error, so that weights published for eps appear here times snr.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-Weighting = Callable[[Tensor, Tensor], Tensor]  # (snr, gain) -> weight, all of one shape
+Weighting = Callable[[Tensor, Tensor, Tensor], Tensor]  # (error, snr, gain) -> loss, [B] each
 
 
 class Unweighted:
-    """1: the plain mean square of the target's error (DDPM's L_simple; the flow-matching loss)."""
+    """The error itself (DDPM's L_simple; the flow-matching loss)."""
 
-    def __call__(self, snr: Tensor, gain: Tensor) -> Tensor:
-        return torch.ones_like(snr)
+    def __call__(self, error: Tensor, snr: Tensor, gain: Tensor) -> Tensor:
+        return error
 
 
 class MinSNR:
-    """min(snr, gamma) on the x0 error (Hang et al. 2023, eq. 6-8): min(snr, gamma) / snr for eps, / (snr + 1) for v."""
+    """w = min(snr, gamma) (Hang et al. 2023, eq. 6-8): min(snr, gamma) / snr for eps, / (snr + 1) for v."""
 
     def __init__(self, *, gamma: float = 5.0) -> None:
         self.gamma = gamma
 
-    def __call__(self, snr: Tensor, gain: Tensor) -> Tensor:
-        return snr.clamp(max=self.gamma) * gain
+    def __call__(self, error: Tensor, snr: Tensor, gain: Tensor) -> Tensor:
+        return snr.clamp(max=self.gamma) * gain * error
+
+
+class SoftMinSNR:
+    """w = snr gamma / (snr + gamma): min-SNR without its corner (Crowson et al. 2024, section 3.3)."""
+
+    def __init__(self, *, gamma: float = 4.0) -> None:
+        self.gamma = gamma
+
+    def __call__(self, error: Tensor, snr: Tensor, gain: Tensor) -> Tensor:
+        return snr * self.gamma / (snr + self.gamma) * gain * error
+
+
+class P2:
+    """w = snr / (k + snr)^gamma: 1 / (k + snr)^gamma for eps (Choi et al. 2022, eq. 8)."""
+
+    def __init__(self, *, k: float = 1.0, gamma: float = 1.0) -> None:
+        self.k, self.gamma = k, gamma
+
+    def __call__(self, error: Tensor, snr: Tensor, gain: Tensor) -> Tensor:
+        return snr / (self.k + snr) ** self.gamma * gain * error
+
+
+class Sigmoid:
+    """w = snr sigmoid(bias - log snr): sigmoid(bias - log snr) for eps (Kingma & Gao 2023, section 6)."""
+
+    def __init__(self, *, bias: float = 0.0) -> None:
+        self.bias = bias
+
+    def __call__(self, error: Tensor, snr: Tensor, gain: Tensor) -> Tensor:
+        return snr / (1 + snr * math.exp(-self.bias)) * gain * error
+
+
+class EDM:
+    """w = 1 + snr (Karras et al. 2022, table 1, for latents of unit variance): every v is weighted alike."""
+
+    def __call__(self, error: Tensor, snr: Tensor, gain: Tensor) -> Tensor:
+        return (1 + snr) * gain * error
+
+
+class LearnedUncertainty(nn.Module):
+    """loss / exp(u) + u, u(log snr) learned with the network (Karras et al. 2024, eq. 21-22): each noise level's loss
+    tends to 1 + u, so that none drowns the others' gradients. u is a linear map of random Fourier features, 0 at first.
+
+    Args:
+        base: the weighting that it balances.
+        features: number of Fourier features.
+    """
+
+    def __init__(self, *, base: Weighting, features: int = 128) -> None:
+        super().__init__()
+        self.base = base
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("frequencies", 2 * math.pi * torch.randn(features, generator=generator))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(features, generator=generator))
+        self.frequencies: Tensor
+        self.phases: Tensor
+        self.out = nn.Linear(features, 1, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, error: Tensor, snr: Tensor, gain: Tensor) -> Tensor:
+        noise = -snr.clamp(1e-12, 1e12).log() / 8  # log(sigma / alpha) / 4, EDM's c_noise
+        u = self.out(math.sqrt(2) * torch.cos(noise[:, None] * self.frequencies + self.phases))[:, 0]  # [B]
+        return self.base(error, snr, gain) / u.exp() + u

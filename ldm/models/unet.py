@@ -1,12 +1,18 @@
-"""The U-Net of LDM and ADM (Dhariwal & Nichol 2021; Rombach et al. 2022) with class conditioning, in LDM's names."""
+"""The U-Net of LDM and ADM (Dhariwal & Nichol 2021; Rombach et al. 2022), in LDM's names.
+
+Every layer is called with (x, emb, context) and takes of them what it wants.
+"""
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ldm.models.attention import AttentionBlock, SpatialTransformer
 from ldm.models.layers import group_norm, upsample_nearest, zero_init
 
 EPS = 1e-5  # of every GroupNorm here, as in LDM
@@ -21,15 +27,31 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-class ResBlock(nn.Module):
-    """Residual block that adds the projected embedding between its convolutions; the second starts at zero."""
+Resample = Literal["up", "down", "none"]
 
-    def __init__(self, in_channels: int, out_channels: int, emb_channels: int, dropout: float) -> None:
+
+class ResBlock(nn.Module):
+    """Residual block that takes in the projected embedding between its convolutions; the second starts at zero.
+
+    scale_shift: the embedding scales and shifts the second norm (ADM), instead of being added before it (LDM).
+    resample: both branches change resolution before the first convolution (ADM's resblock_updown).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        dropout: float,
+        scale_shift: bool,
+        resample: Resample,
+    ) -> None:
         super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
         self.in_layers = nn.Sequential(
             group_norm(in_channels, EPS), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, (1 + scale_shift) * out_channels))
         self.out_layers = nn.Sequential(
             group_norm(out_channels, EPS),
             nn.SiLU(),
@@ -39,28 +61,24 @@ class ResBlock(nn.Module):
         same = in_channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+        norm, activation, convolution = self.in_layers
+        h = convolution(self._resampled(activation(norm(x))))
+        emb = self.emb_layers(emb)[:, :, None, None]
+        if self.scale_shift:
+            norm, *rest = self.out_layers
+            scale, shift = emb.chunk(2, dim=1)
+            h = norm(h) * (1 + scale) + shift
+            for layer in rest:
+                h = layer(h)
+        else:
+            h = self.out_layers(h + emb)
+        return self.skip_connection(self._resampled(x)) + h
 
-
-class AttentionBlock(nn.Module):
-    """Multi-head self-attention over positions; the output projection starts at zero."""
-
-    def __init__(self, channels: int, head_channels: int) -> None:
-        super().__init__()
-        if channels % head_channels:
-            raise ValueError(f"net.head_channels={head_channels} does not divide a level of {channels} channels")
-        self.num_heads = channels // head_channels
-        self.norm = group_norm(channels, EPS)
-        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj_out = zero_init(nn.Conv1d(channels, channels, 1))
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.qkv(self.norm(x.flatten(2)))  # [B, heads (q k v) C/heads, hw]: heads first, then q, k, v, as in LDM
-        h = h.unflatten(1, (self.num_heads, 3, -1)).transpose(3, 4)  # [B, heads, 3, hw, C/heads]
-        h = F.scaled_dot_product_attention(*h.unbind(2)).transpose(2, 3)  # [B, heads, C/heads, hw]
-        return x + self.proj_out(h.flatten(1, 2)).reshape(x.shape)
+    def _resampled(self, x: Tensor) -> Tensor:
+        if self.resample == "none":
+            return x
+        return upsample_nearest(x) if self.resample == "up" else F.avg_pool2d(x, 2)
 
 
 class Downsample(nn.Module):
@@ -70,7 +88,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         return self.op(x)
 
 
@@ -81,28 +99,31 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         return self.conv(upsample_nearest(x))
 
 
 class Stem(nn.Conv2d):
-    """The first convolution, which ignores the embedding."""
+    """The first convolution."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:  # type: ignore[override]
         return super().forward(x)
 
 
 class Stack(nn.ModuleList):
-    """Layers in sequence, each called with the embedding."""
+    """Layers in sequence; with `recompute`, their activations are computed again in the backward pass, not kept."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, recompute: bool) -> Tensor:
         for layer in self:
-            x = layer(x, emb)
+            x = checkpoint(layer, x, emb, context, use_reentrant=False) if recompute else layer(x, emb, context)
         return x
 
 
 class UNet(nn.Module):
     """net(x_t [B, C, h, w], t [B] in [0, 1], y [B] or None) -> [B, C, h, w]; it never learns which path it serves.
+
+    Further conditions, for those who bind them: context [B, L, context_dim], which the transformers attend to, and
+    concat [B, concat_channels, h, w], which is put beside x_t.
 
     Args:
         in_channels: C of the latent, in and out.
@@ -110,8 +131,14 @@ class UNet(nn.Module):
         model_channels: width at full resolution; channel_mult multiplies it, one entry a resolution.
         num_res_blocks: residual blocks a level on the way down (one more on the way up).
         attention_resolutions: downsample factors at which levels attend, as in LDM (the middle always does).
-        head_channels: channels an attention head.
+        head_channels, num_heads: channels of an attention head, or heads a level: one of the two.
         dropout: in every residual block.
+        context_dim: makes every attention a transformer block with cross-attention to the context (LDM, figure 3).
+        label_as: "embedding" adds the label to the time embedding (ADM); "context" makes it a token of the context
+        concat_channels: of the condition that is concatenated to x_t.
+        scale_shift, resblock_updown: see `ResBlock`; ADM's options.
+        qk_norm: normalise queries and keys (root mean square, learned scale): stable in half precision.
+        checkpoint: recompute activations in the backward pass: memory for about a third more time. Off means off.
     """
 
     def __init__(
@@ -123,68 +150,102 @@ class UNet(nn.Module):
         channel_mult: Sequence[int],
         num_res_blocks: int,
         attention_resolutions: Sequence[int],
-        head_channels: int,
+        head_channels: int | None = None,
+        num_heads: int | None = None,
         dropout: float = 0.0,
+        context_dim: int | None = None,
+        label_as: Literal["embedding", "context"] = "embedding",
+        concat_channels: int = 0,
+        scale_shift: bool = False,
+        resblock_updown: bool = False,
+        qk_norm: bool = False,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        if (head_channels is None) == (num_heads is None):
+            raise ValueError("net: give one of head_channels and num_heads, and leave the other null")
+        if label_as not in ("embedding", "context") or (label_as == "context" and context_dim is None):
+            raise ValueError(f"net.label_as={label_as} must be embedding, or context with a context_dim")
         self.model_channels, self.null_class = model_channels, num_classes
+        self.context_dim, self.label_as, self.concat_channels = context_dim, label_as, concat_channels
+        self.checkpoint = checkpoint
         self.downsample_factor = 2 ** (len(channel_mult) - 1)
         emb_channels = 4 * model_channels
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
         )
-        self.label_emb = nn.Embedding(num_classes + 1, emb_channels)
+        self.label_emb = nn.Embedding(num_classes + 1, emb_channels if label_as == "embedding" else context_dim or 0)
+
+        def block(channels_in: int, channels_out: int, resample: Resample = "none") -> ResBlock:
+            return ResBlock(channels_in, channels_out, emb_channels, dropout, scale_shift, resample)
+
+        def attention(channels: int) -> nn.Module:
+            heads = channels / head_channels if head_channels is not None else num_heads or 0
+            if heads != int(heads) or channels % int(heads):
+                what = f"head_channels={head_channels}" if head_channels is not None else f"num_heads={num_heads}"
+                raise ValueError(f"net.{what} does not divide a level of {channels} channels")
+            if context_dim is None:
+                return AttentionBlock(channels, int(heads), qk_norm)
+            return SpatialTransformer(channels, int(heads), context_dim, qk_norm)
 
         def level(channels_in: int, channels_out: int, factor: int) -> Stack:
-            stack = Stack([ResBlock(channels_in, channels_out, emb_channels, dropout)])
+            stack = Stack([block(channels_in, channels_out)])
             if factor in attention_resolutions:
-                stack.append(AttentionBlock(channels_out, head_channels))
+                stack.append(attention(channels_out))
             return stack
 
         width, factor = model_channels, 1
         skips = [width]
-        self.input_blocks = nn.ModuleList([Stack([Stem(in_channels, width, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList([Stack([Stem(in_channels + concat_channels, width, 3, padding=1)])])
         for i, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
                 self.input_blocks.append(level(width, mult * model_channels, factor))
                 width = mult * model_channels
                 skips.append(width)
             if i < len(channel_mult) - 1:
-                self.input_blocks.append(Stack([Downsample(width)]))
+                self.input_blocks.append(Stack([block(width, width, "down") if resblock_updown else Downsample(width)]))
                 skips.append(width)
                 factor *= 2
-        self.middle_block = Stack(
-            [
-                ResBlock(width, width, emb_channels, dropout),
-                AttentionBlock(width, head_channels),
-                ResBlock(width, width, emb_channels, dropout),
-            ]
-        )
+        self.middle_block = Stack([block(width, width), attention(width), block(width, width)])
         self.output_blocks = nn.ModuleList()
         for i, mult in reversed(list(enumerate(channel_mult))):
             for j in range(num_res_blocks + 1):
                 stack = level(width + skips.pop(), mult * model_channels, factor)
                 width = mult * model_channels
                 if i > 0 and j == num_res_blocks:
-                    stack.append(Upsample(width))
+                    stack.append(block(width, width, "up") if resblock_updown else Upsample(width))
                     factor //= 2
                 self.output_blocks.append(stack)
         self.out = nn.Sequential(
             group_norm(width, EPS), nn.SiLU(), zero_init(nn.Conv2d(width, in_channels, 3, padding=1))
         )
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    def forward(
+        self, x_t: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None = None, concat: Tensor | None = None
+    ) -> Tensor:
         f = self.downsample_factor
         if x_t.shape[-1] % f or x_t.shape[-2] % f:
             raise ValueError(f"latent size {tuple(x_t.shape[-2:])} is not a multiple of the U-Net's factor {f}")
         if y is None:
             y = torch.full((len(x_t),), self.null_class, device=x_t.device)
-        emb = self.time_embed(time_embedding(t, self.model_channels).to(x_t.dtype)) + self.label_emb(y)  # [B, 4 mc]
-        h, skips = x_t, []
+        emb, label = (
+            self.time_embed(time_embedding(t, self.model_channels).to(x_t.dtype)),
+            self.label_emb(y),
+        )  # [B, 4 mc]
+        if self.label_as == "embedding":
+            emb = emb + label
+        else:
+            context = label[:, None] if context is None else torch.cat([label[:, None], context], dim=1)
+        if (context is None) != (self.context_dim is None):
+            raise ValueError("the network wants a context exactly where net.context_dim is given")
+        if (0 if concat is None else concat.shape[1]) != self.concat_channels:
+            raise ValueError(f"the network wants {self.concat_channels} channels of concat beside x_t")
+        recompute = self.checkpoint and torch.is_grad_enabled()
+        h, skips = x_t if concat is None else torch.cat([x_t, concat], dim=1), []
         for block in self.input_blocks:
-            h = block(h, emb)
+            h = block(h, emb, context, recompute)
             skips.append(h)
-        h = self.middle_block(h, emb)
+        h = self.middle_block(h, emb, context, recompute)
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+            h = block(torch.cat([h, skips.pop()], dim=1), emb, context, recompute)
         return self.out(h)

@@ -72,7 +72,8 @@ def _draw(path: Path, rows: dict[int, dict[str, str]], names: list[str]) -> None
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         stage, title = name.split("/", 1)
-        groups[stage if stage.startswith("latent_") else title].append(name)  # one picture for all channels
+        together = stage.startswith("latent_") or stage.endswith("_by_time")  # one picture for all channels or times
+        groups[stage if together else title].append(name)
     columns = min(4, len(groups))
     figure = Figure(figsize=(4 * columns, 2.6 * -(-len(groups) // columns)), layout="constrained")
     axes = figure.subplots(-(-len(groups) // columns), columns, squeeze=False).flatten()
@@ -83,7 +84,7 @@ def _draw(path: Path, rows: dict[int, dict[str, str]], names: list[str]) -> None
             points = [(step + 1, float(row[name])) for step, row in sorted(rows.items()) if name in row]
             axis.plot(
                 *zip(*points, strict=True),
-                label=name.split("/")[title.startswith("latent_")],
+                label=name.split("/")[title == name.split("/")[0]],
                 marker="." if len(points) < 20 else None,
             )
         axis.set_title(title)

@@ -109,6 +109,10 @@ def fit(
             except DivergenceError as why:
                 resume = _roll_back(run, module, why)
                 fitter = make_fitter()
+            except RuntimeError as error:
+                if isinstance(error.__context__, KeyboardInterrupt):  # in a save, torch complains of the file instead
+                    raise KeyboardInterrupt from None
+                raise
 
 
 def _make_trainer(chosen: dict[str, Any], **ours: Any) -> Trainer:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from closed_forms import PATHS, GaussianData
+from closed_forms import ALL_PATHS, PATHS, GaussianData, MixtureData
 
 
 @pytest.fixture(params=PATHS)
@@ -8,9 +8,19 @@ def path(request):
     return PATHS[request.param]
 
 
+@pytest.fixture(params=ALL_PATHS)
+def any_path(request):
+    return ALL_PATHS[request.param]
+
+
 @pytest.fixture
 def gaussian():
     return GaussianData()
+
+
+@pytest.fixture
+def mixture():
+    return MixtureData()
 
 
 @pytest.fixture

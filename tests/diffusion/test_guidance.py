@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from ldm.diffusion.guidance import classifier_free, drop_labels
+from ldm.diffusion.guidance import Guidance, drop_labels
 from ldm.diffusion.noise import IndexedNoise
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import LinearPath
@@ -11,7 +12,17 @@ NULL = 10
 
 
 def net(x_t, t, y):
-    return x_t * (y.reshape(-1, 1, 1, 1) + 1.0) + t.reshape(-1, 1, 1, 1)
+    return torch.sin(x_t * (y.reshape(-1, 1, 1, 1) + 1.0)) + t.reshape(-1, 1, 1, 1)
+
+
+@pytest.fixture
+def inputs():
+    return torch.randn(4, 2, 3, 3), torch.full((4,), 0.6), torch.arange(4)
+
+
+def branches(inputs):
+    x, t, y = inputs
+    return net(x, t, y), net(x, t, torch.full_like(y, NULL))
 
 
 def test_labels_are_dropped_at_the_given_rate():
@@ -23,19 +34,60 @@ def test_labels_are_dropped_at_the_given_rate():
     assert (drop_labels(y, 1.0, NULL) == NULL).all()
 
 
-def test_guiding_the_output_guides_x0_and_eps():
+def test_guiding_the_output_guides_x0_and_eps(inputs):
     objective = Objective(
         path=LinearPath(), parameterization="velocity", weighting=Unweighted(), time_sampler=Uniform()
     )
-    x, y, t = torch.randn(4, 2, 3, 3), torch.arange(4), torch.tensor(0.6)
+    x, _, y = inputs
+    t = torch.tensor(0.6)
     cond, uncond = (objective.denoiser(net, labels)(x, t) for labels in (y, torch.full_like(y, NULL)))
-    guided = objective.denoiser(classifier_free(net, 3.0, NULL), y)(x, t)
+    guided = objective.denoiser(Guidance(scale=3.0)(net, NULL), y)(x, t)
     torch.testing.assert_close(guided.x0, uncond.x0 + 3.0 * (cond.x0 - uncond.x0))
     torch.testing.assert_close(guided.eps, uncond.eps + 3.0 * (cond.eps - uncond.eps))
 
 
+def test_both_branches_in_one_call_and_one_branch_outside_the_interval(inputs):
+    sizes = []
+
+    def counting(x_t, t, y):
+        sizes.append(len(x_t))
+        return net(x_t, t, y)
+
+    guided = Guidance(scale=2.0, interval=(0.3, 0.7))(counting, NULL)
+    x, t, y = inputs
+    assert not torch.allclose(guided(x, t, y), net(x, t, y))
+    for outside in (0.2, 0.8):
+        torch.testing.assert_close(guided(x, t * 0 + outside, y), net(x, t * 0 + outside, y))
+    assert sizes == [8, 4, 4]
+
+
+def test_autoguidance_extrapolates_from_the_weaker_network(inputs):
+    def weak(x_t, t, y):
+        return 0.5 * net(x_t, t, y)
+
+    guided = Guidance(scale=2.0, weak=weak)(net, NULL)(*inputs)
+    torch.testing.assert_close(guided, weak(*inputs) + 2.0 * (net(*inputs) - weak(*inputs)))
+
+
+def test_rescaling_by_hand(inputs):
+    """Lin et al. 2024, eq. 14-16, a sample at a time."""
+    guided = Guidance(scale=5.0, rescale=0.7)(net, NULL)(*inputs)
+    for cond, uncond, found in zip(*branches(inputs), guided, strict=True):
+        cfg = uncond + 5.0 * (cond - uncond)
+        rescaled = cfg * cond.std() / cfg.std()
+        torch.testing.assert_close(found, 0.7 * rescaled + 0.3 * cfg)
+
+
 def test_scale_one_is_the_conditional_network():
-    assert classifier_free(net, 1.0, NULL) is net
+    assert Guidance(scale=1.0)(net, NULL) is net
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"interval": (0.8, 0.2)}, "guidance_interval"), ({"rescale": 1.5}, "guidance_rescale")]
+)
+def test_bad_options_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        Guidance(scale=2.0, **options)
 
 
 def test_noise_belongs_to_the_index():

@@ -65,3 +65,68 @@ def test_bad_shapes_are_refused():
         UNet(**TINY | {"head_channels": 24})
     with pytest.raises(ValueError, match="multiple of the U-Net's factor 2"):
         UNet(**TINY)(torch.zeros(1, 3, 7, 8), torch.zeros(1), None)
+
+
+CONTEXT = TINY | {"context_dim": 12}
+
+
+def test_conditions_reach_the_output():
+    net = trained_looking(UNet(**CONTEXT, concat_channels=2)).eval()
+    x, t, context, concat = torch.randn(2, 3, 8, 8), torch.rand(2), torch.randn(2, 5, 12), torch.randn(2, 2, 8, 8)
+    out = net(x, t, None, context=context, concat=concat)
+    assert not torch.allclose(net(x, t, None, context=context + 1, concat=concat), out)
+    assert not torch.allclose(net(x, t, None, context=context, concat=concat + 1), out)
+    torch.testing.assert_close(net(x, t, None, context=context.flip(1), concat=concat), out)  # a set of tokens
+    with pytest.raises(ValueError, match=r"wants a context"):
+        net(x, t, None, concat=concat)
+    with pytest.raises(ValueError, match="wants 2 channels of concat"):
+        net(x, t, None, context=context)
+
+
+def test_label_as_context_and_options_change_the_output():
+    torch.manual_seed(0)
+    x, t, y = torch.randn(2, 3, 8, 8), torch.rand(2), torch.tensor([0, 3])
+    net = trained_looking(UNet(**CONTEXT, label_as="context")).eval()
+    assert not torch.allclose(net(x, t, y), net(x, t, None))
+    for option in ("scale_shift", "resblock_updown", "qk_norm"):
+        torch.manual_seed(1)
+        plain = trained_looking(UNet(**TINY)).eval()
+        torch.manual_seed(1)
+        changed = trained_looking(UNet(**TINY, **{option: True})).eval()
+        assert not torch.allclose(plain(x, t, y), changed(x, t, y)), option
+
+
+def test_normalised_queries_bound_the_logits():
+    from ldm.models.attention import attend, qk_norms
+
+    q, k, v = torch.randn(3, 1, 2, 6, 4).unbind(0)
+    norms = qk_norms(True, 4)
+    torch.testing.assert_close(attend(100 * q, 50 * k, v, norms), attend(q, k, v, norms), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_checkpointing_recomputes_when_it_says_so_and_changes_nothing(on):
+    net, calls = trained_looking(UNet(**TINY, checkpoint=on)), []
+    net.middle_block[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    x, t = torch.randn(2, 3, 8, 8), torch.rand(2)
+    net(x, t, None).square().sum().backward()
+    assert len(calls) == 1 + on
+    oracle = UNet(**TINY)
+    oracle.load_state_dict(net.state_dict())
+    oracle(x, t, None).square().sum().backward()
+    for ours, plain in zip(net.parameters(), oracle.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, plain.grad)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_heads": 2}, "give one of head_channels and num_heads"),
+        ({"head_channels": None}, "give one of"),
+        ({"head_channels": None, "num_heads": 5}, "num_heads=5 does not divide"),
+        ({"label_as": "context"}, "label_as=context"),
+    ],
+)
+def test_bad_options_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        UNet(**TINY | options)

@@ -1,29 +1,22 @@
-"""Autoencoders from elsewhere and for elsewhere: CompVis and Stable Diffusion checkpoints, diffusers' AutoencoderKL.
+"""Autoencoders: CompVis' and Stable Diffusion's checkpoints, diffusers' AutoencoderKL.
 
 Weights are read without executing anything (safetensors, or torch.load with weights_only); the shape is read off them,
 and every tensor must have its place.
 """
 
-import codecs
-import json
 import re
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ldm.files import atomic_write, read_json, write_json
+from ldm.exchange.files import CONFIG, State, fill, read_diffusers_weights, read_tensors, write_diffusers
+from ldm.files import read_json
 from ldm.models.autoencoder import Autoencoder
 
-State = dict[str, Tensor]
 PREFIX = "first_stage_model."
 OURS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
 # diffusers' name -> ours, applied in turn; {up} counts from the other end
 RENAMES = (
@@ -46,25 +39,6 @@ RENAMES = (
 )
 
 
-class _Inert:
-    """Stands for a class that an old checkpoint mentions beside its weights; does nothing."""
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-
-# what Lightning 1.x left in checkpoints beside tensors: a callback's class, and a NumPy scalar of its best score
-HARMLESS: list[Any] = [
-    *(
-        (_Inert, name)
-        for name in ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint", "argparse.Namespace")
-    ),
-    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    np.dtype,
-    *{type(np.dtype(name)) for name in ("float32", "float64", "int64")},
-    (codecs.encode, "_codecs.encode"),
-]
-
-
 def import_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, Any], dict[str, Any] | None]:
     """Read a .ckpt, .pt, .bin or .safetensors file, or a diffusers folder.
 
@@ -80,19 +54,8 @@ def import_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, Any], dict[st
         state, groups, scaling = _read_compvis(path)
     shape = infer_shape(state, path) | ({"norm_groups": groups} if groups != 32 else {})
     model = Autoencoder(**shape)
-    state = {k: v.float() for k, v in state.items()}
-    for name, wanted in model.state_dict().items():
-        if name not in state:
-            raise ValueError(f"{path} lacks {name}, which an autoencoder of its shape ({shape}) has")
-        if state[name].shape != wanted.shape:
-            raise ValueError(f"{path}: {name} is {list(state[name].shape)}, not {list(wanted.shape)} as in {shape}")
-        if not state[name].isfinite().all():
-            raise ValueError(f"{path}: {name} holds values that are not finite")
-    extra = state.keys() - model.state_dict().keys()
-    if extra:
-        raise ValueError(f"{path} holds {min(extra)}, which an autoencoder of its shape ({shape}) has not")
-    model.load_state_dict(state)
-    return model.eval().requires_grad_(False), shape, scaling or None
+    fill(model, state, path, shape)
+    return model, shape, scaling or None
 
 
 def _read_diffusers(folder: Path) -> tuple[State, int, dict[str, Any]]:
@@ -106,18 +69,14 @@ def _read_diffusers(folder: Path) -> tuple[State, int, dict[str, Any]]:
     for key, wanted in (("act_fn", "silu"), ("mid_block_add_attention", True)):
         if config.get(key, wanted) != wanted:
             raise ValueError(f"{folder / CONFIG} has {key}={config[key]}; LDM's architecture has {wanted}")
-    files = [f for kind in (".safetensors", ".bin") for f in sorted(folder.glob(f"diffusion_pytorch_model*{kind}"))]
-    if not files:
-        raise ValueError(f"{folder} holds no {WEIGHTS}")
-    # the plain file before a variant such as .fp16
-    state = from_diffusers(_read(min(files, key=lambda file: (file.suffix != ".safetensors", len(file.name)))))
+    state = from_diffusers(read_diffusers_weights(folder))
     keys = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
     return state, config.get("norm_num_groups", 32), {k: config[k] for k in keys if config.get(k)}
 
 
 def _read_compvis(path: Path) -> tuple[State, int, dict[str, Any]]:
     """The same of a file: an autoencoder alone, or inside a whole model; averaged weights where it has both."""
-    found = _read(path)
+    found = read_tensors(path)
     factor = found.get("scale_factor")
     scaling = {"scaling_factor": float(factor)} if factor is not None and factor.numel() == 1 else {}
     if any(key.startswith("decoder.up_blocks.") for key in found):
@@ -127,26 +86,6 @@ def _read_compvis(path: Path) -> tuple[State, int, dict[str, Any]]:
         raise ValueError(f"{path} holds a VQ autoencoder; only KL autoencoders can be imported")
     state = {k: v for k, v in state.items() if k.startswith(OURS)}
     return {k: found.get("model_ema." + k.replace(".", ""), v) for k, v in state.items()}, 32, scaling
-
-
-def _read(path: Path) -> State:
-    """The tensors of a file by name."""
-    if not path.exists():
-        raise ValueError(f"{path} does not exist: name a .ckpt, .safetensors or a diffusers folder")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals(HARMLESS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"refers to {found[1]}, which is no tensor" if found else "is no checkpoint"
-        raise ValueError(f"{path} {what}: nothing of it was executed. Ask for a .safetensors file") from None
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint: {(str(error) or 'empty').splitlines()[0]}") from None
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
-    items = state.items() if isinstance(state, dict) else ()
-    return {str(k): v for k, v in items if isinstance(v, Tensor)}
 
 
 def infer_shape(state: State, path: Path) -> dict[str, Any]:
@@ -251,7 +190,4 @@ def export_diffusers(
         "norm_num_groups": groups,
         "sample_size": resolution or 256,
     }
-    state = {k: v.contiguous() for k, v in to_diffusers(model.state_dict(), len(widths)).items()}
-    with atomic_write(folder / WEIGHTS) as file:
-        file.write(save(state, metadata={"format": "pt"}))
-    write_json(folder / CONFIG, json.loads(json.dumps(config | scaling)))
+    write_diffusers(folder, config | scaling, to_diffusers(model.state_dict(), len(widths)))
