@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup demo test test-slow lint bench lock clean
+.PHONY: help setup demo test test-slow lint toy compare bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,15 @@ lint: $(STAMP) ## formatter, linter, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+toy: $(STAMP) ## straight and curved paths in the plane: docs/toy.png and its table (half a minute)
+	$(BIN)/python jobs/toy.py docs/toy.png
+
+compare: $(STAMP) ## quality against network evaluations on digits: docs/compare.png and its table (about 15 minutes)
+	$(BIN)/ldm train-autoencoder
+	$(BIN)/ldm cache-latents
+	for objective in ddpm flow ot_flow; do $(BIN)/ldm train-diffusion run=compare-$$objective objective=$$objective steps=960 || exit 1; done
+	$(BIN)/python jobs/compare.py runs docs/compare.png
 
 bench: $(STAMP) ## time our networks beside diffusers' in one process
 	$(BIN)/python tests/bench.py

@@ -11,7 +11,8 @@ COMMANDS = {
     "train-diffusion": "stage 2: train the diffusion or flow U-Net on cached latents",
     "sample": "generate images: samples.npz, grid.png, trajectory.png",
     "evaluate": "score samples and reconstructions: metrics.json",
-    "convert": "import and export autoencoders: CompVis, Stable Diffusion, diffusers",
+    "likelihood": "bits per dimension of latents and images: likelihood.json",
+    "convert": "import and export models: CompVis, Stable Diffusion, diffusers",
     "pack": "turn any source of images into webdataset shards",
 }
 

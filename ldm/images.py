@@ -11,8 +11,8 @@ from ldm.files import atomic_write
 
 
 def to_x(image: Tensor) -> Tensor:
-    """uint8 image -> x in [-1, 1], float32."""
-    return image.float() / 127.5 - 1.0
+    """uint8 image -> x in [-1, 1], in torch's default type: float32, or float64 under trainer.precision=64-true."""
+    return image.to(torch.get_default_dtype()) / 127.5 - 1.0
 
 
 def to_image(x: Tensor) -> Tensor:

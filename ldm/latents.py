@@ -13,6 +13,11 @@ from torch import Tensor
 LOGVAR_RANGE = (-30.0, 20.0)  # as in LDM
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision becomes float32, wider types stay as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class DiagonalGaussian:
     """N(mean, diag(exp(logvar))), with the log-variance clamped to [-30, 20] as in LDM."""
@@ -23,13 +28,13 @@ class DiagonalGaussian:
     @classmethod
     def from_parameters(cls, parameters: Tensor) -> "DiagonalGaussian":
         """Split an encoder's output, [B, 2C, h, w], into mean and clamped log-variance."""
-        mean, logvar = parameters.to(torch.promote_types(parameters.dtype, torch.float32)).chunk(2, dim=1)
+        mean, logvar = at_least_float32(parameters).chunk(2, dim=1)
         return cls(mean, logvar.clamp(*LOGVAR_RANGE))
 
     @classmethod
     def point(cls, mean: Tensor) -> "DiagonalGaussian":
         """All but a point mass: what a plain autoencoder emits, with the smallest std there is, exp(-15)."""
-        mean = mean.to(torch.promote_types(mean.dtype, torch.float32))
+        mean = at_least_float32(mean)
         return cls(mean, torch.full_like(mean, LOGVAR_RANGE[0]))
 
     @property

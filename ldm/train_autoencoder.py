@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from ldm.command import build, build_loggers, command, construct, plain, whole, write_config
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 
 
 @command

@@ -24,6 +24,7 @@ FLOORS = [
         "train_diffusion",
         "sample",
         "evaluate",
+        "likelihood",
         "pack",
         "convert",
         "cli",

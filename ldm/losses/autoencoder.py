@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ldm.latents import DiagonalGaussian
+from ldm.latents import DiagonalGaussian, at_least_float32
 from ldm.losses.adversarial import DISCRIMINATOR_LOSSES, generator_loss, lecam_penalty, r1_penalty
 from ldm.losses.augment import Augment
 from ldm.losses.reconstruction import PerceptualLoss, l1
@@ -137,14 +137,14 @@ class AutoencoderLoss(nn.Module):
 
     def adversarial(self, discriminator: nn.Module, x_hat: Tensor) -> Tensor:
         """The generator's adversarial term, unweighted: a scalar."""
-        return generator_loss(discriminator(self.augment(x_hat)).float())
+        return generator_loss(at_least_float32(discriminator(self.augment(x_hat))))
 
     # the discriminator's
 
     def discriminate(self, x: Tensor, x_hat: Tensor, discriminator: nn.Module, batches: int) -> tuple[Tensor, Terms]:
         """Its loss on real and reconstructed images, `batches` after it started; the latter detached."""
-        real = discriminator(self.augment(x)).float()
-        fake = discriminator(self.augment(x_hat.detach())).float()
+        real = at_least_float32(discriminator(self.augment(x)))
+        fake = at_least_float32(discriminator(self.augment(x_hat.detach())))
         loss = self.disc_loss(real, fake)
         logits_real, logits_fake = real.detach().mean(), fake.detach().mean()
         terms = {

@@ -67,7 +67,8 @@ class PerceptualLoss:
     def __call__(self, x: Tensor, x_hat: Tensor) -> Tensor:
         if next(self.net.parameters()).device != x.device:
             self.net.to(x.device)
-        return self.net(x, x_hat).flatten()
+        kind = next(self.net.parameters()).dtype if x.dtype == torch.float64 else x.dtype  # VGG16 stays in float32
+        return self.net(x.to(kind), x_hat.to(kind)).flatten().to(x.dtype)
 
 
 def l1(x: Tensor, x_hat: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ldm.latents import at_least_float32
 from ldm.models.layers import group_norm
 
 
@@ -23,7 +24,8 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            moments = torch.stack([x.float().mean((0, 2, 3)), x.float().square().mean((0, 2, 3))])  # [2, C]
+            x = at_least_float32(x)
+            moments = torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))])  # [2, C]
             # not in evaluation, where a rank may look at pictures of its own
             if self.training and dist.is_initialized() and dist.get_world_size() > 1:
                 moments = all_reduce(moments) / dist.get_world_size()

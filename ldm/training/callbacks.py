@@ -22,6 +22,8 @@ class EMA(WeightAveraging):
     def __init__(self, decay: float) -> None:
         def update(average: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
             n = int(num_averaged)
+            # the average was copied before trainer.precision=64-true made the module wider
+            current = [now.to(mean.dtype) for mean, now in zip(average, current, strict=True)]
             torch._foreach_lerp_(average, current, 1 - min(decay, (1 + n) / (10 + n)))
 
         super().__init__(use_buffers=False, multi_avg_fn=update)  # buffers are copied, not averaged

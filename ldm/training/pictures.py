@@ -53,7 +53,7 @@ class LogitMaps(Callback):
             rows = []
             for image in (batch[0][: self.columns], outputs["image_hat"][: self.columns]):  # apart, as in training
                 with torch.no_grad():
-                    logits = pl_module.discriminator(to_x(image)).float()  # type: ignore[operator]
+                    logits = pl_module.discriminator(to_x(image).to(pl_module.dtype)).float()  # type: ignore[operator]
                 rows.append(overlay(image, logits))
             save_grid(trainer, pl_module, "logits", grid(torch.cat(rows), len(rows[0])))
 

@@ -1,0 +1,86 @@
+"""Quality against network evaluations: samplers on the digits' ddpm, flow and OT-flow models (`make compare`).
+
+    python jobs/compare.py RUNS OUT.png       RUNS holds compare-ddpm, compare-flow and compare-ot_flow
+
+Scores 1,000 samples each by an SVC (do they get their own label?) and by the Frechet distance on 8 x 8 pixels to the
+training digits; draws both, prints the table and writes OUT.json.
+"""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from ldm.checkpoint import load_diffusion, matching_autoencoder
+from ldm.data.images import in_order
+from ldm.data.sources import Digits
+from ldm.diffusion import samplers
+from ldm.diffusion.guidance import Guidance
+from ldm.diffusion.times import uniform_grid
+from ldm.generate import Generator
+from ldm.metrics.classifier import PixelClassifier
+from ldm.metrics.features import Pixels
+from ldm.metrics.frechet import frechet_distance
+
+NFES, NUM = (1, 2, 4, 8, 16, 32), 1000
+CURVES: dict[str, tuple[str, Any, int]] = {  # a run, a sampler, its evaluations a step (less one in the last)
+    "ddpm, ddim": ("compare-ddpm", partial(samplers.ddim, eta=0.0), 1),
+    "ddpm, dpm++ 2m": ("compare-ddpm", samplers.dpmpp_2m, 1),
+    "flow, euler": ("compare-flow", samplers.euler, 1),
+    "flow, heun": ("compare-flow", samplers.heun, 2),
+    "OT-flow, euler": ("compare-ot_flow", samplers.euler, 1),
+}
+
+
+def main(runs: Path, out: Path) -> None:
+    """Sample, score, draw."""
+    train = list(in_order(Digits(resolution=32), "train", 500, 0))
+    images, labels = (torch.cat(part) for part in zip(*train, strict=True))
+    classifier, wanted = PixelClassifier(images, labels), torch.arange(NUM) % 10
+    table: dict[str, list[dict[str, float]]] = {}
+    for name, (run, function, cost) in CURVES.items():
+        model = load_diffusion(runs / run)
+        card = model.card
+        autoencoder = matching_autoencoder(None, card["autoencoder_path"], model.run, card["autoencoder"])
+        table[name] = []
+        for budget in NFES:
+            generator = Generator(
+                net=model.net,
+                objective=model.objective,
+                stats=model.stats,
+                autoencoder=autoencoder.model,
+                latent_shape=tuple(card["latent_shape"]),
+                function=function,
+                stochastic=False,
+                steps=max(1, (budget + cost - 1) // cost),
+                grid=uniform_grid,
+                guidance=Guidance(scale=2.0),
+                seed=0,
+            )
+            samples, evaluations = generator.images(range(NUM), wanted)
+            distance, _, _ = frechet_distance(Pixels(), [images], [samples])
+            row = {"evaluations": evaluations, "accuracy": classifier.accuracy(samples, wanted), "distance": distance}
+            table[name].append(row)
+            print(name, row, flush=True)
+    print(f"\n| accuracy / distance at | {' | '.join(map(str, NFES))} |\n|---|{'---|' * len(NFES)}")
+    for name, rows in table.items():
+        cells = [f"{row['accuracy']:.1%} / {row['distance']:.2f}" for row in rows]
+        print(f"| {name} | {' | '.join(cells)} |")
+    out.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    for axis, key in zip(figure.subplots(1, 2), ("accuracy", "distance"), strict=True):
+        for name, rows in table.items():
+            axis.plot([row["evaluations"] for row in rows], [row[key] for row in rows], marker="o", label=name)
+        axis.set(xscale="log", xlabel="network evaluations", title=key, xticks=NFES, xticklabels=NFES)
+        axis.set_yscale("log" if key == "distance" else "linear")
+        axis.minorticks_off()
+    axis.legend(fontsize=8)
+    figure.savefig(out, dpi=80)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

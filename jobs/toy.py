@@ -1,0 +1,135 @@
+"""Straight and curved paths in the plane: one small network trained as ddpm, flow and OT-flow (`make toy`).
+
+    python jobs/toy.py OUT.png
+
+Draws each one's trajectories from the same noise, and quality against the number of network evaluations: the sliced
+Wasserstein-1 distance of 4,000 samples to as many of the data. Prints the table.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from sklearn.datasets import make_moons
+from torch import Tensor, nn
+
+from ldm.diffusion.coupling import Independent, OptimalTransport
+from ldm.diffusion.objective import Objective
+from ldm.diffusion.path import BetaTablePath, LinearPath
+from ldm.diffusion.samplers import ddim, euler
+from ldm.diffusion.times import Discrete, Uniform, uniform_grid
+from ldm.diffusion.weighting import Unweighted
+
+STEPS, BATCH, NFES = 6000, 256, (1, 2, 4, 8, 16, 32)
+
+
+class Net(nn.Module):
+    """x_t [B, 2], t [B] -> [B, 2]."""
+
+    def __init__(self, width: int = 128) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", 2.0 ** torch.arange(5) * torch.pi)
+        layers: list[nn.Module] = [nn.Linear(2 + 10, width), nn.SiLU()]
+        for _ in range(2):
+            layers += [nn.Linear(width, width), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, 2))
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
+        angles = t[:, None] * self.frequencies
+        return self.layers(torch.cat([x_t, angles.cos(), angles.sin()], dim=1))
+
+
+def moons(n: int, seed: int) -> Tensor:
+    """Two half-moons, zero mean and unit variance: [n, 2]."""
+    points = torch.tensor(make_moons(n, noise=0.05, random_state=seed)[0], dtype=torch.float32)
+    return (points - torch.tensor([0.5, 0.25])) / torch.tensor([0.87, 0.5])
+
+
+def objectives() -> dict[str, tuple[Objective, Any]]:
+    """Each with the sampler that it is walked by, one evaluation a step."""
+    table = BetaTablePath(schedule="scaled_linear", num_steps=1000, beta_start=0.0015, beta_end=0.0195)
+    flow: dict[str, Any] = {"path": LinearPath(), "parameterization": "velocity", "time_sampler": Uniform(eps=0.0)}
+    ddpm: dict[str, Any] = {"path": table, "parameterization": "eps", "time_sampler": Discrete(num_steps=1000)}
+    return {
+        "ddpm": (Objective(**ddpm, weighting=Unweighted(), coupling=Independent()), ddim),
+        "flow": (Objective(**flow, weighting=Unweighted(), coupling=Independent()), euler),
+        "OT-flow": (Objective(**flow, weighting=Unweighted(), coupling=OptimalTransport()), euler),
+    }
+
+
+def train(objective: Objective) -> tuple[Net, float]:
+    """The network, and the share of the time that the coupling took."""
+    torch.manual_seed(0)
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters(), lr=2e-3, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    data, y, coupling, start = moons(50_000, 0), torch.zeros(BATCH), 0.0, time.perf_counter()
+    for _ in range(STEPS):
+        x0 = data[torch.randint(len(data), (BATCH,))]
+        before = time.perf_counter()
+        eps = objective.coupling(x0, torch.randn_like(x0), y)
+        coupling += time.perf_counter() - before
+        loss, _ = objective.loss(net, x0, y, eps)
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+        schedule.step()
+    return net.eval(), coupling / (time.perf_counter() - start)
+
+
+def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 64) -> float:
+    """Mean W1 distance of two sets' projections on evenly spread directions."""
+    angles = torch.arange(directions) * (torch.pi / directions)
+    axes = torch.stack([angles.cos(), angles.sin()])
+    return (((x @ axes).sort(0).values - (y @ axes).sort(0).values).abs()).mean().item()
+
+
+@torch.no_grad()
+def main(out: Path) -> None:
+    """Train, measure, draw."""
+    reference, other = moons(4000, 1), moons(4000, 2)
+    floor = sliced_wasserstein(reference, other)
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    axes = figure.subplots(1, 4)
+    table = {}
+    for axis, (name, (objective, sampler)) in zip(axes, objectives().items(), strict=False):
+        with torch.enable_grad():
+            net, share = train(objective)
+        denoise = objective.denoiser(net, torch.zeros(4000))
+        torch.manual_seed(1)
+        x = torch.randn(4000, 2)
+        table[name] = [
+            sliced_wasserstein(sampler(denoise, objective.path, x, uniform_grid(objective.path, n)), reference)
+            for n in NFES
+        ]
+        print(f"{name}: the coupling took {share:.0%} of the training")
+        states: list[Tensor] = []
+        few, times = x[:120], uniform_grid(objective.path, 60)
+
+        def recording(x_t: Tensor, t: Tensor, denoise: Any = denoise, states: list[Tensor] = states) -> Any:
+            states.append(x_t)
+            return denoise(x_t, t)
+
+        states.append(sampler(recording, objective.path, few, times))
+        walk = torch.stack(states)  # [61, 120, 2]
+        axis.plot(*walk.unbind(-1), color="tab:blue", alpha=0.25, linewidth=0.7)
+        axis.plot(*walk[0].T, ".", color="0.6", markersize=2)
+        axis.plot(*walk[-1].T, ".", color="black", markersize=3)
+        axis.set(title=name, xlim=(-3, 3), ylim=(-3, 3), xticks=[], yticks=[])
+        axes[3].loglog(NFES, table[name], marker="o", label=name)
+    axes[3].axhline(floor, color="0.6", linestyle=":", label="data v data")
+    axes[3].set(title="sliced Wasserstein distance", xlabel="network evaluations")
+    axes[3].set_xticks(NFES, [str(n) for n in NFES])
+    axes[3].legend()
+    figure.savefig(out, dpi=80)
+    print(f"| evaluations | {' | '.join(map(str, NFES))} |\n|---|{'---|' * len(NFES)}")
+    for name, values in table.items():
+        print(f"| {name} | {' | '.join(f'{v:.3f}' for v in values)} |")
+    print(f"data v data: {floor:.3f}; {out}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
