@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -10,7 +11,7 @@ from ldm.command import build, build_loggers, command, plain, whole, write_confi
 
 @command
 def main(config: DictConfig, run: Path) -> None:
-    from ldm.checkpoint import matching_autoencoder
+    from ldm.checkpoint import matching_autoencoder, newest
     from ldm.data.latent_cache import AUTOENCODER
     from ldm.data.latents import LatentCache, LatentData
     from ldm.diffusion.guidance import Guidance
@@ -31,6 +32,8 @@ def main(config: DictConfig, run: Path) -> None:
     shape = {"in_channels": cache.latent_shape[0], "num_classes": len(cache.class_names)}
     seed_from(config.seed)
     net = build(plain(config.net) | shape)
+    if config.init is not None and newest(run) is None:  # else the run has weights of its own
+        start_from(config.init, net)
     module = DiffusionModule(
         net=net,
         objective=objective,
@@ -86,6 +89,18 @@ def main(config: DictConfig, run: Path) -> None:
         trainer=plain(config.trainer),
     )
     print(f"diffusion model in {run}: samples/, curves.png, metrics.csv, checkpoints/")
+
+
+def start_from(path: str, net: Any) -> None:
+    """Copy a trained or imported network's weights."""
+    from ldm.checkpoint import load_diffusion
+
+    loaded = load_diffusion(path)
+    try:
+        net.load_state_dict(loaded.net.state_dict())
+    except RuntimeError:
+        shape = {key: value for key, value in loaded.card["net"].items() if key != "_target_"}
+        raise ValueError(f"init={path} has another shape: choose the net= of {shape}") from None
 
 
 if __name__ == "__main__":

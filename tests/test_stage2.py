@@ -108,6 +108,16 @@ def test_what_can_not_be_trained_is_said_before_any_batch(there, options, said):
     assert not Path("runs/x").exists()
 
 
+def test_a_run_starts_from_anothers_network(there):
+    there("train-diffusion", *TINY_DIFFUSION, *CPU, "run=tuned", "init=runs/diffusion", "optimizer.lr=0", "ema_decay=0")
+    for ours, theirs in zip(
+        *(load_diffusion(f"runs/{r}").net.parameters() for r in ("tuned", "diffusion")), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(SystemExit, match="another shape: choose the net= of"):
+        there("train-diffusion", *TINY_DIFFUSION, *CPU, "run=x", "init=runs/diffusion", "net.num_res_blocks=2")
+
+
 def test_likelihood_is_written_with_its_terms(there):
     there("likelihood", "num=8", "batch_size=4", "likelihood.probes=2", "likelihood.steps=4")
     found = json.loads(Path("runs/likelihood/likelihood.json").read_text())
