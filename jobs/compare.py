@@ -71,12 +71,19 @@ def main(runs: Path, out: Path) -> None:
         cells = [f"{row['accuracy']:.1%} / {row['distance']:.2f}" for row in rows]
         print(f"| {name} | {' | '.join(cells)} |")
     out.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+    draw(table, out)
+
+
+def draw(table: dict[str, list[dict[str, float]]], out: Path) -> None:
+    """Accuracy and distance against evaluations."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     for axis, key in zip(figure.subplots(1, 2), ("accuracy", "distance"), strict=True):
         for name, rows in table.items():
             axis.plot([row["evaluations"] for row in rows], [row[key] for row in rows], marker="o", label=name)
         axis.set(xscale="log", xlabel="network evaluations", title=key, xticks=NFES, xticklabels=NFES)
-        axis.set_yscale("log" if key == "distance" else "linear")
+        if key == "distance":
+            axis.set_yscale("log")
+            axis.set_yticks([0.1, 0.2, 0.5, 1.0, 2.0], ["0.1", "0.2", "0.5", "1", "2"])
         axis.minorticks_off()
     axis.legend(fontsize=8)
     figure.savefig(out, dpi=80)

@@ -141,7 +141,7 @@ def dopri5(
     def slope(t: Tensor, x_t: Tensor) -> Tensor:
         return velocity(path(t), denoise(x_t, t)).to(x_t.dtype)
 
-    span = torch.stack([times[0], torch.full_like(times[0], t_min)])
+    span = torch.stack([times[0], torch.full_like(times[0], t_min)]).to(x.device)  # where torchdiffeq wants it
     options = {"dtype": torch.float64, "step_t": span[-1:]}  # it would step past the end, and interpolate
     x = odeint(slope, x, span, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
     return denoise(x, span[-1]).x0
