@@ -22,8 +22,8 @@ class Guidance:
 
     Args:
         scale: 1 is unguided.
-        interval: times between which guidance acts (Kynkaanniemi et al. 2024), as the network sees them: t of the trained
-            path, or the angle where the objective has unit_input; outside, the network is evaluated alone.
+        interval: times between which guidance acts (Kynkaanniemi et al. 2024), as the network sees them: t in training,
+            or the angle where the objective has unit_input; outside, the network is evaluated alone.
         rescale: share of the way to an output with the unguided one's standard deviation, sample by sample (Lin et al.
             2024, section 3.4).
         weak: the worse prediction. None is the network itself without the label (Ho & Salimans 2022, eq. 6), both
