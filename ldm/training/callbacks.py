@@ -92,7 +92,8 @@ def _draw(path: Path, rows: dict[int, dict[str, str]], names: list[str]) -> None
         axis.set_title(title)
         axis.set_xlabel("batches")
         if len(members) <= 16:
-            axis.legend()
+            many = len(members) > 4
+            axis.legend(fontsize="xx-small" if many else None, ncols=1 + many, framealpha=0.5)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=80)
 
