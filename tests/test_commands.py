@@ -292,11 +292,21 @@ def test_grid_has_a_row_a_class():
 
 def test_interrupt_says_what_the_same_command_does(pipeline):
     command = [sys.executable, "-m", "ldm", "train-diffusion", *TINY_DIFFUSION, *CPU, "steps=1e4", "run=interrupted"]
-    running = subprocess.Popen(command, cwd=pipeline, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (pipeline / "runs/interrupted/checkpoints").exists() and running.poll() is None:
-        time.sleep(0.2)
-    running.send_signal(signal.SIGINT)
-    _, errors = running.communicate(timeout=60)
+    running = subprocess.Popen(
+        command,
+        cwd=pipeline,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
+    )
+    try:
+        while not (pipeline / "runs/interrupted/checkpoints").exists() and running.poll() is None:
+            time.sleep(0.2)
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=60)
+    finally:
+        running.kill()
     assert running.returncode == 1
     assert errors.strip().splitlines()[-1] == "ldm: interrupted; the same command goes on from the last checkpoint"
 
