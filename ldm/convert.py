@@ -63,7 +63,7 @@ def diffusion_to_ldm(config: DictConfig, source: Path, run: Path) -> None:
             "a checkpoint does not tell its attention heads: pass num_heads= or head_channels=, as its yaml has"
         )
     autoencoder = load_autoencoder(config.autoencoder)
-    net, shape, factor = import_unet(source, heads)
+    net, shape, factor = import_unet(source, heads, config.null_class)
     channels = autoencoder.card["autoencoder"]["latent_channels"]
     if shape["in_channels"] != channels:
         raise ValueError(
@@ -79,7 +79,7 @@ def diffusion_to_ldm(config: DictConfig, source: Path, run: Path) -> None:
         "kind": "diffusion",
         "net": {"_target_": "ldm.models.unet.UNet"} | shape,
         "objective": plain(config.objective),
-        "label_dropout": config.label_dropout if shape["num_classes"] > 1 else 0.0,
+        "label_dropout": 0.1 if config.null_class and shape["num_classes"] > 1 else 0.0,  # what counts is whether
         "stats": {"mean": [scaling.get("shift_factor") or 0.0] * channels, "std": [1 / factor] * channels},
         "latent_shape": [channels, config.latent_size, config.latent_size],
         "class_names": [str(i) for i in range(shape["num_classes"])],
@@ -104,7 +104,8 @@ def diffusion_to_diffusers(config: DictConfig, source: Path, run: Path) -> None:
     shape = {key: value for key, value in loaded.card["net"].items() if key != "_target_"}
     write_config(config, run)
     export_unet(loaded.net, shape, run, loaded.card["latent_shape"][-1])
-    print(f"diffusers U-Net in {run}, for t x 1000 and latents normalised by the mean and std in {source}'s card")
+    offset = loaded.net.time_offset
+    print(f"diffusers U-Net in {run}: timesteps 1000 t - {offset:g}, latents normalised as {source}'s card says")
 
 
 def scaling_of(config: DictConfig, loaded: Any) -> dict[str, Any]:

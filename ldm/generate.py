@@ -85,6 +85,12 @@ class Generator:
                 f"not {[round(float(t), 6) for t in times]}"
             )
 
+        if len(times) > 8 and (last := float(c.sigma[-1] / c.alpha[-1])) > 1.5:
+            raise ValueError(
+                f"sampler and path do not fit: the last of {self.steps} steps starts at sigma / alpha = {last:.2f}, "
+                "with all detail still to come: pass grid=karras or log_snr"
+            )
+
     def _walk(self) -> tuple[Path, Tensor]:
         """The path and its times, [steps + 1]; on the CPU, so that samplers may look at them."""
         if self.path is None:

@@ -1,4 +1,4 @@
-"""Bits per dimension of held-out latents, and the bound on those of their images: likelihood.json."""
+"""Bits per dimension of held-out latents, and the bound on those of their images, given labels: likelihood.json."""
 
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ def main(config: DictConfig, run: Path) -> None:
         raise ValueError(
             f"these images are prepared as {source.preprocessing()}, the model's as {card['preprocessing']}"
         )
+    if list(source.class_names) != list(card["class_names"]):
+        raise ValueError(f"these images have the classes {source.class_names}, the model {card['class_names']}")
     net, autoencoder = model.net.to(device), found.model.to(device)
     torch.manual_seed(config.seed)
     write_config(config, run)

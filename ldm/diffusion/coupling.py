@@ -93,8 +93,8 @@ def greedy_assignment(plan: Tensor) -> Tensor:
     n, left = len(plan), plan.clone()
     chosen = torch.empty(n, dtype=torch.long, device=plan.device)
     for _ in range(n):
-        at = left.argmax()
-        row, column = at // n, at % n
-        chosen[row] = column
-        left[row], left[:, column] = -1.0, -1.0
+        at = left.argmax()[None]
+        row, column = at // n, at % n  # [1] each: the host need not know them
+        chosen.index_copy_(0, row, column)
+        left.index_fill_(0, row, -1.0).index_fill_(1, column, -1.0)
     return chosen

@@ -43,13 +43,17 @@ class Guidance:
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"guidance_rescale={self.rescale} must lie in [0, 1]")
 
+    def _acts(self, t: float) -> bool:
+        low, high = self.interval
+        return low - 1e-6 <= t <= high + 1e-6  # t is in float32
+
     def __call__(self, net: Net, null_class: int) -> Net:
         """The guided network."""
         if self.scale == 1.0:
             return net
 
         def guided(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-            if not self.interval[0] <= float(t[0]) <= self.interval[1]:  # all samples of a batch are at one time
+            if self.interval != (0.0, 1.0) and not self._acts(float(t[0])):  # all samples of a batch are at one time
                 return net(x_t, t, y)
             if self.weak is not None:
                 good, worse = net(x_t, t, y), self.weak(x_t, t, y)

@@ -55,6 +55,8 @@ def log_likelihood(
     """
     if divergence not in ("exact", "hutchinson"):
         raise ValueError(f"divergence must be exact or hutchinson, not {divergence!r}")
+    if probes < 1 or (steps is not None and steps < 1):
+        raise ValueError(f"likelihood.probes={probes} and likelihood.steps={steps} must be at least 1")
     count = 0
     signs = torch.randint(0, 2, (probes, *x0.shape), device=x0.device).to(x0) * 2 - 1
 
@@ -114,16 +116,19 @@ def decoder_log_likelihood(image: Tensor, x_hat: Tensor, spread: float) -> Tenso
     distribution: Any = Laplace(x_hat.double(), spread)
     below = torch.where(image == 0, torch.zeros_like(low), distribution.cdf(low))
     above = torch.where(image == 255, torch.ones_like(high), distribution.cdf(high))
-    # far from x_hat both cdfs round to the same number; there the density is exponential
-    center = distribution.log_prob((low + high) / 2) + math.log(2 / 255)
+    # far from x_hat both cdfs round to the same number; there the density is exponential, and so is each bin's mass
+    half = math.log(-math.expm1(-2 / (255 * spread))) + 1 / (255 * spread)  # log(2 sinh(h / spread)), h = 1 / 255
+    far = distribution.log_prob((low + high) / 2) + math.log(spread) + half
+    far = torch.where(image == 0, math.log(0.5) - (x_hat - high) / spread, far)
+    far = torch.where(image == 255, math.log(0.5) - (low - x_hat) / spread, far)
     inside = (above - below).clamp(min=1e-300).log()
-    return torch.where(above - below > 1e-12, inside, center).flatten(1).sum(1)
+    return torch.where(above - below > 1e-9, inside, far).flatten(1).sum(1)
 
 
 def bits_per_pixel_dim(decoder: Tensor, entropy: Tensor, latent: Tensor, dimensions: int) -> Tensor:
     """An upper bound on an image's -log2 P / dimensions, [B] (Vahdat et al. 2021, eq. 2, with one draw z ~ q):
 
-        -log P(image) <= -log P(image | z) - H(q(z | image)) - log p(z)
+        -log P(image) <= -log P(image | z) - H(q(z | image)) - log p(z),   each given the label where p(z) is
 
     decoder: `decoder_log_likelihood`; entropy: `posterior_entropy`; latent: log p(z) of the raw latent, whose
     normalisation, z = std latent + mean, takes the sum of log std off the normalised one's. All in nats, [B].

@@ -1,7 +1,6 @@
 """Objective: path x parameterization x weighting x time sampler. Its loss and its denoiser sit side by side so that
 training and sampling cannot drift apart."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ from ldm.diffusion.parameterization import (
     PARAMETERIZATIONS,
     Parameterization,
     Prediction,
+    angle,
     determinant,
     scale,
     solve,
@@ -87,7 +87,7 @@ class Objective:
     def _input(self, c: Coefficients, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """What the network sees: the state, and the time [B] in the state's type and place."""
         if self.unit_input:
-            x_t, t = x_t / scale(c), (2 / math.pi) * torch.atan2(c.sigma, c.alpha).flatten().expand(len(x_t))
+            x_t, t = x_t / scale(c), angle(c).flatten().expand(len(x_t))
         return x_t, t.to(x_t)
 
 

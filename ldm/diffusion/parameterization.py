@@ -1,7 +1,9 @@
 """What the network regresses, a x0 + b eps, and the 2x2 solve that turns it back into both ends of the path."""
 
+import math
 from typing import Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
 from ldm.diffusion.path import Coefficients
@@ -20,6 +22,11 @@ class Prediction(NamedTuple):
 def scale(c: Coefficients) -> Tensor:
     """sqrt(alpha^2 + sigma^2): the standard deviation of x_t for latents of unit variance; 1 where it is preserved."""
     return (c.alpha.square() + c.sigma.square()).sqrt()
+
+
+def angle(c: Coefficients) -> Tensor:
+    """(2 / pi) atan(sigma / alpha): the noise level, from 0 at the data to 1 at the noise, on any path."""
+    return (2 / math.pi) * torch.atan2(c.sigma, c.alpha)
 
 
 def target_coefficients(c: Coefficients, parameterization: Parameterization) -> tuple[Tensor, Tensor]:

@@ -34,14 +34,18 @@ def ddim(
     n^2 = eta^2 (sigma_s / sigma_t)^2 (sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2), eq. 16 for any path.
     eta = 0 is deterministic, of order 1; eta = 1 is the ancestral posterior of DDPM.
     """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"sampler.function.eta={eta} must lie in [0, 1]")
     for t, s in pairwise(times):
         now, then = path(t), path(s)
         prediction = denoise(x, t)
+        if s == 0:
+            return prediction.x0
         ratio = (now.alpha / then.alpha) * then.sigma
         variance = eta**2 * (then.sigma / now.sigma) ** 2 * (now.sigma**2 - ratio**2)
         direction = (then.sigma**2 - variance).clamp(min=0).sqrt()
         x = then.alpha * prediction.x0 + direction * prediction.eps
-        if eta > 0 and s > 0:
+        if eta > 0:
             x = x + variance.clamp(min=0).sqrt() * noise(x)
     return x
 
@@ -93,6 +97,8 @@ def heun(
     churn: their S_churn: before each step sigma / alpha is raised by a factor of 1 + min(churn / N, sqrt(2) - 1), with
     fresh noise of standard deviation churn_noise, where it lies within churn_range.
     """
+    if churn < 0:
+        raise ValueError(f"sampler.function.churn={churn} must not be negative")
     factor = 1 + min(churn / (len(times) - 1), math.sqrt(2) - 1)
     for t, s in pairwise(times):
         now = path(t)
@@ -133,15 +139,16 @@ def dopri5(
     *,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    t_min: float = 1e-3,
+    ratio_min: float = 1e-3,
 ) -> Tensor:
-    """Order 5 with steps of its own (torchdiffeq), from times[0] to t_min; there it lands on x0. Of times, it walks the
-    first alone; count the evaluations by wrapping denoise."""
+    """Order 5 with steps of its own (torchdiffeq), from times[0] to where sigma / alpha = ratio_min; there it lands on
+    x0. Of times, it walks the first alone; count the evaluations by wrapping denoise."""
 
     def slope(t: Tensor, x_t: Tensor) -> Tensor:
         return velocity(path(t), denoise(x_t, t)).to(x_t.dtype)
 
-    span = torch.stack([times[0], torch.full_like(times[0], t_min)]).to(x.device)  # where torchdiffeq wants it
+    end = time_at(path, torch.tensor(-2 * math.log(ratio_min), dtype=torch.float64))
+    span = torch.stack([times[0].cpu(), end]).to(x.device)  # where torchdiffeq wants it
     options = {"dtype": torch.float64, "step_t": span[-1:]}  # it would step past the end, and interpolate
     x = odeint(slope, x, span, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
     return denoise(x, span[-1]).x0
@@ -154,7 +161,10 @@ def dpmpp_2m(denoise: Denoise, path: Path, x: Tensor, times: Tensor) -> Tensor:
     """DPM-Solver++ (2M): order 2 from one evaluation a step and the one before (Lu et al. 2022, algorithm 2)."""
     before: _Step | None = None
     for t, s in pairwise(times):
-        step = _Step(path(t), path(s), denoise(x, t).x0, before)
+        data = denoise(x, t).x0
+        if s == 0:
+            return data
+        step = _Step(path(t), path(s), data, before)
         x = step.to(x, step.extrapolated())
         before = step
     return x
@@ -164,11 +174,13 @@ def dpmpp_2m_sde(denoise: Denoise, path: Path, x: Tensor, times: Tensor, *, nois
     """SDE-DPM-Solver++ (2M), midpoint form (Lu et al. 2022, eq. 18): the ancestral process with steps of order 2."""
     before: _Step | None = None
     for t, s in pairwise(times):
-        step = _Step(path(t), path(s), denoise(x, t).x0, before)
+        data = denoise(x, t).x0
+        if s == 0:
+            return data
+        step = _Step(path(t), path(s), data, before)
         now, then, gone = step.now, step.then, -torch.expm1(-2 * step.h)  # share of the noise that is exchanged
         x = then.sigma / now.sigma * torch.exp(-step.h) * x + then.alpha * gone * step.extrapolated()
-        if s > 0:
-            x = x + then.sigma * gone.sqrt() * noise(x)
+        x = x + then.sigma * gone.sqrt() * noise(x)
         before = step
     return x
 
@@ -180,6 +192,8 @@ def unipc(denoise: Denoise, path: Path, x: Tensor, times: Tensor) -> Tensor:
     start = x
     for t, s in pairwise(times):
         data = denoise(x, t).x0
+        if s == 0:
+            return data
         if before is not None:
             x = before.to(start, before.corrected(data))
         step = _Step(path(t), path(s), data, before)
@@ -193,9 +207,9 @@ class _Step:
 
     def __init__(self, now: Coefficients, then: Coefficients, data: Tensor, before: "_Step | None") -> None:
         self.now, self.then, self.data = now, then, data
-        self.h = 0.5 * (log_snr(then) - log_snr(now))  # infinite from alpha = 0, and to sigma = 0
-        self.rise: Tensor | None = None  # of x0 over a step, seen from the step before; not in the first, nor to t = 0
-        if before is not None and self.h.isfinite():
+        self.h = 0.5 * (log_snr(then) - log_snr(now))  # infinite from alpha = 0
+        self.rise: Tensor | None = None  # of x0 over a step, seen from the step before
+        if before is not None:
             self.ratio = before.h / self.h
             self.rise = (data - before.data) / self.ratio
 
@@ -243,6 +257,8 @@ def euler_maruyama(
 
     diffusion: w / strength is sigma(t), 1 or sin^2(pi t); strength 0 is Euler's method.
     """
+    if strength < 0:
+        raise ValueError(f"sampler.function.strength={strength} must not be negative")
     if diffusion not in DIFFUSIONS:
         raise ValueError(f"sampler.function.diffusion must be one of {', '.join(DIFFUSIONS)}, not {diffusion!r}")
     for t, s in pairwise(times):

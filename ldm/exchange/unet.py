@@ -134,11 +134,14 @@ def _join(parts: list[Tensor], heads: int) -> Tensor:
     return joined[..., None] if joined.dim() == 2 else joined
 
 
-def import_unet(path: Path, heads: dict[str, int]) -> tuple[UNet, dict[str, Any], float | None]:
+def import_unet(path: Path, heads: dict[str, int], null_class: bool) -> tuple[UNet, dict[str, Any], float | None]:
     """Read a .ckpt or .safetensors of a whole model, or a diffusers folder of a U-Net.
 
     Args:
         heads: {"head_channels": n} or {"num_heads": n}, which the weights of a CompVis file do not tell.
+
+        null_class: whether the last row of the label table is the class "dropped", as in LDM's cin256; else a row of
+            zeros is added for it.
 
     Returns:
         the network, its constructor's arguments, and the model's scale_factor, if it has one.
@@ -159,8 +162,11 @@ def import_unet(path: Path, heads: dict[str, int]) -> tuple[UNet, dict[str, Any]
         state |= {"label_emb.weight": found[LABELS]} if LABELS in found else {}
         shape = infer_shape(state, path, heads)
     if "label_emb.weight" not in state:  # a model without classes: no label moves anything
-        width = shape["context_dim"] if shape.get("label_as") == "context" else 4 * shape["model_channels"]
-        state["label_emb.weight"] = torch.zeros(shape["num_classes"] + 1, width)
+        state["label_emb.weight"] = torch.zeros(2, 4 * shape["model_channels"])
+    elif not null_class:
+        labels = state["label_emb.weight"]
+        state["label_emb.weight"] = torch.cat([labels, torch.zeros_like(labels[:1])])
+    shape |= {"num_classes": len(state["label_emb.weight"]) - 1, "time_offset": 1.0}
     model = UNet(**shape)
     fill(model, state, path, shape)
     return model, shape, factor
@@ -176,10 +182,11 @@ def infer_shape(state: State, path: Path, heads: dict[str, int]) -> dict[str, An
     mult: list[int] = []
     numbers: list[int] = []
     factors: list[int] = []
-    for i in range(
-        1, 1 + sum(bool(re.fullmatch(r"input_blocks\.[1-9]\d*\.0\.(op|in_layers\.0)\.bias", k)) for k in state)
-    ):
-        if f"input_blocks.{i}.0.op.weight" in state:
+    count = sum(bool(re.fullmatch(r"input_blocks\.[1-9]\d*\.0\.(op|in_layers\.0)\.bias", k)) for k in state)
+    ups = sum(bool(re.fullmatch(r"output_blocks\.\d+\.[12]\.in_layers\.0\.bias", k)) for k in state)
+    period = (count + 1) // (ups + 1) if ups else 0  # with resblock_updown, one in so many blocks changes resolution
+    for i in range(1, 1 + count):
+        if f"input_blocks.{i}.0.op.weight" in state or (period and i % period == 0):
             level += 1
             continue
         block = state[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0]
@@ -191,7 +198,6 @@ def infer_shape(state: State, path: Path, heads: dict[str, int]) -> dict[str, An
     labels = state.get("label_emb.weight")
     shape: dict[str, Any] = {
         "in_channels": outputs,
-        "num_classes": 1 if labels is None else len(labels) - 1,
         "model_channels": width,
         "channel_mult": mult,
         "num_res_blocks": numbers[0],
@@ -202,7 +208,8 @@ def infer_shape(state: State, path: Path, heads: dict[str, int]) -> dict[str, An
         shape["context_dim"] = context.shape[1]
         if labels is not None and labels.shape[1] == context.shape[1]:
             shape["label_as"] = "context"
-    return shape | ({"concat_channels": inputs - outputs} if inputs > outputs else {}) | _if(scale_shift, "scale_shift")
+    shape |= {"concat_channels": inputs - outputs} if inputs > outputs else {}
+    return shape | _if(scale_shift, "scale_shift") | _if(ups > 0, "resblock_updown")
 
 
 def _if(wanted: bool, key: str) -> dict[str, bool]:
@@ -232,7 +239,6 @@ def shape_of_diffusers(config: dict[str, Any], path: Path) -> dict[str, Any]:
         counted = {"num_heads": heads} if kind == "UNet2DConditionModel" else {"head_channels": heads}
     shape = {
         "in_channels": config["out_channels"],
-        "num_classes": (config.get("num_class_embeds") or 2) - 1,
         "model_channels": widths[0],
         "channel_mult": [width // widths[0] for width in widths],
         "num_res_blocks": config["layers_per_block"],
@@ -260,8 +266,8 @@ def export_unet(model: UNet, shape: dict[str, Any], folder: Path, latent_size: i
         raise ValueError(f"diffusers' U-Nets have 32 groups in every norm; {widths} are no multiples of it")
     attends = [2**i in shape["attention_resolutions"] for i in range(len(widths))]
     conditional, updown = shape.get("context_dim") is not None, shape.get("resblock_updown", False)
-    if updown and (conditional or any(attends)):
-        raise ValueError("diffusers has no block that both attends and changes resolution within (net.resblock_updown)")
+    if updown and conditional:
+        raise ValueError("diffusers' UNet2DConditionModel does not change resolution in blocks (net.resblock_updown)")
     name = "CrossAttn" if conditional else "Attn"
     plain = "Resnet{}sampleBlock2D" if updown else "{}Block2D"
     config: dict[str, Any] = {
@@ -275,6 +281,7 @@ def export_unet(model: UNet, shape: dict[str, Any], folder: Path, latent_size: i
         "down_block_types": [f"{name}DownBlock2D" if a else plain.format("Down") for a in attends],
         "up_block_types": [f"{name}UpBlock2D" if a else plain.format("Up") for a in reversed(attends)],
         "num_class_embeds": shape["num_classes"] + 1,
+        **({"downsample_type": "resnet", "upsample_type": "resnet"} if updown else {}),
         "resnet_time_scale_shift": "scale_shift" if shape.get("scale_shift") else "default",
     }
     if conditional:

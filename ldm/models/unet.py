@@ -138,6 +138,7 @@ class UNet(nn.Module):
         concat_channels: of the condition that is concatenated to x_t.
         scale_shift, resblock_updown: see `ResBlock`; ADM's options.
         qk_norm: normalise queries and keys (root mean square, learned scale): stable in half precision.
+        time_offset: the network sees the timestep 1000 t - time_offset; published weights count from 0: 1.
         checkpoint: recompute activations in the backward pass: memory for about a third more time. Off means off.
     """
 
@@ -159,9 +160,11 @@ class UNet(nn.Module):
         scale_shift: bool = False,
         resblock_updown: bool = False,
         qk_norm: bool = False,
+        time_offset: float = 0.0,
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        self.time_offset = time_offset
         if (head_channels is None) == (num_heads is None):
             raise ValueError("net: give one of head_channels and num_heads, and leave the other null")
         if label_as not in ("embedding", "context") or (label_as == "context" and context_dim is None):
@@ -229,7 +232,7 @@ class UNet(nn.Module):
         if y is None:
             y = torch.full((len(x_t),), self.null_class, device=x_t.device)
         emb, label = (
-            self.time_embed(time_embedding(t, self.model_channels).to(x_t.dtype)),
+            self.time_embed(time_embedding(t - self.time_offset / TIME_SCALE, self.model_channels).to(x_t.dtype)),
             self.label_emb(y),
         )  # [B, 4 mc]
         if self.label_as == "embedding":

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from ldm.diffusion.guidance import drop_labels
 from ldm.diffusion.objective import Objective
+from ldm.diffusion.parameterization import angle
 from ldm.latents import LatentStats, sample_moments
 from ldm.ranks import mean_over_ranks
 from ldm.training.progress import ProgressModule
@@ -52,6 +53,8 @@ class DiffusionModule(ProgressModule):
         **progress: Any,
     ) -> None:
         super().__init__(**progress)
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"label_dropout={label_dropout} must lie in [0, 1]")
         self.net, self.objective, self.stats, self.label_dropout = net, objective, stats, label_dropout
         self.weighting = objective.weighting if isinstance(objective.weighting, nn.Module) else nn.Identity()
         self.make_optimizer = optimizer
@@ -79,5 +82,6 @@ class DiffusionModule(ProgressModule):
     def _loss(self, stage: str, moments: Tensor, y: Tensor, eps: Tensor | None = None) -> Tensor:
         x0 = self.stats.normalize(sample_moments(moments))  # [B, C, h, w]
         loss, t = self.objective.loss(self.net, x0, y, eps)  # [B] each
-        self.bins[stage].add(loss, t)
+        # EDM's times lie next to 0, where its noise levels do not
+        self.bins[stage].add(loss, angle(self.objective.path(t)) if self.objective.unit_input else t)
         return loss.mean()

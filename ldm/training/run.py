@@ -164,6 +164,7 @@ FREE |= {
     "autoencoder",
     "verify",
     "sampler",
+    "grid",
     "guidance",
 }  # of stage 2; fingerprints say whether they are the same
 

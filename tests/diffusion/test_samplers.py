@@ -111,6 +111,7 @@ def test_an_sde_without_diffusion_is_euler(gaussian):
 
 @pytest.mark.parametrize("sampler", ALL, ids=name)
 @pytest.mark.parametrize("steps", [1, 10, 25])
+@pytest.mark.parametrize("path", [*PATHS.values(), LinearPath(sigma_min=0.1)])
 def test_no_noise_is_left_in_the_sample_of_a_point(path, gaussian, sampler, steps):
     gaussian.std = 0.0
     x = torch.randn(100, dtype=torch.float64)
