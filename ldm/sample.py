@@ -29,9 +29,10 @@ def main(config: DictConfig, run: Path) -> None:
     classes = check(config, card)
     weak = None
     if config.weak is not None:
-        weak = load_diffusion(config.weak)
-        if (weak.card["latent_shape"], weak.card["objective"]) != (card["latent_shape"], card["objective"]):
-            raise ValueError(f"weak={config.weak} was trained on other latents, or with another objective")
+        weak = load_diffusion(config.weak, config.weights)
+        for key in ("latent_shape", "objective", "class_names"):
+            if weak.card[key] != card[key]:
+                raise ValueError(f"weak={config.weak} was trained with another {key}, or on other latents")
     generator = Generator(
         net=model.net.to(device),
         objective=model.objective,
@@ -106,6 +107,9 @@ def check(config: DictConfig, card: dict[str, Any]) -> list[int]:
     classes = list(range(count)) if chosen is None else list(chosen)
     if not classes or not all(isinstance(c, int) and 0 <= c < count for c in classes):
         raise ValueError(f"classes={config.classes} must be null or name some of 0 ... {count - 1}")
+    unused = [k for k, off in (("weak", None), ("guidance_rescale", 0)) if config[k] != off]
+    if config.guidance == 1 and unused:
+        raise ValueError(f"guidance=1 is unguided, so that {unused[0]}={config[unused[0]]} would do nothing")
     if config.guidance != 1 and config.weak is None and card["label_dropout"] == 0:
         raise ValueError(
             f"guidance={config.guidance} needs label_dropout > 0 in training: pass guidance=1, or weak= a weaker model"

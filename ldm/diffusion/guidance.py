@@ -18,7 +18,8 @@ def drop_labels(y: Tensor, probability: float, null_class: int) -> Tensor:
 class Guidance:
     """worse + scale (net - worse), over all channels of the network's output.
 
-    Acting on the output equals acting on x0 and eps, since both are affine in it at a given x_t and t.
+    Acting on the output equals acting on x0 and eps, since both are affine in it at a given x_t and t; but for rescale,
+    whose ratio is of the output's own deviations.
 
     Args:
         scale: 1 is unguided.

@@ -85,10 +85,12 @@ class Objective:
         return denoise
 
     def _input(self, c: Coefficients, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network sees: the state, and the time [B] in the state's type and place."""
+        """What the network sees: the state, and the time [B]."""
         if self.unit_input:
             x_t, t = x_t / scale(c), angle(c).flatten().expand(len(x_t))
-        return x_t, t.to(x_t)
+        return x_t, t.to(
+            x_t.device, torch.promote_types(x_t.dtype, torch.float32)
+        )  # bfloat16 has 8 bits for 1000 times
 
 
 def on_path(denoise: Denoise, trained: Path, path: Path) -> Denoise:

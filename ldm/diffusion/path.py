@@ -94,6 +94,8 @@ class BetaTablePath:
     ) -> None:
         if schedule not in ("linear", "scaled_linear", "cosine"):
             raise ValueError(f"path.schedule must be linear, scaled_linear or cosine, not {schedule!r}")
+        if num_steps < 2:
+            raise ValueError(f"path.num_steps={num_steps} must be at least 2")
         if not 0 < beta_start <= beta_end < 1:
             raise ValueError(f"need 0 < path.beta_start <= path.beta_end < 1, not {beta_start} and {beta_end}")
         if schedule == "cosine":
@@ -111,7 +113,12 @@ class BetaTablePath:
             alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
             knots = torch.cat([torch.ones(1, dtype=torch.float64), alpha])
         self.knots = knots
-        (self.slopes,) = torch.gradient(knots, edge_order=2)  # by t T, [T + 1]
+        (slopes,) = torch.gradient(knots, edge_order=2)  # by t T, [T + 1]
+        falls = (
+            -knots.diff()
+        )  # no slope beyond three times its neighbours' keeps short tables monotone (Fritsch-Carlson)
+        steepest = 3 * torch.minimum(torch.cat([falls[:1], falls]), torch.cat([falls, falls[-1:]]))
+        self.slopes = -torch.minimum(-slopes, steepest).clamp(min=0)
 
     def __call__(self, t: Tensor) -> Coefficients:
         value, slope = _hermite(self.knots.to(t.device), self.slopes.to(t.device), t.double())

@@ -62,6 +62,18 @@ def test_beta_table_is_that_of_diffusers(schedule, name, zero_terminal_snr):
     assert (c.alpha[-1] == 0) == zero_terminal_snr
 
 
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "cosine"])
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_short_tables_fall_too(schedule, zero_terminal_snr):
+    for num_steps in (2, 4, 10, 50):
+        path = BetaTablePath(schedule=schedule, num_steps=num_steps, zero_terminal_snr=zero_terminal_snr)
+        c = path(torch.linspace(0, 1, 1001, dtype=torch.float64))
+        assert c.alpha.isfinite().all() and c.sigma.isfinite().all()
+        assert (c.alpha.diff() <= 0).all()
+    with pytest.raises(ValueError, match="num_steps=1"):
+        BetaTablePath(schedule=schedule, num_steps=1)
+
+
 def test_vp_path_is_songs(times):
     """alpha = exp(-t^2 (b - a) / 4 - t a / 2), and dx/dt = -beta x / 2 + ... for any x0 and eps."""
     c = VPPath(beta_min=0.1, beta_max=20.0)(times)
