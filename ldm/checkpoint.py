@@ -4,6 +4,7 @@ The card is a plain dict under the key "ldm" of a Lightning checkpoint, whose st
 """
 
 import hashlib
+import logging
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from ldm.diffusion.objective import Objective
 from ldm.files import atomic_write
 from ldm.latents import LatentStats
 from ldm.models.autoencoder import Autoencoder
+
+log = logging.getLogger(__name__)
 
 CARD = "ldm"
 FOLDER = "checkpoints"
@@ -46,12 +49,28 @@ class LoadedDiffusion:
     fingerprint: str  # of the weights
 
 
-def resolve(path: Path) -> Path:
-    """The checkpoint's file: the path itself, or a run folder's last one; ValueError if there is none."""
-    file = newest(path) if path.is_dir() else path
-    if file is None or not file.exists():
-        raise ValueError(f"{path} holds no checkpoint ({FOLDER}/*.ckpt): train it first, or name another run")
-    return file
+class DamagedError(ValueError):
+    """A file that is no whole checkpoint."""
+
+
+def find(path: Path, kind: str) -> tuple[Path, dict[str, Any]]:
+    """Load the path itself or, of a run folder, the last checkpoint that is whole; says so if a later one is not.
+
+    Raises:
+        ValueError: if there is none, or it is damaged or of another kind.
+    """
+    if not path.is_dir():
+        if not path.exists():
+            raise ValueError(f"{path} holds no checkpoint ({FOLDER}/*.ckpt): train it first, or name another run")
+        return path, read(path, kind)
+    files = sorted((path / FOLDER).glob("*.ckpt"), reverse=True)
+    for file in files:
+        try:
+            return file, read(file, kind)
+        except DamagedError as error:
+            log.warning("%s: going back to the one before it", error)
+    damaged = f" that is whole: all {len(files)} are damaged" if files else ""
+    raise ValueError(f"{path} holds no checkpoint ({FOLDER}/*.ckpt){damaged}: train it first, or name another run")
 
 
 def newest(run: Path) -> Path | None:
@@ -60,7 +79,7 @@ def newest(run: Path) -> Path | None:
 
 
 def read(file: Path, kind: str) -> dict[str, Any]:
-    """Load a checkpoint file of the given kind ("autoencoder" or "diffusion").
+    """Load a checkpoint file of the given kind ("autoencoder" or "diffusion"); each entry's CRC-32 is checked.
 
     Raises:
         ValueError: if it is damaged, or if it holds something else.
@@ -74,9 +93,7 @@ def read(file: Path, kind: str) -> dict[str, Any]:
             raise zipfile.BadZipFile(f"{damaged} fails its checksum")
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, EOFError, RuntimeError, UnpicklingError) as error:
-        older = sorted(p for p in file.parent.glob("*.ckpt") if p.name < file.name)
-        fix = f"; delete it to fall back on {older[-1].name}" if older else ""
-        raise ValueError(f"{file} is damaged or no checkpoint ({str(error).splitlines()[0]}){fix}") from None
+        raise DamagedError(f"{file} is damaged or no checkpoint ({str(error).splitlines()[0]})") from None
     if CARD not in checkpoint:
         raise ValueError(f"{file} was not written by ldm: it has no {CARD!r} entry")
     found = checkpoint[CARD]["kind"]
@@ -97,8 +114,7 @@ def fingerprint(model: nn.Module) -> str:
 
 def load_autoencoder(path: str | Path) -> LoadedAutoencoder:
     """Rebuild a stage-1 model from a checkpoint file or a run folder."""
-    file = resolve(Path(path))
-    checkpoint = read(file, "autoencoder")
+    file, checkpoint = find(Path(path), "autoencoder")
     model = Autoencoder(**checkpoint[CARD]["autoencoder"])
     _load(model, checkpoint, AUTOENCODER, file)
     return LoadedAutoencoder(file, model, checkpoint[CARD], fingerprint(model))
@@ -122,8 +138,7 @@ def load_diffusion(path: str | Path, weights: str = "ema") -> LoadedDiffusion:
     """Rebuild a stage-2 model from a checkpoint file or a run folder, with its averaged ("ema") or "raw" weights."""
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights={weights} must be ema or raw")
-    file = resolve(Path(path))
-    checkpoint = read(file, "diffusion")
+    file, checkpoint = find(Path(path), "diffusion")
     card = checkpoint[CARD]
     net = build(card["net"])
     if weights == "raw":

@@ -1,18 +1,23 @@
 """Files that are whole or absent: written beside their place, flushed, then renamed."""
 
+import errno
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file in path's folder; rename it to path if the block succeeds, remove it if it fails."""
+    """Open a temporary file in path's folder; rename it to path if the block succeeds, remove it if it fails.
+
+    Raises:
+        OSError: that names path, if the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -24,9 +29,30 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would hide results from a lab's group
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save's complaint of the rest
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(cause.errno, f"{cause.strerror}: make room, then run the same command", str(path)) from None
         raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a killed process has left of an `atomic_write` to this path."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        leftover.unlink(missing_ok=True)
+
+
+def write_once(path: Path, content: bytes) -> bytes:
+    """Write a file if it is not there; returns what it holds. Of processes that do so at once, one wins."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+    with suppress(FileExistsError):
+        os.link(temporary, path)
+    Path(temporary).unlink()
+    return path.read_bytes()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -54,10 +54,11 @@ class DiagonalGaussian:
         return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar)
 
 
-def sample_moments(moments: Tensor) -> Tensor:
-    """Draw a raw posterior sample, [B, C, h, w], from cached moments, [B, 2C, h, w] of any float type, in float32."""
+def sample_moments(moments: Tensor, eps: Tensor | None = None) -> Tensor:
+    """Draw a raw posterior sample, [B, C, h, w], from cached moments, [B, 2C, h, w] of any float type, in float32; by
+    the standard normal eps, or the global generator."""
     mean, std = moments.float().chunk(2, dim=1)
-    return mean + std * torch.randn_like(mean)
+    return mean + std * (torch.randn_like(mean) if eps is None else eps)
 
 
 @dataclass(frozen=True)

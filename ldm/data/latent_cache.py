@@ -20,7 +20,7 @@ import webdataset as wds
 from torch import Tensor
 
 from ldm.data.sources import Part, Sample, Source, Split
-from ldm.files import atomic_write, read_json, sha256, write_json
+from ldm.files import atomic_write, read_json, remove_leftovers, sha256, write_json
 
 FORMAT = 1
 BLOCK = 1024  # images a tar member: large enough to read fast, small enough to hold
@@ -83,6 +83,7 @@ class CacheWriter:
     def write(self, part: Part) -> None:
         """Encode one part: the tar first, then its card."""
         sums, count, tar_path = _Sums(), 0, self.folder / f"{part.name}.tar"
+        remove_leftovers(tar_path)
         with atomic_write(tar_path) as file, wds.TarWriter(file, encoder=False, mtime=0) as tar:
             for i, (moments, labels) in enumerate(self._blocks(part)):
                 sums.add(moments)

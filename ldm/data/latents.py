@@ -1,6 +1,7 @@
 """Reading the latent cache: memory-mapped blocks, a global shuffle, mirrors by turns."""
 
 import bisect
+import logging
 import tarfile
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +19,8 @@ from ldm.data.sources import Split
 from ldm.diffusion.coupling import Coupling
 from ldm.files import existing_folder, read_json, sha256
 from ldm.latents import LatentStats
+
+log = logging.getLogger(__name__)
 
 Verify = Literal["full", "size"]
 Batch = tuple[Tensor, ...]  # moments [B, 2C, h, w] fp16, labels [B], perhaps noise paired with them [B, C, h, w]
@@ -165,7 +168,10 @@ class LatentData(LightningDataModule):
         moments = CachedMoments(self.cache, "val")
         if len(moments) < trainer.world_size:
             raise ValueError(f"{len(moments)} validation latents can't be shared by {trainer.world_size} ranks")
-        mine = range(trainer.global_rank, len(moments), trainer.world_size)
+        left_out = len(moments) % trainer.world_size  # else some ranks would have a batch more, and wait for the others
+        if left_out and trainer.is_global_zero:
+            log.info("%d of %d validation latents are left out, for equal shares", left_out, len(moments))
+        mine = range(trainer.global_rank, len(moments) - left_out, trainer.world_size)
         batches = [[(0, i) for i in mine[j : j + self.batch_size]] for j in range(0, len(mine), self.batch_size)]
         return self._loader(moments, batches)
 

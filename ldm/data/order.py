@@ -26,17 +26,41 @@ class Order:
 
     def batches(self, length: int) -> Iterator[list[Key]]:
         """Yield this rank's batches of keys into data of the given length, for ever."""
-        epoch, permutation = -1, np.empty(0, dtype=np.int64)
         position = self.images_seen + self.rank * self.batch_size
         while True:
-            batch = []
-            for p in range(position, position + self.batch_size):
-                if p // length != epoch:
-                    epoch = p // length
-                    permutation = np.random.default_rng((self.seed, epoch)).permutation(length)
-                batch.append((epoch, int(permutation[p % length])))
+            epochs, places = np.divmod(np.arange(position, position + self.batch_size), length)
+            batch: list[Key] = []
+            for epoch in np.unique(epochs):
+                indices = shuffled(places[epochs == epoch], length, (self.seed, int(epoch)))
+                batch += [(int(epoch), int(index)) for index in indices]
             yield batch
             position += self.batch_size * self.world
+
+
+def shuffled(places: np.ndarray, length: int, seed: tuple[int, ...]) -> np.ndarray:
+    """What a random permutation of range(length) has at the given places, without the permutation.
+
+    A Feistel network permutes the next power of four; what leaves the range is sent through it again until it is back
+    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). A billion images need no memory, and no wait.
+    """
+    half = max(1, ((length - 1).bit_length() + 1) // 2)
+    mask, keys = np.uint64((1 << half) - 1), np.random.SeedSequence(seed).generate_state(6, np.uint64)
+    out = places.astype(np.uint64)
+    outside = np.ones(len(out), dtype=bool)
+    while outside.any():
+        left, right = out[outside] >> np.uint64(half), out[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key) & mask)
+        out[outside] = (left << np.uint64(half)) | right
+        outside = out >= length
+    return out.astype(np.int64)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Scramble 64 bits (the finaliser of splitmix64; Steele, Lea and Flood 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 class Stretches:
@@ -51,6 +75,13 @@ class Stretches:
 
     def __len__(self) -> int:
         return self.length
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: where it stands is the module's count of images. That it has one tells Lightning that it resumes."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing, likewise."""
 
     def __iter__(self) -> Iterator[Any]:
         self.iterator = iter(self.loader) if self.iterator is None else self.iterator

@@ -1,5 +1,6 @@
 """Images in webdataset shards: tars of KEY.jpg (or png, webp) beside KEY.cls, local, by URL or through a pipe."""
 
+import logging
 import random
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,8 @@ from ldm.data.listing import EXTENSIONS
 from ldm.data.order import Order
 from ldm.data.sources import Part, Sample, Source, Split, digest
 from ldm.files import atomic_write, read_json, write_json
+
+log = logging.getLogger(__name__)
 
 INDEX = "index.json"
 
@@ -102,14 +105,18 @@ class Shards(Source):
         return Sample(key, member[extension], extension, label)
 
     def training_loader(self, order: Order, num_workers: int) -> "DataLoader[Any]":
-        consumers = order.world * max(1, num_workers)
-        shards = self.shard_urls("train")
+        workers, shards, stream = max(1, num_workers), self.shard_urls("train"), _ShardStream(self, order)
+        consumers = order.world * workers
         if len(shards) < consumers:
             raise ValueError(
-                f"{len(shards)} training shards cannot feed {order.world} ranks x {max(1, num_workers)} workers: "
+                f"{len(shards)} training shards cannot feed {order.world} ranks x {workers} workers: "
                 "lower num_workers, or pack smaller shards"
             )
-        return DataLoader(_ShardStream(self, order), batch_size=order.batch_size, num_workers=num_workers)
+        dealt = [stream._epoch_length(0, consumer, consumers) for consumer in range(consumers)]
+        if min(dealt) < max(dealt) and order.rank == 0:
+            log.info("%d ranks x %d workers are dealt %d to %d images of shards each: an epoch is each one's own",
+                     order.world, workers, min(dealt), max(dealt))  # fmt: skip
+        return DataLoader(stream, batch_size=order.batch_size, num_workers=num_workers)
 
 
 class _ShardStream(IterableDataset[tuple[Tensor, int]]):

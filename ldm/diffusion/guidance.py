@@ -8,10 +8,10 @@ from torch import Tensor
 from ldm.diffusion.objective import Net
 
 
-def drop_labels(y: Tensor, probability: float, null_class: int) -> Tensor:
-    """Replace each label of y [B] by the null class with the given probability."""
-    dropped = torch.rand(y.shape, device=y.device) < probability
-    return torch.where(dropped, null_class, y)
+def drop_labels(y: Tensor, probability: float, null_class: int, uniform: Tensor | None = None) -> Tensor:
+    """Replace each label of y [B] by the null class with the given probability: where uniform [B] lies below it."""
+    uniform = torch.rand(y.shape, device=y.device) if uniform is None else uniform
+    return torch.where(uniform < probability, null_class, y)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,12 +60,14 @@ class Objective:
                 "alpha = 0: use v, velocity or x0"
             )
 
-    def loss(self, net: Net, x0: Tensor, y: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, net: Net, x0: Tensor, y: Tensor, *, t: Tensor | None = None, eps: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Weighted mean square of the network's error at random times, [B], and those times; x0 [B, C, H, W], y [B].
 
-        eps is noise that was paired with x0 already; else it comes, as times do, from the global generator.
+        Times t [B], and noise eps that is paired with x0 already, come from the global generator where they are None.
         """
-        t = self.time_sampler(len(x0), self.path, x0.device)  # [B]
+        t = self.time_sampler(len(x0), self.path, x0.device) if t is None else t  # [B]
         eps = self.coupling(x0, torch.randn_like(x0), y) if eps is None else eps  # [B, C, H, W]
         c = self.path(expand(t, x0))  # [B, 1, 1, 1] each
         a, b = target_coefficients(c, self.parameterization)

@@ -18,6 +18,7 @@ from ldm.models.discriminator import PatchDiscriminator
 from ldm.training.gradients import StepGuard, without_sync
 from ldm.training.health import Health
 from ldm.training.progress import ProgressModule, Schedule
+from ldm.training.speed import forward_flops
 
 MakeOptimizer = Callable[[Iterable[Parameter]], Optimizer]
 Pair = tuple[Tensor, Tensor]  # an image and its reconstruction, detached, [B, 3, H, W] each
@@ -77,6 +78,20 @@ class AutoencoderModule(ProgressModule):
     def rate_factors(self) -> dict[str, float]:
         rollbacks = self.health.disc_lr_factor**self.rollbacks
         return super().rate_factors() | {"disc_lr": rollbacks * self.disc_schedule(self.disc_batches)}
+
+    def flops_per_image(self) -> float:
+        """A backward pass costs two forward ones, one if only its input's gradient is wanted: 3 passes of the
+        autoencoder, 3 of LPIPS' VGG16 (two images, one gradient), 8 of the discriminator (2 for the autoencoder's step,
+        6 for its own); one more of the autoencoder if that step draws afresh. The adaptive weight's are left out."""
+        side = self.card["preprocessing"]["resolution"]
+        image, small = (1, 3, side, side), side // self.autoencoder.downsample_factor
+        latent = (1, self.card["autoencoder"]["latent_channels"], small, small)
+        autoencoder = forward_flops(self.autoencoder.encoder, image) + forward_flops(self.autoencoder.decoder, latent)
+        judged = 8 * forward_flops(self.discriminator, image) if self.loss.disc_weight > 0 else 0.0
+        vgg16 = self.loss.perceptual.net.net
+        perceptual = 3 * forward_flops(vgg16, image) if self.loss.perceptual_weight > 0 else 0.0
+        fresh = autoencoder if judged and self.loss.fresh else 0.0
+        return 3 * autoencoder + perceptual + judged + fresh
 
     @property
     def disc_batches(self) -> int:

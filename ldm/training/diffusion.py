@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from ldm.diffusion.guidance import drop_labels
@@ -13,7 +14,9 @@ from ldm.diffusion.objective import Objective
 from ldm.diffusion.parameterization import angle
 from ldm.latents import LatentStats, sample_moments
 from ldm.ranks import mean_over_ranks
-from ldm.training.progress import ProgressModule
+from ldm.training.progress import ProgressModule, seed_from
+from ldm.training.sharding import shard, whole
+from ldm.training.speed import forward_flops
 
 
 class TimeBins:
@@ -63,9 +66,24 @@ class DiffusionModule(ProgressModule):
     def configure_optimizers(self) -> list[Optimizer]:
         return self.with_rates([self.make_optimizer([*self.net.parameters(), *self.weighting.parameters()])])
 
+    def configure_model(self) -> None:
+        """Under trainer.strategy=fsdp, shard what is trained."""
+        if self._device_mesh is not None:
+            shard([self.net, self.weighting], self._device_mesh["data_parallel"])
+
+    def flops_per_image(self) -> float:
+        """Three forward passes: a backward one costs two."""
+        return 3 * forward_flops(self.net, (1, *self.card["latent_shape"]), (1,), None)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.log("train/grad_norm", whole(get_total_norm(gradients)))
+
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         moments, y, *noise = batch  # [B, 2C, h, w], [B], perhaps [B, C, h, w]
-        y = drop_labels(y, self.label_dropout, self.net.null_class)  # type: ignore[arg-type]
+        seed_from(self.seed, 2, self.batches_seen)  # of all ranks, for `_rows`
+        uniform = self._rows(len(y), lambda n: torch.rand(n, device=y.device))
+        y = drop_labels(y, self.label_dropout, self.net.null_class, uniform)  # type: ignore[arg-type]
         loss = self._loss("train", moments, y, *noise)
         self.log_terms("train", {"loss": loss.detach()})
         return loss
@@ -75,13 +93,33 @@ class DiffusionModule(ProgressModule):
         moments, y = batch
         self.log_terms("val", {"loss": self._loss("val", moments, y)})
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["train_by_time"] = self.bins["train"].sums
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.bins["train"].sums = checkpoint["train_by_time"]
+
     def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
         for stage, bins in self.bins.items():
             self.log_dict(bins.take(stage))
 
+    def _rows(self, n: int, draw: Callable[[int], Tensor]) -> Tensor:
+        """This rank's n of what one process would draw for the global batch: the number of ranks changes nothing."""
+        start = self.global_rank * n
+        return draw(n * self.trainer.world_size)[start : start + n]
+
     def _loss(self, stage: str, moments: Tensor, y: Tensor, eps: Tensor | None = None) -> Tensor:
-        x0 = self.stats.normalize(sample_moments(moments))  # [B, C, h, w]
-        loss, t = self.objective.loss(self.net, x0, y, eps)  # [B] each
+        n, shape, device = len(moments), (moments.shape[1] // 2, *moments.shape[2:]), moments.device
+        spread, normal = (self._rows(n, lambda n: torch.randn(n, *shape, device=device)) for _ in range(2))
+        x0 = self.stats.normalize(sample_moments(moments, spread))  # [B, C, h, w]
+        t = self._rows(n, lambda n: self.objective.time_sampler(n, self.objective.path, device))  # [B]
+        eps = self.objective.coupling(x0, normal, y) if eps is None else eps
+        if stage == "train":
+            seed_from(self.seed, 3, self.batches_seen, self.global_rank)  # each rank's own, for dropout
+        loss, t = self.objective.loss(self.net, x0, y, t=t, eps=eps)  # [B] each
         # EDM's times lie next to 0, where its noise levels do not
         self.bins[stage].add(loss, angle(self.objective.path(t)) if self.objective.unit_input else t)
         return loss.mean()

@@ -1,4 +1,4 @@
-"""Pictures of a run: to RUN/NAME/BATCHES.png, and to wandb if it is among the loggers."""
+"""Pictures of a run: to RUN/NAME/BATCHES.png, and to the loggers that show pictures."""
 
 from pathlib import Path
 from typing import Any
@@ -6,19 +6,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from ldm.generate import Generator
 from ldm.images import grid, save_png, to_x
+from ldm.lineage import show
+from ldm.training.sharding import is_sharded
 
 
 def save_grid(trainer: Trainer, module: LightningModule, name: str, image: Tensor) -> None:
-    """Write RUN/name/BATCHES.png and hand the picture to wandb if it is among the loggers."""
+    """Write RUN/name/BATCHES.png and hand the picture to the loggers, beside the scalars of the same batch."""
     save_png(Path(trainer.default_root_dir) / name / f"{module.batches_seen:08d}.png", image)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(name, [image.permute(1, 2, 0).cpu().numpy()])
+    show(trainer.loggers, name, image, module.batches_seen - 1)  # type: ignore[operator, arg-type]
 
 
 class ReconstructionGrid(Callback):
@@ -79,7 +78,9 @@ class SampleGrid(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         # not at the validation's end, where the averaged weights may have been swapped out already
-        if batch_idx == 0 and trainer.is_global_zero:
+        together = is_sharded(self.generator.net)  # no rank holds a network of its own
+        if batch_idx == 0 and (together or trainer.is_global_zero):
             self.generator.autoencoder.to(pl_module.device)
             images, _evaluations = self.generator.images(range(len(self.labels)), self.labels.to(pl_module.device))
+        if batch_idx == 0 and trainer.is_global_zero:
             save_grid(trainer, pl_module, "samples", grid(images, self.columns))

@@ -2,12 +2,13 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -58,7 +59,9 @@ class ProgressModule(LightningModule):
         self.schedule, self.seed, self.batch_size, self.card = schedule, seed, batch_size, card
         self.lr_per_image = lr_per_image
         self.batches_seen, self.images_seen, self.rollbacks = 0, 0, 0
+        self.flops = 0.0  # of `flops_per_image`
         self.max_rollbacks, self.rolled_back = 0, False
+        self.after_batch: Callable[[Trainer, ProgressModule, int], None] = lambda *_: None  # once a batch is counted
 
     def with_rates(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         """Note the learning rates that the config gives: each optimiser's own, or lr_per_image x the global batch."""
@@ -68,12 +71,16 @@ class ProgressModule(LightningModule):
                 for group in optimizer.param_groups:
                     group["lr"] = self.lr_per_image * self.batch_size * world
         self.rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-        rates = ", ".join(f"{name} {rate:g}" for name, rate in zip(self.rate_factors(), self.rates, strict=True))
-        rates += f" after {self.rollbacks} rollbacks" if self.rollbacks else ""
-        why = f" (lr_per_image {self.lr_per_image:g})" if self.lr_per_image is not None else ""
-        images = self.batch_size * world
-        log.info("global batch %d = %d images x %d ranks; %s%s", images, self.batch_size, world, rates, why)
         return optimizers
+
+    @property
+    def global_batch(self) -> int:
+        """Images that a batch has over all ranks."""
+        return self.batch_size * self.trainer.world_size
+
+    def flops_per_image(self) -> float:
+        """Floating-point operations that training needs for an image, forward and backward; 0 where it is unknown."""
+        return 0.0
 
     def rate_factors(self) -> dict[str, float]:
         """The factor on each optimiser's rate in this batch, by the name under which the rate is logged."""
@@ -90,13 +97,25 @@ class ProgressModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.batches_seen += 1
-        self.images_seen += self.batch_size * self.trainer.world_size
+        self.images_seen += self.global_batch
         self.log_terms("train", self.now)
-        for name, count in (("batches", self.batches_seen), ("images", self.images_seen)):
-            self.log(name, torch.tensor(count, dtype=torch.float64))  # float32 counts to 16.7 million only
+        self.log_axis()
+        self.after_batch(self.trainer, self, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
         seed_from(self.seed, 1, self.global_rank)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_axis()
+
+    def log_axis(self) -> None:
+        """What every row of the log has: the batch (counted from 0, Lightning's `step`), and how many were seen."""
+        for name, count in (
+            ("step", self.batches_seen - 1),
+            ("batches", self.batches_seen),
+            ("images", self.images_seen),
+        ):
+            self.log(name, torch.tensor(count, dtype=torch.float64))  # float32 counts to 16.7 million only
 
     def log_terms(self, stage: str, terms: dict[str, Tensor] | dict[str, float]) -> None:
         """Log scalars as stage/name; a validation's are averaged over its batches and ranks."""
@@ -107,11 +126,14 @@ class ProgressModule(LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        counters = {name: getattr(self, name) for name in ("batches_seen", "images_seen", "rollbacks")}
+        counters = {name: getattr(self, name) for name in ("batches_seen", "images_seen", "rollbacks", "global_batch")}
         checkpoint[CARD] = self.card | counters
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         card = checkpoint[CARD]
         self.batches_seen, self.images_seen = card["batches_seen"], card["images_seen"]
+        if card["global_batch"] != self.global_batch:
+            log.warning("the global batch was %d and is now %d: the order of the data is dealt anew from image %d on",
+                        card["global_batch"], self.global_batch, self.images_seen)  # fmt: skip
         self.rolled_back = self.rollbacks > card["rollbacks"]  # which what it goes back to does not undo
         self.rollbacks = max(self.rollbacks, card["rollbacks"])

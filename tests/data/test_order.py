@@ -1,8 +1,10 @@
 from itertools import islice
 
+import numpy as np
 import pytest
+import scipy.stats
 
-from ldm.data.order import Order, Stretches
+from ldm.data.order import Order, Stretches, shuffled
 
 
 def keys(length, batches, **options):
@@ -34,3 +36,34 @@ def test_continues_where_it_stopped():
 def test_stretches_lose_nothing_between_passes():
     stretches = Stretches(iter(range(100)), 7)
     assert [len(stretches), *[list(stretches) for _ in range(3)]] == [7, *[list(range(i, i + 7)) for i in (0, 7, 14)]]
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 16, 17, 1000, 4097])
+def test_a_shuffle_without_memory_is_a_permutation(length):
+    found = [shuffled(np.arange(length), length, (seed,)) for seed in range(3)]
+    for order in found:
+        assert sorted(order.tolist()) == list(range(length))
+    if length >= 16:
+        assert not np.array_equal(found[0], found[1])
+    parts = np.concatenate([shuffled(np.array([i]), length, (0,)) for i in range(length)])
+    assert np.array_equal(parts, found[0])
+
+
+def test_a_shuffle_has_the_statistics_of_a_random_one():
+    """Chi-squared of where places go over many seeds, and of fixed points and neighbours, which are Poisson(1) each."""
+    length, seeds = 20, 2000
+    orders = np.stack([shuffled(np.arange(length), length, (seed, 7)) for seed in range(seeds)])
+    for place in (0, 7, 19):
+        counts = np.bincount(orders[:, place], minlength=length)
+        assert scipy.stats.chisquare(counts).pvalue > 1e-3
+    fixed = (orders == np.arange(length)).sum(1)
+    neighbours = (np.diff(orders, axis=1) == 1).sum(1)
+    for counts in (fixed, neighbours):
+        assert counts.mean() == pytest.approx(1, abs=0.1)
+        assert counts.var() == pytest.approx(1, abs=0.15)
+
+
+def test_a_billion_images_are_dealt_at_once():
+    first = next(Order(seed=0, batch_size=256, rank=63, world=64, images_seen=10**12).batches(10**9))
+    assert len({index for _, index in first}) == 256
+    assert all(0 <= index < 10**9 and epoch == 1000 for epoch, index in first)

@@ -71,7 +71,7 @@ def test_loss_takes_noise_that_is_paired_already_and_pairs_its_own():
     x0, y = data()
     eps = torch.randn_like(x0)
     torch.manual_seed(5)
-    given, t = flow().loss(net, x0, y, eps)
+    given, t = flow().loss(net, x0, y, eps=eps)
     t_ = t[:, None, None, None]
     torch.testing.assert_close(given, (net((1 - t_) * x0 + t_ * eps, t, y) - (eps - x0)).square().mean((1, 2, 3)))
     seen = []

@@ -109,10 +109,9 @@ def test_the_learned_logvar_learns(ldm):
 def test_lr_per_image_is_times_the_global_batch_and_said(ldm):
     ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "lr_per_image=1e-5", "schedule.warmup=0")
     assert float(rows("runs/autoencoder")[0]["train/lr"]) == pytest.approx(4e-5)
-    assert (
-        "global batch 4 = 4 images x 1 ranks; lr 4e-05, disc_lr 4e-05 (lr_per_image 1e-05)"
-        in Path("runs/autoencoder/log.txt").read_text()
-    )
+    log = Path("runs/autoencoder/log.txt").read_text()
+    assert "global batch 4 = 4 images x 1 ranks" in log
+    assert "lr 4e-05, disc_lr 4e-05 (lr_per_image 1e-05)" in log
 
 
 def test_decoder_alone(ldm, pipeline):

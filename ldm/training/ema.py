@@ -1,0 +1,74 @@
+"""The average of the weights that validation, samples and every later stage use."""
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+from ldm.training.sharding import as_held, whole
+
+
+def decay_at(n: int, decay: float) -> float:
+    """LDM's warm-up: min(decay, (1 + n) / (10 + n)) at the update after n others; 0 at the first, which copies."""
+    return min(decay, (1 + n) / (10 + n)) if n > 0 else 0.0
+
+
+class EMA(Callback):
+    """Exponential moving average of all trained parameters but those of `module.not_averaged`.
+
+    Validation runs on it. A checkpoint holds it as state_dict, and the weights of that moment as current_model_state.
+    Lightning's own averages whole modules; this one averages what a rank holds, so that it is sharded with the weights.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.updates, self.latest_step = 0, 0  # of the average; optimiser steps at the last one
+        self.average: dict[str, Tensor] = {}
+        self.loaded: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Not before: only now do the parameters have their devices, types and shards."""
+        own = tuple(f"{name}." for name in pl_module.not_averaged)  # type: ignore[union-attr]
+        self.parameters = {
+            name: p for name, p in pl_module.named_parameters() if p.requires_grad and not name.startswith(own)
+        }
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        for name, mean in self.average.items():
+            if name in self.loaded:
+                mean.copy_(as_held(self.loaded[name], mean))
+        self.loaded = {}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        if trainer.global_step > self.latest_step:  # a step was taken
+            weight = 1 - decay_at(self.updates, self.decay)
+            current = [p.detach() for p in self.parameters.values()]
+            torch._foreach_lerp_(list(self.average.values()), current, weight)
+            self.updates, self.latest_step = self.updates + 1, trainer.global_step
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, mean in self.average.items():
+            now = self.parameters[name].detach().clone()
+            self.parameters[name].copy_(mean)
+            mean.copy_(now)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        average = {name: whole(mean) for name, mean in self.average.items()}
+        checkpoint["current_model_state"] = checkpoint["state_dict"]
+        checkpoint["state_dict"] = checkpoint["state_dict"] | average
+        checkpoint["averaging_state"] = {"updates": self.updates, "latest_step": self.latest_step}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["averaging_state"]
+        self.updates, self.latest_step = state["updates"], state["latest_step"]
+        self.loaded = checkpoint["state_dict"]  # which the module has loaded by now; it goes on with its own weights
+        options = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(pl_module, checkpoint["current_model_state"], options=options)

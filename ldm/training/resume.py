@@ -1,0 +1,90 @@
+"""Where a run goes on: after its last whole checkpoint, or, when it went wrong, after an older one."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ldm import checkpoint as checkpoints
+from ldm.files import read_json, write_json
+from ldm.training.gradients import DivergenceError
+from ldm.training.progress import ProgressModule
+
+log = logging.getLogger(__name__)
+
+ROLLBACKS = "rollbacks.json"  # survives a process that dies before it has saved again
+
+
+def roll_back(run: Path, module: ProgressModule, why: DivergenceError) -> Path:
+    """The checkpoint to go back to: older than what the detector remembers, and than the one that was gone back to
+    before; what was saved since is set aside as *.collapsed. Rank 0 decides.
+
+    Raises:
+        ValueError: if no rollback is left, or no checkpoint is old enough to be trusted.
+    """
+    trainer = module.trainer
+    to = trainer.strategy.broadcast(_choose(run, module, why) if trainer.is_global_zero else None)
+    if not isinstance(to, Path):
+        raise ValueError(to)
+    module.rollbacks += 1
+    log.warning("%s went wrong at batch %d (%s): rollback %d, to %s", run, module.batches_seen, why, module.rollbacks,
+                to.name)  # fmt: skip
+    return to
+
+
+def _choose(run: Path, module: ProgressModule, why: DivergenceError) -> Path | str:
+    """The checkpoint, or why there is none."""
+    at, kept = module.batches_seen, sorted((run / checkpoints.FOLDER).glob("*.ckpt"))
+    last = read_json(run / ROLLBACKS)["to"] if (run / ROLLBACKS).exists() else None
+    trusted = [file for file in kept if int(file.stem) <= at - why.memory]
+    if len(trusted) > 1 and trusted[-1].stem == last:  # it did not help the last time
+        trusted.pop()
+    if module.rollbacks >= module.max_rollbacks:
+        left = f"after {module.rollbacks} rollbacks" if module.rollbacks else "and no rollback is left"
+        return (
+            f"training diverged at batch {at}: {why} ({left}). Go on with a larger health.rollbacks= or a smaller "
+            f"guard.clip=, or start run=NEW init={kept[0] if kept else 'RUN'} with lower learning rates"
+        )
+    if not trusted:
+        return (
+            f"training diverged at batch {at}: {why}; no checkpoint is {why.memory} batches older: in a new run, lower "
+            "every=, health.window= and health.chance=, or raise keep="
+        )
+    for file in kept[len(trusted) :]:
+        file.rename(file.with_suffix(".collapsed"))
+    write_json(run / ROLLBACKS, {"rollbacks": module.rollbacks + 1, "to": trusted[-1].stem, "at": at})
+    return trusted[-1]
+
+
+# what the same run may do differently when it goes on: how far, where and how it is watched
+FREE = {"run", "steps", "every", "keep", "num_workers", "batch_size", "trainer", "logger", "returns"}
+# of stage 1: the watch, not the aim
+FREE |= {"init", "features", "accumulate", "health", "guard", "disc_guard"}
+# of stage 2: fingerprints say whether they are the same; and what the sample grids are made by
+FREE |= {"latents", "autoencoder", "verify", "sampler", "grid", "guidance"}
+
+
+def resume_point(run: Path, wanted: dict[str, Any]) -> tuple[Path | None, int]:
+    """The checkpoint that a run goes on from, if any, and the batches it has seen.
+
+    Raises:
+        ValueError: if the run was started with other options, or none of its checkpoints is whole.
+    """
+    if checkpoints.newest(run) is None:
+        return None, 0
+    file, checkpoint = checkpoints.find(run, wanted["kind"])
+    card = checkpoint[checkpoints.CARD]
+    was, now = _flat(card), _flat(wanted)
+    free = ("autoencoder_path", *(f"config.{key}" for key in FREE))
+    changed = [k for k in now if was.get(k) != now[k] and not any(k == f or k.startswith(f"{f}.") for f in free)]
+    if changed:
+        named = ", ".join(f"{k.removeprefix('config.')}={was.get(k)} (now {now[k]})" for k in changed[:3])
+        raise ValueError(f"{run} was started with {named}: keep that, or choose another run=")
+    return file, card["batches_seen"]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

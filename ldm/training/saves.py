@@ -1,0 +1,138 @@
+"""Checkpoints: when they are written, what they hold of the loop's state, how the last one before a stop is made."""
+
+import csv
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from ldm import checkpoint as checkpoints
+from ldm import stop
+from ldm.files import atomic_write, remove_leftovers
+
+log = logging.getLogger(__name__)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the final place and renames (Lightning's own goes through the system's temporary folder, which on a
+    cluster is another disk, so that its last move is a copy that can be cut short)."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with atomic_write(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+
+class AnyRank:
+    """Whether any rank has asked, which all ranks learn at the same call: one call late, so that nobody waits.
+
+    The flags travel through the CPUs: a GPU's queue of work is not interrupted for them.
+    """
+
+    def __init__(self) -> None:
+        self.group: Any = None
+        self.sent: tuple[Any, torch.Tensor] | None = None
+
+    def __call__(self, flag: int) -> int:
+        if not (dist.is_initialized() and dist.get_world_size() > 1):
+            return flag
+        self.group = self.group or dist.new_group(backend="gloo")
+        now, before = torch.tensor([flag]), self.sent
+        self.sent = dist.all_reduce(now, dist.ReduceOp.MAX, self.group, async_op=True), now
+        if before is None:
+            return 0
+        before[0].wait()
+        return int(before[1])
+
+
+class Saves(Callback):
+    """Saves after every `every` batches, before their validation, and where a signal asks training to stop.
+
+    So neither a crash nor a stop in a validation costs training; a validation that was cut short is made up for when
+    the run goes on. Of the regular saves the newest `keep` stay, of those in between only the last.
+    """
+
+    def __init__(self, run: Path, steps: int, every: int, keep: int) -> None:
+        self.run, self.steps, self.every, self.keep = run, steps, every, keep
+        self.any_rank, self.asked, self.saved = AnyRank(), 0, False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seen: int = pl_module.batches_seen  # type: ignore[assignment]
+        due = seen > 0 and seen % self.every == 0 and trainer.enable_validation and not validated(self.run, seen)
+        if trainer.strategy.broadcast(due):
+            log.info("%s makes up for the validation after batch %d, which was cut short", self.run, seen)
+            validation = trainer.fit_loop.epoch_loop.val_loop
+            validation.restarting = False
+            trainer.validating = True
+            validation.run()
+            trainer.training = True
+        if seen >= self.steps:
+            trainer.should_stop = True
+
+    def after_batch(self, trainer: Trainer, module: Any, batch_idx: int) -> None:
+        """Called by the module once it has counted the batch."""
+        self.asked = self.any_rank(self.asked or stop.asked() or 0)
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # else there are gradients to lose
+        self.saved = module.batches_seen % self.every == 0 or bool(self.asked and stepped)
+        if self.saved:
+            file = self.run / checkpoints.FOLDER / f"{module.batches_seen:08d}.ckpt"
+            if trainer.is_global_zero:
+                remove_leftovers(file.with_name("*.ckpt"))
+            trainer.save_checkpoint(file)
+            if trainer.is_global_zero:
+                self.prune(module.batches_seen)
+
+    def prune(self, batches: int) -> None:
+        """Remove what `keep` does not cover; later ones, if any, are damaged, and overwritten in time."""
+        files = {int(file.stem): file for file in (self.run / checkpoints.FOLDER).glob("*.ckpt")}
+        regular = sorted(n for n in files if n <= batches and n % self.every == 0)
+        between = [n for n in files if n < batches and n % self.every != 0]
+        for n in regular[: -self.keep] + between:
+            files[n].unlink()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Make Lightning's counters a function of ours: as of the end of an epoch, or of a batch within one."""
+        seen = checkpoint[checkpoints.CARD]["batches_seen"]
+        epochs, within = divmod(seen, self.every)
+        fit = checkpoint["loops"]["fit_loop"]
+        batches = fit["epoch_loop.batch_progress"]
+        if within == 0:
+            _set(fit["epoch_progress"], 0, ready=epochs, started=epochs, processed=epochs, completed=epochs - 1)
+            n = self.every
+            _set(batches, (epochs - 1) * self.every, ready=n, started=n, processed=n, completed=n)
+        else:
+            _set(fit["epoch_progress"], 0, ready=epochs + 1, started=epochs + 1, processed=epochs, completed=epochs)
+            n = within
+            _set(batches, epochs * self.every, ready=n, started=n, processed=n, completed=n - 1)
+        batches["is_last_batch"] = within == 0
+        fit["epoch_loop.state_dict"]["_batches_that_stepped"] = seen - (within != 0)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.saved and self.asked:  # not in `after_batch`, whose terms are logged after it
+            raise stop.StoppedError(self.asked)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        """All is saved. Rank 0 leaves and requeues the job; the others, who may wait for each other, end with it."""
+        if trainer.is_global_zero and (signum := self.asked or stop.asked()):
+            raise stop.StoppedError(signum)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if signum := self.asked:
+            raise stop.StoppedError(signum)
+
+
+def validated(run: Path, batches: int) -> bool:
+    """Whether RUN/metrics.csv holds a validation after so many batches."""
+    if not (run / "metrics.csv").exists():
+        return False
+    with open(run / "metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) == batches - 1]
+    return any(value for row in rows for key, value in row.items() if key.startswith("val/"))
+
+
+def _set(progress: dict[str, Any], before: int, **current: int) -> None:
+    progress["current"] = current
+    progress["total"] = {key: before + count for key, count in current.items()}

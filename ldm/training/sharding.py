@@ -1,0 +1,58 @@
+"""trainer.strategy=fsdp: weights, gradients, average and optimiser states are dealt to the ranks.
+
+By torch's `fully_shard` (FSDP2), under which parameters keep their names and shapes: checkpoints are as all others.
+"""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ldm.models.unet import Stack
+
+
+class FullyShardedStrategy(ModelParallelStrategy):
+    """Over all ranks, with whole checkpoints that rank 0 writes."""
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes  # Lightning's "auto" is one a node
+        super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """With the state_dict, which Lightning keeps to itself and the average is read from."""
+        checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        whole = torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
+        return checkpoint | {"state_dict": whole["state_dict"]}
+
+
+def shard(modules: list[nn.Module], mesh: DeviceMesh) -> None:
+    """Shard modules over the mesh: stack by stack, so that only one is gathered at a time."""
+    for module in modules:
+        if isinstance(module, FSDPModule) or not any(True for _ in module.parameters()):
+            continue
+        for layer in module.modules():
+            if isinstance(layer, Stack) and len(layer) > 0:
+                fully_shard(layer, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether no rank holds it as a whole, so that all must run it together."""
+    return isinstance(module, FSDPModule)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, gathered if it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def as_held(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor as `like` is held: sharded over the same ranks, or as it is."""
+    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor

@@ -1,0 +1,110 @@
+"""How fast training goes, and where its time goes."""
+
+import time
+from collections import defaultdict
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.throughput import get_available_flops
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class Clock:
+    """Marks in time: of the GPU's queue where there is one, which is not waited for until they are read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+
+    def mark(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start: Any, end: Any) -> float:
+        if not self.cuda:
+            return end - start
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+
+
+class Speed(Callback):
+    """Logs, as means over the last log_every_n_steps batches:
+
+    speed/images_per_s   over all ranks
+    speed/data_s, forward_s, backward_s, optimizer_s, rest_s   a batch's seconds; backward includes the ranks' exchange,
+        rest the average and the log
+    speed/tflops   per rank, by `flops_per_image`; speed/mfu, its share of the device's peak where that is known
+    speed/gpu_memory_gb   the most that was held
+
+    Validations and saves are left out.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.flops = pl_module.flops = pl_module.flops_per_image()  # type: ignore[operator]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.clock = Clock(pl_module.device)
+        self.marks: list[tuple[str, Any]] = [("start", self.clock.mark())]
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_pre_hook(lambda *_: self._mark("backward"))
+            optimizer.register_step_post_hook(lambda *_: self._mark("optimizer"))
+
+    def _mark(self, what: str) -> None:
+        """What was done since the last mark."""
+        self.marks.append((what, self.clock.mark()))
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._mark("start")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._mark("data")
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
+        self._mark("forward")
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._mark("backward")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        self._mark("rest")
+        done = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+        if done % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.log_dict({f"speed/{name}": value for name, value in self._take(trainer, pl_module).items()})
+
+    def _take(self, trainer: Trainer, module: Any) -> dict[str, float]:
+        spent: dict[str, float] = defaultdict(float)
+        batches = 0
+        for (_, before), (what, now) in zip(self.marks[:-1], self.marks[1:], strict=True):
+            if what != "start":
+                spent[what] += self.clock.seconds(before, now)
+                batches += what == "data"
+        self.marks = self.marks[-1:]
+        step = sum(spent.values()) / batches
+        found = {f"{what}_s": total / batches for what, total in spent.items()}
+        found["images_per_s"] = module.global_batch / step
+        if self.flops:
+            achieved = self.flops * module.batch_size / step
+            found["tflops"] = achieved / 1e12
+            half = {"bf16": torch.bfloat16, "16": torch.float16}
+            dtype = half.get(str(trainer.precision).partition("-")[0], torch.float32)
+            peak = get_available_flops(module.device, dtype)
+            if peak:
+                found["mfu"] = achieved / peak
+        if self.clock.cuda:
+            found["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        return found
+
+
+def forward_flops(net: nn.Module, *shapes: tuple[int, ...] | None) -> float:
+    """Floating-point operations of a forward pass on inputs of these shapes (or None), counted without computing."""
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        own = (*net.named_parameters(), *net.named_buffers())
+        state = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in own}
+        functional_call(net, state, tuple(None if shape is None else torch.empty(shape) for shape in shapes))
+    return float(counter.get_total_flops())
