@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ldm.command import build, command, whole, write_config
+from ldm.command import build, build_loggers, command, plain, whole, write_config
 
 
 @command
@@ -13,9 +13,11 @@ def main(config: DictConfig, run: Path) -> None:
     from rich.progress import track
 
     from ldm.checkpoint import export_autoencoder, load_autoencoder
-    from ldm.data.latent_cache import AUTOENCODER, CacheWriter, cache_identity
+    from ldm.data.latent_cache import AUTOENCODER, MANIFEST, CacheWriter, cache_identity
+    from ldm.files import sha256
     from ldm.images import to_x
-    from ldm.ranks import pick_device
+    from ldm.lineage import artifact, record
+    from ldm.ranks import launch, pick_device
 
     index, count = parse_slice(config.slice)
     source, autoencoder = build(config.data), load_autoencoder(config.autoencoder)
@@ -34,23 +36,31 @@ def main(config: DictConfig, run: Path) -> None:
         shard_size=whole(config, "shard_size"),
         batch_size=whole(config, "batch_size"),
     )
-    mine = [part for _, part in writer.parts()][index::count]
+    start = launch()  # ranks share a slice as slices share the whole: they need not know of each other
+    mine = [part for _, part in writer.parts()][index::count][start.rank :: start.world]
     todo = [part for part in mine if not writer.is_done(part)]
     if len(todo) < len(mine):
         print(f"{len(mine) - len(todo)} of {len(mine)} shards are there and whole")
-    write_config(config, run)
+    if start.rank == 0:
+        write_config(config, run)
     copy = run / AUTOENCODER
-    if not copy.exists():  # its run may train on, and prune the checkpoint that these latents come from
+    if (
+        start.rank == 0 and not copy.exists()
+    ):  # its run may train on, and prune the checkpoint that these latents come from
         export_autoencoder(autoencoder, copy)
-    for part in track(todo, description="encoding shards"):
+    for part in track(todo, description="encoding shards", disable=start.rank != 0):
         writer.write(part)
     source.report_skipped()
     manifest = writer.merge()
     if manifest is None:
-        print(f"{run}: this slice is done; manifest.json follows when the other slices are")
+        print(f"{run}: rank {start.rank} of slice {config.slice} is done; manifest.json follows when all are")
     else:
         counts = manifest["count"]
         print(f"{run}: {counts['train']} + {counts['val']} images as moments {manifest['shape']}, manifest.json")
+        used = [artifact("autoencoder", autoencoder.fingerprint, autoencoder.path)]
+        made = [artifact("latents", sha256(run / MANIFEST), run)]
+        scores = {f"latent_{what}/{c}": v for what in ("mean", "std") for c, v in enumerate(manifest[what])}
+        record(build_loggers(config.logger, run), plain(config), used=used, made=made, scores=scores)
 
 
 def parse_slice(text: str) -> tuple[int, int]:

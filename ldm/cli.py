@@ -12,6 +12,8 @@ COMMANDS = {
     "sample": "generate images: samples.npz, grid.png, trajectory.png",
     "evaluate": "score samples and reconstructions: metrics.json",
     "likelihood": "bits per dimension of latents and images: likelihood.json",
+    "probe": "score an autoencoder by a small generator's Frechet distance",
+    "summarize": "a sweep's points as a table and a picture",
     "convert": "import and export models: CompVis, Stable Diffusion, diffusers",
     "pack": "turn any source of images into webdataset shards",
 }

@@ -1,5 +1,8 @@
 """What makes a function a command: Hydra's composition, a run folder, and errors of one line."""
 
+import hashlib
+import json
+import logging
 import os
 import secrets
 import shutil
@@ -16,43 +19,96 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ldm.files import atomic_write
+from ldm import stop
+from ldm.files import atomic_write, read_json, write_json, write_once
+
+log = logging.getLogger(__name__)
 
 PACKAGED, CHECKOUT = Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf"
 TRACE = "HYDRA_FULL_ERROR"
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
 CONFIG = "config.yaml"
 
-RESUMES = dict.fromkeys(("train_autoencoder", "train_diffusion"), "; the same command goes on from the last checkpoint")
+TRAINS = ("train_autoencoder", "train_diffusion", "probe")  # they own the signals
+RESUMES = dict.fromkeys(TRAINS, "; the same command goes on from the last checkpoint")
 RESUMES["cache_latents"] = "; the same command goes on with the shards that are missing"
 
-Task = Callable[[DictConfig, Path], None]
+POINT = "point.json"  # of a sweep's point: its config, whether it is finished, what it returned or why it failed
+
+
+def _point_name(overrides: str) -> str:
+    """The folder of a sweep's point: its overrides, as far as a file system takes them."""
+    name = overrides.replace("/", "%2F")
+    return name if len(name) <= 200 else f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+OmegaConf.register_new_resolver("ldm.point", _point_name, replace=True)
+
+Task = Callable[[DictConfig, Path], float | None]
 
 
 def command(task: Task) -> Callable[[], None]:
     """Turn task(config, run folder) of module ldm.NAME into a command configured by conf/NAME.yaml.
 
+    What the task returns is what a sweep optimises. A sweep's point that is finished is not run again.
     A user's mistake ends in one line and exit status 1; HYDRA_FULL_ERROR=1 shows the stack trace.
     """
     name = Path(task.__code__.co_filename).stem
     show_trace = False
 
-    def run(config: DictConfig) -> None:
+    def run(config: DictConfig) -> float | None:
         folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
+        sweeping = HydraConfig.get().mode is RunMode.MULTIRUN
+        point: dict[str, Any] = {"config": {}, "finished": False, "value": None, "error": None}
+
+        def note(**news: Any) -> None:
+            if _rank() == 0:
+                write_json(folder / POINT, point | news)
+
+        if name in TRAINS:
+            stop.listen()  # a launcher may have started this process without `entry`
         try:
             _check_owner(folder, name)
-            task(config, folder)
-        except USER_ERRORS as error:
-            _remove_if_unused(folder)
-            if show_trace or HydraConfig.get().mode is RunMode.MULTIRUN:  # where Hydra must know which point failed
+            if _rank() > 0:  # rank 0 speaks for all
+                logging.getLogger().setLevel(logging.ERROR)
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            if not sweeping:
+                return task(config, folder)
+            given = {key: value for key, value in plain(config).items() if key != "logger"}
+            before = read_json(folder / POINT) if (folder / POINT).exists() else {}
+            if before.get("finished") and before["config"] == json.loads(json.dumps(given)):
+                log.info("%s is finished: skipped", folder)
+                return before["value"]
+            point["config"] = given
+            note()
+            value = task(config, folder)
+            note(finished=True, value=value)
+            return value
+        except stop.StoppedError as stopped:
+            if stopped.outcome:
+                print(f"ldm: {stopped}: {stopped.outcome}", file=sys.stderr)
+            stop.hand_over(stopped.signum)
+            sys.exit(128 + stopped.signum if stopped.outcome else 0)  # a failing rank has srun end rank 0, too
+        except Exception as error:
+            if sweeping:  # Hydra goes on with the others, and says at the end which failed
+                log.error("%s failed: %s", folder, one_line(error))
+                note(error=one_line(error))
+            elif isinstance(error, USER_ERRORS):
+                _remove_if_unused(folder)
+            if show_trace or sweeping or not isinstance(error, USER_ERRORS):
                 raise
             sys.exit(f"ldm: error: {one_line(error)}")
+        finally:
+            if sweeping:
+                stop.unlisten()
 
     conf = PACKAGED if PACKAGED.is_dir() else CHECKOUT
     main = hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(run)
 
     def entry() -> None:
         nonlocal show_trace
+        if name in TRAINS and not {"-m", "--multirun"} & set(sys.argv):  # the parent of a sweep just ends
+            stop.listen()
         asked = os.environ.get(TRACE)
         show_trace = asked == "1"
         os.environ[TRACE] = "1"  # so that Hydra raises what it finds wrong instead of printing several lines
@@ -67,10 +123,17 @@ def command(task: Task) -> Callable[[], None]:
         except KeyboardInterrupt:
             sys.exit(f"ldm: interrupted{RESUMES.get(name, '')}")
         finally:
+            stop.unlisten()
             if asked is None:
                 del os.environ[TRACE]
 
     return entry
+
+
+def _rank() -> int:
+    from ldm.ranks import launch  # torch is not needed for --help
+
+    return launch().rank
 
 
 def _remove_if_unused(folder: Path) -> None:
@@ -122,15 +185,18 @@ def construct(target: Callable[..., Any], config: DictConfig | dict[str, Any], k
 
 
 def build_loggers(config: DictConfig, folder: Path) -> list[Any]:
-    """The loggers beside the CSV log. One with a null id gets an id that stays this run folder's own."""
+    """The loggers beside the CSV log. One with a null id gets an id that stays this run folder's own; the points of a
+    sweep are a group, each named by its overrides."""
     loggers = []
     for name, node in config.items():
+        if "group" in node and node.group is None and HydraConfig.get().mode is RunMode.MULTIRUN:
+            OmegaConf.update(node, "group", folder.parent.name)
+            OmegaConf.update(node, "name", folder.name)
         if "id" in node and node.id is None:
-            file = folder / f"{name!s}-id.txt"
-            if not file.exists():
-                with atomic_write(file) as stream:
-                    stream.write(secrets.token_hex(4).encode())
-            OmegaConf.update(node, "id", file.read_text())
+            fresh = secrets.token_hex(4).encode()
+            OmegaConf.update(node, "id", write_once(folder / f"{name!s}-id.txt", fresh).decode())
+        if "mode" in node and node.mode is None:
+            OmegaConf.update(node, "mode", "online" if os.environ.get("WANDB_API_KEY") else "offline")
         loggers.append(build(node))
     return loggers
 

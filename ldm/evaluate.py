@@ -5,18 +5,19 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ldm.command import build, command, plain, whole, write_config
+from ldm.command import build, build_loggers, command, plain, whole, write_config
 
 
 @command
-def main(config: DictConfig, run: Path) -> None:
+def main(config: DictConfig, run: Path) -> float | None:
     import torch
     from rich.progress import track
 
     from ldm import __version__
     from ldm.data.images import in_order
     from ldm.data.sources import digest
-    from ldm.files import write_json
+    from ldm.files import sha256, write_json
+    from ldm.lineage import artifact, record
     from ldm.metrics.classifier import PixelClassifier
     from ldm.metrics.features import features_for, load_features
     from ldm.metrics.frechet import frechet_distance
@@ -89,6 +90,15 @@ def main(config: DictConfig, run: Path) -> None:
             print(f"reconstruction {name}: {metrics['reconstruction'][name]:.4f}")
     print(f"scores and what each depends on: {run}/metrics.json")
     source.report_skipped()
+    used = [artifact("samples", sha256(folder / "samples.npz"), folder)] if (folder / "samples.npz").exists() else []
+    if "autoencoder" in metrics.get("reconstruction", {}):
+        used.append(artifact("autoencoder", metrics["reconstruction"]["autoencoder"], run))
+    made = [artifact("metrics", sha256(run / "metrics.json"), run / "metrics.json")]
+    scores = {"frechet_distance": metrics.get("frechet_distance", {}).get("value")}
+    scores |= {"class_accuracy": metrics.get("class_accuracy", {}).get("value")}
+    scores |= {f"reconstruction/{k}": v for k, v in metrics.get("reconstruction", {}).items()}
+    record(build_loggers(config.logger, run), plain(config), used=used, made=made, scores=scores)
+    return scores["frechet_distance"]
 
 
 def read_samples(path: Path) -> tuple[Any, Any, dict[str, Any], Path]:

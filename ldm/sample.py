@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ldm.command import build, command, plain, whole, write_config
+from ldm.command import build, build_loggers, command, plain, whole, write_config
 
 
 @command
@@ -18,9 +18,10 @@ def main(config: DictConfig, run: Path) -> None:
 
     from ldm.checkpoint import load_diffusion, matching_autoencoder
     from ldm.diffusion.guidance import Guidance
-    from ldm.files import atomic_write, write_json
+    from ldm.files import atomic_write, sha256, write_json
     from ldm.generate import Generator
     from ldm.images import grid, save_png
+    from ldm.lineage import artifact, record
     from ldm.ranks import gather, join_ranks, pick_device
 
     model = load_diffusion(config.model, config.weights)
@@ -97,6 +98,13 @@ def main(config: DictConfig, run: Path) -> None:
     write_json(run / "sample.json", stamp)
     save_png(run / "grid.png", grid(*rows_of_classes(samples, len(classes))))
     save_png(run / "trajectory.png", trajectory(generator, labels[:1].to(device)))
+    record(
+        build_loggers(config.logger, run),
+        plain(config),
+        used=[artifact("diffusion", model.fingerprint, model.run)],
+        made=[artifact("samples", sha256(run / "samples.npz"), run)],
+        pictures={"samples": run / "grid.png", "trajectory": run / "trajectory.png"},
+    )
     print(f"{num} samples in {run}: samples.npz, grid.png, trajectory.png, sample.json")
 
 

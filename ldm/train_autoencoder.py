@@ -11,13 +11,15 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 
 
 @command
-def main(config: DictConfig, run: Path) -> None:
-    from ldm.checkpoint import newest
+def main(config: DictConfig, run: Path) -> float | None:
+    from ldm.checkpoint import load_autoencoder, newest
     from ldm.data.images import ImageData
+    from ldm.lineage import artifact
     from ldm.losses.autoencoder import AutoencoderLoss
     from ldm.models.autoencoder import Autoencoder
     from ldm.models.discriminator import PatchDiscriminator
     from ldm.training.autoencoder import AutoencoderModule
+    from ldm.training.curves import last_value
     from ldm.training.gradients import StepGuard
     from ldm.training.health import Health
     from ldm.training.pictures import LogitMaps, ReconstructionGrid
@@ -70,9 +72,12 @@ def main(config: DictConfig, run: Path) -> None:
         callbacks=[scores(config, source), ReconstructionGrid(), LogitMaps()],
         loggers=build_loggers(config.logger, run),
         trainer=plain(config.trainer),
+        used=[],
+        made=lambda: artifact("autoencoder", load_autoencoder(run).fingerprint, run),
     )
     print(f"autoencoder in {run}: reconstructions/, logits/, curves.png, metrics.csv, checkpoints/")
     source.report_skipped()
+    return last_value(run, config.returns)
 
 
 def check(config: DictConfig, source: Any, autoencoder: Any, discriminator: Any) -> None:
@@ -98,6 +103,11 @@ def check(config: DictConfig, source: Any, autoencoder: Any, discriminator: Any)
             raise ValueError(f"trainer.{key} is for one optimiser; stage 1 has two: pass {ours}")
     if config.trainer.precision not in PRECISIONS:
         raise ValueError(f"trainer.precision={config.trainer.precision} must be one of {', '.join(PRECISIONS)}")
+    if config.trainer.strategy == "fsdp":
+        raise ValueError(
+            "trainer.strategy=fsdp is for stage 2: the adaptive weight takes gradients of the last layer's weight, "
+            "which FSDP leaves on no rank as a whole, and an autoencoder fits a GPU: pass trainer.strategy=ddp"
+        )
     health = config.health
     if health.rollbacks > 0 and (config.keep - 1) * config.every < max(health.window, health.chance):
         raise ValueError(

@@ -10,13 +10,16 @@ from ldm.command import build, build_loggers, command, plain, whole, write_confi
 
 
 @command
-def main(config: DictConfig, run: Path) -> None:
-    from ldm.checkpoint import matching_autoencoder, newest
-    from ldm.data.latent_cache import AUTOENCODER
+def main(config: DictConfig, run: Path) -> float | None:
+    from ldm.checkpoint import load_diffusion, matching_autoencoder, newest
+    from ldm.data.latent_cache import AUTOENCODER, MANIFEST
     from ldm.data.latents import LatentCache, LatentData
     from ldm.diffusion.guidance import Guidance
     from ldm.diffusion.objective import Objective
+    from ldm.files import sha256
     from ldm.generate import Generator
+    from ldm.lineage import artifact
+    from ldm.training.curves import last_value
     from ldm.training.diffusion import DiffusionModule
     from ldm.training.pictures import SampleGrid
     from ldm.training.progress import Schedule, seed_from
@@ -87,8 +90,11 @@ def main(config: DictConfig, run: Path) -> None:
         callbacks=[SampleGrid(generator, len(cache.class_names))],
         loggers=build_loggers(config.logger, run),
         trainer=plain(config.trainer),
+        used=[artifact("latents", sha256(cache.folder / MANIFEST), cache.folder)],
+        made=lambda: artifact("diffusion", load_diffusion(run).fingerprint, run),
     )
     print(f"diffusion model in {run}: samples/, curves.png, metrics.csv, checkpoints/")
+    return last_value(run, config.returns)
 
 
 def start_from(path: str, net: Any) -> None:

@@ -12,10 +12,10 @@ MODULES = sorted((ROOT / "ldm").rglob("*.py"))
 
 # lower rooms first; a module may import from its own room and from lower ones
 FLOORS = [
-    {"files", "images", "latents", "ranks", "tiling"},
+    {"files", "images", "latents", "ranks", "stop", "tiling"},
     {"diffusion", "models"},
     {"losses"},
-    {"checkpoint", "data", "metrics", "generate", "exchange"},
+    {"checkpoint", "data", "metrics", "generate", "exchange", "lineage"},
     {"training"},
     {"command"},
     {
@@ -25,6 +25,8 @@ FLOORS = [
         "sample",
         "evaluate",
         "likelihood",
+        "probe",
+        "summarize",
         "pack",
         "convert",
         "cli",
@@ -33,13 +35,13 @@ FLOORS = [
 ]
 COMMANDS = FLOORS[-1] - {"cli", "__main__"}
 DOORS = {
-    "hydra": {"command", "checkpoint"},
+    "hydra": {"command", "checkpoint", "probe"},
     "omegaconf": {"command", "checkpoint"} | COMMANDS,
-    "lightning": {"training", "data"},
+    "lightning": {"training", "data", "ranks", "lineage"},
     "webdataset": {"data"},
     "lpips": {"losses"},
     "safetensors": {"exchange"},
-    "wandb": set(),
+    "wandb": {"lineage"},
     "sklearn": {"metrics", "data"},
     "scipy": {"diffusion"},
     "torchdiffeq": {"diffusion"},
