@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup demo test test-slow lint toy compare bench lock clean
+.PHONY: help setup demo test test-slow test-slurm lint toy compare bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ test: $(STAMP) ## the fast tests (a few minutes)
 
 test-slow: $(STAMP) ## the tests that train for minutes
 	$(BIN)/python -m pytest -m "slow" --capture=tee-sys -q
+
+test-slurm: $(STAMP) ## jobs/ on a SLURM cluster of two nodes (skipped where sbatch is not on PATH)
+	$(BIN)/python -m pytest -m "slurm" -q
 
 lint: $(STAMP) ## formatter, linter, types
 	$(BIN)/ruff format --check .

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Submits the whole chain: autoencoder -> cache (a job array) -> manifest -> diffusion -> samples -> metrics.
+# Each job waits for the one before it to succeed (afterok); all of them belong to runs/NAME/. Prints the job ids.
+#
+#   jobs/pipeline.sh NAME
+#   DATA="data=folder data.root=photos data.resolution=256" AUTOENCODER="experiment=kl_f8" \
+#   DIFFUSION="net=ldm_f8_395m steps=4e5 every=5000" SAMPLES="num=50000" METRICS="features=inception" \
+#       jobs/pipeline.sh photos
+#
+# Overrides: DATA (of the three commands that read images), AUTOENCODER, LATENTS, DIFFUSION, SAMPLES, METRICS.
+# Options of sbatch: LDM_SBATCH in jobs/env.sh for all; TRAIN_SBATCH (say --nodes=8) and ARRAY (tasks, 8) here.
+# The same line again goes on where a chain broke off: what is finished is skipped, or done again in seconds.
+set -euo pipefail
+name=${1:?usage: jobs/pipeline.sh NAME (see the head of this file)}
+source "${LDM_ENV:-jobs/env.sh}"
+jobs=$(dirname "${BASH_SOURCE[0]}")
+read -ra data <<<"${DATA:-}"
+
+submit() { # submit WHAT AFTER SBATCH-OPTIONS SCRIPT OVERRIDES...
+    local what=$1 after=$2 id
+    shift 2
+    id=$(sbatch --parsable --kill-on-invalid-dep=yes ${after:+--dependency="afterok:$after"} \
+        "${LDM_SBATCH[@]}" --comment="ldm $name: $what" "$@")
+    printf '%-12s %s\n' "$what" "$id"
+    last=$id
+}
+
+last=
+submit autoencoder "" ${TRAIN_SBATCH:-} "$jobs/train_autoencoder.sbatch" \
+    run="$name/autoencoder" "${data[@]}" ${AUTOENCODER:-}
+latents=(run="$name/latents" autoencoder="runs/$name/autoencoder" "${data[@]}" ${LATENTS:-})
+submit cache "$last" --array="0-$((${ARRAY:-8} - 1))" "$jobs/cache_latents.sbatch" "${latents[@]}"
+submit manifest "$last" --array=0-0 "$jobs/cache_latents.sbatch" "${latents[@]}"
+submit diffusion "$last" ${TRAIN_SBATCH:-} "$jobs/train_diffusion.sbatch" \
+    run="$name/diffusion" latents="runs/$name/latents" ${DIFFUSION:-}
+submit samples "$last" "$jobs/sample.sbatch" run="$name/samples" model="runs/$name/diffusion" ${SAMPLES:-}
+submit metrics "$last" "$jobs/evaluate.sbatch" run="$name/metrics" samples="runs/$name/samples" "${data[@]}" ${METRICS:-}
