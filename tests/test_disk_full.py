@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tiny import CPU, TINY_DIFFUSION, run_command
+from tiny import CPU, TINY_DIFFUSION, fails, run_command
 from training.test_resume import COMPARED, assert_equal, read
 
 from ldm.files import read_json, sha256
@@ -31,12 +31,6 @@ def fill(leave):
     Path("ballast").unlink(missing_ok=True)
     with open("ballast", "wb") as file:
         file.write(b"x" * (shutil.disk_usage(".").free - leave))
-
-
-def fails(name, *overrides):
-    with pytest.raises(SystemExit) as info:
-        run_command(name, *overrides)
-    return str(info.value.code)
 
 
 def test_while_a_checkpoint_is_written(small_disk, pipeline):

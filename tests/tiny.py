@@ -1,8 +1,11 @@
 """Networks and runs that take seconds, and a way to run a command in this process."""
 
+import os
 import sys
 from importlib import import_module
 
+import numpy as np
+import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 TINY_AUTOENCODER = [
@@ -35,3 +38,25 @@ def run_command(name: str, *overrides: str) -> None:
         import_module(f"ldm.{name.replace('-', '_')}").main()
     finally:
         sys.argv = argv
+
+
+def fails(name, *overrides):
+    """Run a command that must fail, and return its line."""
+    with pytest.raises(SystemExit) as info:
+        run_command(name, *overrides)
+    line = str(info.value.code)
+    assert line.startswith("ldm: error: ")
+    assert "\n" not in line
+    return line
+
+
+def inside(pipeline, ldm):
+    """Work in the pipeline's own folder."""
+    os.chdir(pipeline)
+    return ldm
+
+
+def noise_samples():
+    rng = np.random.default_rng(0)
+    np.savez("noise.npz", arr_0=rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8))
+    return "noise.npz"
