@@ -43,11 +43,8 @@ def main(config: DictConfig, run: Path) -> None:
         print(f"{len(mine) - len(todo)} of {len(mine)} shards are there and whole")
     if start.rank == 0:
         write_config(config, run)
-    copy = run / AUTOENCODER
-    if (
-        start.rank == 0 and not copy.exists()
-    ):  # its run may train on, and prune the checkpoint that these latents come from
-        export_autoencoder(autoencoder, copy)
+        if not (run / AUTOENCODER).exists():  # its run may train on, and prune the checkpoint that these came from
+            export_autoencoder(autoencoder, run / AUTOENCODER)
     for part in track(todo, description="encoding shards", disable=start.rank != 0):
         writer.write(part)
     source.report_skipped()

@@ -42,6 +42,7 @@ def _point_name(overrides: str) -> str:
     return name if len(name) <= 200 else f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
+# at import: a launcher's job reads the config before it runs any code of ours
 OmegaConf.register_new_resolver("ldm.point", _point_name, replace=True)
 
 Task = Callable[[DictConfig, Path], float | None]

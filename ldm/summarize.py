@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ldm.command import POINT, command
-from ldm.files import atomic_write, existing_folder, read_json
+from ldm.files import atomic_write, existing_folder, flat, read_json
 
 
 @command
@@ -42,15 +42,6 @@ def main(config: DictConfig, run: Path) -> None:
     print(f"{run}: summary.csv, summary.png")
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        name: value for key, item in tree.items() for name, value in flat(item, f"{prefix}.{key}".lstrip(".")).items()
-    }
-
-
 def differing(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each config, the keys in which not all are equal."""
     keys = {key: None for config in configs for key in config}
@@ -60,12 +51,11 @@ def differing(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def metric(point: Path, name: str) -> float | None:
     """A metric of a point: the last in metrics.csv, or from metrics.json (its own, or its probe's); None without."""
-    table = point / "metrics.csv"
-    if table.exists():
-        with open(table, newline="") as file:
-            values = [row[name] for row in csv.DictReader(file) if row.get(name)]
-        if values:
-            return float(values[-1])
+    from ldm.training.curves import last_value
+
+    last = last_value(point, name)
+    if last is not None:
+        return last
     for path in (point / "metrics.json", point / "metrics" / "metrics.json"):
         if path.exists():
             value: Any = read_json(path)

@@ -90,9 +90,8 @@ class Objective:
         """What the network sees: the state, and the time [B]."""
         if self.unit_input:
             x_t, t = x_t / scale(c), angle(c).flatten().expand(len(x_t))
-        return x_t, t.to(
-            x_t.device, torch.promote_types(x_t.dtype, torch.float32)
-        )  # bfloat16 has 8 bits for 1000 times
+        dtype = torch.promote_types(x_t.dtype, torch.float32)  # bfloat16 has 8 bits for 1000 times
+        return x_t, t.to(x_t.device, dtype)
 
 
 def on_path(denoise: Denoise, trained: Path, path: Path) -> Denoise:

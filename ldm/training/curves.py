@@ -64,17 +64,28 @@ def last_value(folder: Path, name: str | None) -> float | None:
     return float(values[-1]) if values else None
 
 
+def validated(run: Path, batches: int) -> bool:
+    """Whether RUN/metrics.csv holds a validation after so many batches."""
+    if not (run / "metrics.csv").exists():
+        return False
+    with open(run / "metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) == batches - 1]
+    return any(value for row in rows for key, value in row.items() if key.startswith("val/"))
+
+
 def _draw(path: Path, rows: dict[int, dict[str, str]], names: list[str]) -> None:
     from matplotlib.figure import Figure
 
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         stage, title = name.split("/", 1)
-        together = stage.startswith("latent_") or stage.endswith("_by_time")  # one picture for all channels or times
+        stage = "seconds a batch" if stage == "speed" and title.endswith("_s") and title != "images_per_s" else stage
+        # one picture for all channels, times or parts of a batch
+        together = stage.startswith(("latent_", "seconds")) or stage.endswith("_by_time")
         groups[stage if together else title].append(name)
     columns = min(4, len(groups))
     figure = Figure(figsize=(4 * columns, 2.6 * -(-len(groups) // columns)))
-    figure.subplots_adjust(left=0.03, right=0.99, bottom=0.03, top=0.98, wspace=0.2, hspace=0.45)
+    figure.subplots_adjust(left=0.05, right=0.99, bottom=0.03, top=0.98, wspace=0.3, hspace=0.45)
     axes = figure.subplots(-(-len(groups) // columns), columns, squeeze=False).flatten()
     for axis in axes[len(groups) :]:
         axis.axis("off")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm import checkpoint as checkpoints
-from ldm.files import read_json, write_json
+from ldm.files import flat, read_json, write_json
 from ldm.training.gradients import DivergenceError
 from ldm.training.progress import ProgressModule
 
@@ -73,18 +73,10 @@ def resume_point(run: Path, wanted: dict[str, Any]) -> tuple[Path | None, int]:
         return None, 0
     file, checkpoint = checkpoints.find(run, wanted["kind"])
     card = checkpoint[checkpoints.CARD]
-    was, now = _flat(card), _flat(wanted)
+    was, now = flat(card), flat(wanted)
     free = ("autoencoder_path", *(f"config.{key}" for key in FREE))
     changed = [k for k in now if was.get(k) != now[k] and not any(k == f or k.startswith(f"{f}.") for f in free)]
     if changed:
         named = ", ".join(f"{k.removeprefix('config.')}={was.get(k)} (now {now[k]})" for k in changed[:3])
         raise ValueError(f"{run} was started with {named}: keep that, or choose another run=")
     return file, card["batches_seen"]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

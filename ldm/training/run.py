@@ -17,12 +17,12 @@ from ldm.files import read_json
 from ldm.lineage import Artifact, close, link
 from ldm.ranks import launch
 from ldm.training.console import Console
-from ldm.training.curves import Curves
+from ldm.training.curves import Curves, validated
 from ldm.training.ema import EMA
 from ldm.training.gradients import DivergenceError
 from ldm.training.progress import ProgressModule
 from ldm.training.resume import ROLLBACKS, resume_point, roll_back
-from ldm.training.saves import AtomicCheckpointIO, Saves, validated
+from ldm.training.saves import AtomicCheckpointIO, Saves
 from ldm.training.sharding import FullyShardedStrategy
 from ldm.training.speed import Speed
 
@@ -72,8 +72,8 @@ def fit(
         fitter = _make_trainer(
             trainer,
             default_root_dir=run,
-            max_epochs=steps // every
-            + (seen >= steps),  # of a run that lacks but its last validation, `Saves` stops it
+            # one more than there are, for a run that lacks but its last validation: `Saves` stops it after that
+            max_epochs=steps // every + (seen >= steps),
             limit_train_batches=every,
             use_distributed_sampler=False,  # the order deals the ranks their shares
             num_sanity_val_steps=0,
@@ -127,9 +127,9 @@ def _make_trainer(chosen: dict[str, Any], **ours: Any) -> Trainer:
             raise ValueError(
                 f"trainer.{wrong[0]}={chosen[wrong[0]]}, but {start.by} started {ours[wrong[0]]}: leave it out"
             )
-    # named, since Lightning takes any process within a SLURM job for one of srun's
     if chosen["strategy"] == "fsdp":
         ours["strategy"] = FullyShardedStrategy()
+    # named, since Lightning takes any process within a SLURM job for one of srun's
     environment = {"srun": SLURMEnvironment, "torchrun": TorchElasticEnvironment, "": LightningEnvironment}[start.by]()
     try:
         with warnings.catch_warnings():

@@ -1,6 +1,5 @@
 """Checkpoints: when they are written, what they hold of the loop's state, how the last one before a stop is made."""
 
-import csv
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from ldm import checkpoint as checkpoints
 from ldm import stop
 from ldm.files import atomic_write, remove_leftovers
+from ldm.training.curves import validated
 
 log = logging.getLogger(__name__)
 
@@ -122,15 +122,6 @@ class Saves(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if signum := self.asked:
             raise stop.StoppedError(signum)
-
-
-def validated(run: Path, batches: int) -> bool:
-    """Whether RUN/metrics.csv holds a validation after so many batches."""
-    if not (run / "metrics.csv").exists():
-        return False
-    with open(run / "metrics.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["step"]) == batches - 1]
-    return any(value for row in rows for key, value in row.items() if key.startswith("val/"))
 
 
 def _set(progress: dict[str, Any], before: int, **current: int) -> None:
