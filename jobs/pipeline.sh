@@ -12,7 +12,9 @@
 # The same line again goes on where a chain broke off: what is finished is skipped, or done again in seconds.
 set -euo pipefail
 name=${1:?usage: jobs/pipeline.sh NAME (see the head of this file)}
-source "${LDM_ENV:-jobs/env.sh}"
+env=${LDM_ENV:-jobs/env.sh}
+[ -f "$env" ] || { echo "no $env here: submit from the root of the checkout" >&2; exit 1; }
+source "$env"
 jobs=$(dirname "${BASH_SOURCE[0]}")
 read -ra data <<<"${DATA:-}"
 

@@ -18,6 +18,8 @@ from ldm.checkpoint import load_autoencoder
 def test_mistyped_overrides(ldm):
     assert "Could not override 'stpes'" in fails("train-autoencoder", "stpes=3")
     assert "objective/flwo" in fails("train-diffusion", "objective=flwo")
+    for group in ("experiment", "launcher", "sweep"):
+        assert f"{group}/typo" in fails("train-diffusion", f"{group}=typo")
     assert "Could not override 'optimizer.lrr'" in fails("train-autoencoder", "optimizer.lrr=3")
 
 
