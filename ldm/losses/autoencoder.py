@@ -124,7 +124,8 @@ class AutoencoderLoss(nn.Module):
     def draw(self, autoencoder: Autoencoder, x: Tensor) -> tuple[DiagonalGaussian, Tensor, Tensor]:
         """Encode, draw, transform, decode: the posterior, the target and x_hat."""
         posterior = autoencoder.encode(x)
-        target, z = self.regularizer.transform(x, posterior.sample())
+        z = posterior.sample() if self.regularizer.variational else posterior.mean
+        target, z = self.regularizer.transform(x, z)
         return posterior, target, autoencoder.decode(z)
 
     def reconstruct(self, autoencoder: Autoencoder, x: Tensor) -> Reconstruction:

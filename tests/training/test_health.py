@@ -1,6 +1,7 @@
 """A discriminator that goes wrong: found, said, and rolled back."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,8 @@ def test_a_discriminator_a_hundred_times_too_fast_is_found_and_rolled_back(ldm):
     card = {run: read(newest(Path("runs", run)), "autoencoder")["ldm"] for run in ("healthy", "fault", "rolled")}
     assert [card[run]["rollbacks"] for run in ("healthy", "fault")] == [0, 0]
     assert "collapse" not in Path("runs/healthy/log.txt").read_text()
-    assert "collapse: after 20 batches the discriminator judges 50%" in Path("runs/fault/log.txt").read_text()
+    chance = r"collapse: after 20 batches the discriminator judges (4[89]|5[0-2])% of patches rightly, no better"
+    assert re.search(chance, Path("runs/fault/log.txt").read_text())
     assert 1 <= card["rolled"]["rollbacks"] <= 3
     assert card["rolled"]["batches_seen"] == 140
     assert "went wrong at batch" in Path("runs/rolled/log.txt").read_text()
