@@ -24,7 +24,7 @@ from ldm.diffusion.times import uniform_grid
 from ldm.generate import Generator
 from ldm.metrics.classifier import PixelClassifier
 from ldm.metrics.features import Pixels
-from ldm.metrics.frechet import frechet_distance
+from ldm.metrics.frechet import distance_of_images
 
 NFES, NUM = (1, 2, 4, 8, 16, 32), 1000
 CURVES: dict[str, tuple[str, Any, int]] = {  # a run, a sampler, its evaluations a step (less one in the last)
@@ -62,7 +62,7 @@ def main(runs: Path, out: Path) -> None:
                 seed=0,
             )
             samples, evaluations = generator.images(range(NUM), wanted)
-            distance, _, _ = frechet_distance(Pixels(), [images], [samples])
+            distance = distance_of_images(Pixels(), [images], [samples])
             row = {"evaluations": evaluations, "accuracy": classifier.accuracy(samples, wanted), "distance": distance}
             table[name].append(row)
             print(name, row, flush=True)

@@ -1,7 +1,6 @@
 """Bits per dimension of held-out latents, and the bound on those of their images, given labels: likelihood.json."""
 
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -10,98 +9,23 @@ from ldm.command import build, command, plain, whole, write_config
 
 @command
 def main(config: DictConfig, run: Path) -> None:
-    import math
-
-    import torch
-    from rich.progress import track
-
+    from ldm.bits_per_dim import bits_per_dim, check
     from ldm.checkpoint import load_diffusion, matching_autoencoder
-    from ldm.diffusion import likelihood as terms
     from ldm.files import write_json
-    from ldm.images import to_x
     from ldm.ranks import pick_device
 
-    source, device = build(config.data), pick_device(config.device)
     model = load_diffusion(config.model, config.weights)
-    card, options = model.card, plain(config.likelihood)
+    card = model.card
     found = matching_autoencoder(config.autoencoder, card["autoencoder_path"], model.run, card["autoencoder"])
-    if not found.model.variational:
-        raise ValueError("a plain autoencoder (regularizer=none) has no posterior, and so no bound: train one with kl")
-    if source.preprocessing() != card["preprocessing"]:
-        raise ValueError(
-            f"these images are prepared as {source.preprocessing()}, the model's as {card['preprocessing']}"
-        )
-    if list(source.class_names) != list(card["class_names"]):
-        raise ValueError(f"these images have the classes {source.class_names}, the model {card['class_names']}")
-    net, autoencoder = model.net.to(device), found.model.to(device)
-    torch.manual_seed(config.seed)
-    write_config(config, run)
-
     num, batch_size = whole(config, "num"), whole(config, "batch_size")
-    with torch.inference_mode():
-        seen = [to_x(image.to(device)) for image, _ in first(source, "train", num, batch_size)]
-        errors = [(x - autoencoder.decode(autoencoder.encode(x).sample())).abs().mean((1, 2, 3)) for x in seen]
-    spread = float(torch.cat(errors).mean())  # the most likely one of a Laplace distribution
-
-    rows: dict[str, list[Any]] = {"decoder": [], "entropy": [], "latent": [], "error": []}
-    evaluations = []
-    batches = list(first(source, "val", num, batch_size))
-    for image, y in track(batches, description="likelihood"):
-        image, y = image.to(device), y.to(device)
-        with torch.no_grad():
-            posterior = autoencoder.encode(to_x(image))
-            z = posterior.sample()
-            rows["decoder"].append(terms.decoder_log_likelihood(image, autoencoder.decode(z), spread))
-            rows["entropy"].append(terms.posterior_entropy(posterior.std).double())
-        denoise = model.objective.denoiser(net, y)
-        value = terms.log_likelihood(denoise, model.objective.path, model.stats.normalize(z), **options)
-        rows["latent"].append(value.nats.double())
-        rows["error"].append(value.standard_error.double())
-        evaluations.append(value.evaluations)
-    nats = {name: torch.cat(parts) for name, parts in rows.items()}
-    pixels, dimensions = image[0].numel(), z[0].numel()
-    scale = float(model.stats.std.double().log().sum()) * z[0, 0].numel()  # log |dz / d latent|
-    bound = terms.bits_per_pixel_dim(nats["decoder"], nats["entropy"], nats["latent"] - scale, pixels)
-    count, error = len(bound), float(nats["error"].mean())
-
-    def in_bits(value: Any) -> float:
-        return float(-value.mean() / (pixels * math.log(2)))
-
-    result = {
-        "latent_bits_per_dim": float(-nats["latent"].mean() / (dimensions * math.log(2))),
-        "image_bits_per_dim_at_most": float(bound.mean()),
-        "standard_error": float(bound.std() / math.sqrt(count)) if count > 1 else None,
-        "terms": {
-            "decoder": in_bits(nats["decoder"]),
-            "posterior_entropy": in_bits(nats["entropy"]),
-            "latent": in_bits(nats["latent"] - scale),
-        },
-        # of one image's estimate; one probe does not tell
-        "hutchinson_error_in_latent_bits": None if math.isnan(error) else error / (dimensions * math.log(2)),
-        "images": count,
-        "split": "val",
-        "laplace_spread": spread,
-        "evaluations": sum(evaluations) / len(evaluations),
-        "likelihood": options,
-        "model": model.fingerprint,
-        "weights": config.weights,
-        "autoencoder": found.fingerprint,
-        "seed": config.seed,
-    }
-    write_json(run / "likelihood.json", result)
+    device, options = pick_device(config.device), plain(config.likelihood)
+    source = build(config.data)
+    check(source, card, found)
+    write_config(config, run)
+    result = bits_per_dim(model, found, source, num, batch_size, device, config.seed, options)
+    write_json(run / "likelihood.json", result | {"weights": config.weights})
     print(f"latents: {result['latent_bits_per_dim']:.4f} bits/dim")
     print(f"images: at most {result['image_bits_per_dim_at_most']:.4f} bits/dim; terms in {run}/likelihood.json")
-
-
-def first(source: Any, split: Any, num: int, batch_size: int) -> Any:
-    """Batches with the first `num` images of a split."""
-    from ldm.data.images import in_order
-
-    for image, y in in_order(source, split, batch_size):
-        if num <= 0:
-            return
-        yield image[:num], y[:num]
-        num -= len(image)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def main(config: DictConfig, run: Path) -> None:
         file.write(buffer.getvalue())
     stamp: dict[str, Any] = {
         "model": model.fingerprint,
+        "model_path": os.path.relpath(Path(config.model).resolve(), run.resolve()),
         "autoencoder": autoencoder.fingerprint,
         "autoencoder_path": os.path.relpath(autoencoder.path.resolve(), run.resolve()),
         "num": num,

@@ -148,7 +148,7 @@ def scores(config: DictConfig, source: Any) -> Any:
 
     name = features_for(config.features, source)
     example = torch.zeros(2, 3, source.resolution, source.resolution, dtype=torch.uint8)
-    features = load_features(name, example)[0] if name is not None else None
+    features = load_features(name, example) if name is not None else None
     return ReconstructionScores(ReconstructionMetrics(None, features), config.vae.latent_channels)
 
 

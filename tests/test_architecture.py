@@ -16,6 +16,7 @@ FLOORS = [
     {"diffusion", "models"},
     {"losses"},
     {"checkpoint", "data", "metrics", "generate", "exchange", "lineage"},
+    {"scores", "bits_per_dim"},
     {"training"},
     {"command"},
     {
@@ -43,9 +44,10 @@ DOORS = {
     "safetensors": {"exchange"},
     "wandb": {"lineage"},
     "sklearn": {"metrics", "data"},
-    "scipy": {"diffusion"},
+    "scipy": {"diffusion", "metrics"},
     "torchdiffeq": {"diffusion"},
     "torchmetrics": {"metrics"},
+    "torch_fidelity": {"metrics"},
 }
 
 

@@ -30,11 +30,11 @@ def test_samples_and_scores(ldm, pipeline):
             assert min(picture.size) > 60
     ldm("evaluate", "classifier=svc")
     metrics = json.loads(Path("runs/metrics/metrics.json").read_text())
-    distance = metrics["frechet_distance"]
-    assert (distance["images"], distance["reference"]["images"]) == (23, 1500)
+    depends = metrics["frechet_distance"]["depends"]
+    assert (depends["samples"], depends["reference"]["images"]) == (23, 1500)
     assert metrics["class_accuracy"]["classifier_on_held_out_images"] >= 0.97
     assert metrics["reconstruction"]["images"] == 297
-    assert metrics["reconstruction"]["lpips_weights"] == "random VGG16 weights"
+    assert metrics["reconstruction"]["depends"]["lpips_weights"] == "random VGG16 weights"
     assert metrics["reconstruction"]["rfd"] > 0
     assert metrics["samples"]["evaluations"] == 3
     assert metrics["samples"]["model"] == load_diffusion("runs/diffusion").fingerprint
@@ -178,7 +178,7 @@ def test_features_files_through_the_command(ldm):
 def test_foreign_samples_are_scored_too(ldm):
     ldm("evaluate", f"samples={noise_samples()}", "reconstruction=false")
     metrics = json.loads(Path("runs/metrics/metrics.json").read_text())
-    assert metrics["frechet_distance"]["images"] == 8
+    assert metrics["frechet_distance"]["depends"]["samples"] == 8
     assert "pass autoencoder=PATH, or reconstruction=false" in fails("evaluate", "samples=noise.npz")
 
 

@@ -104,6 +104,6 @@ def test_the_probe_ranks_autoencoders_and_resumes(ldm):
     for name, card in cards.items():
         metrics = json.loads(Path(f"runs/probe/{name}/metrics/metrics.json").read_text())
         assert metrics["frechet_distance"]["value"] == card["value"]
-        assert metrics["frechet_distance"]["images"] == 64
+        assert metrics["frechet_distance"]["depends"]["samples"] == 64
     ldm("summarize", "run=probe", "columns=[reconstruction/psnr]")
     assert all(float(row["reconstruction/psnr"]) > 0 for row in table("probe"))

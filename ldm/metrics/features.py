@@ -1,7 +1,8 @@
-"""Feature extractors: modules that map images, uint8 [B, 3, H, W], to features [B, D]."""
+"""Feature extractors and classifiers: modules that map images, uint8 [B, 3, H, W], to features or logits."""
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,36 +15,101 @@ INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 
 
-class Pixels(nn.Module):
+class Extractor(nn.Module):
+    """Images, uint8 [B, 3, H, W], to features, [B, num_features].
+
+    `identity` and `resize` are what a number depends on: which weights, and how images become the size that they want.
+    """
+
+    identity: str
+    resize: str
+    num_features: int
+    kinds: tuple[str, ...] = ("features",)  # of features: what Frechet distances are taken of
+
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        """All that it knows of a batch: "features", perhaps "spatial" ones and class "logits"."""
+        return {"features": self(image)}
+
+
+class Pixels(Extractor):
     """Grey values at 8 x 8: features that need no weights, enough for the digits and for nothing else."""
 
-    num_features = 64
+    identity, resize, num_features = "grey 8x8 pixels", "mean over areas, to 8x8", 64
 
     def forward(self, image: Tensor) -> Tensor:
         grey = image.float().mean(dim=1, keepdim=True) / 255
         return F.adaptive_avg_pool2d(grey, 8).flatten(1)
 
 
-class FromFile(nn.Module):
+class Inception(Extractor):
+    """The FID network as converted by torch-fidelity: pooled features (FID, KID), 7 channels of the 17 x 17 map that
+    ADM's sFID takes (Nash et al. 2021), and ImageNet's logits (Inception score).
+
+    Raises:
+        ValueError: offline, naming the file and its place.
+    """
+
+    kinds = ("features", "spatial")
+    num_features, resize = 2048, "TensorFlow's bilinear, not antialiased, to 299x299"
+
+    def __init__(self, weights: Path | None = None) -> None:
+        super().__init__()
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        path = weights or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+        try:
+            self.net = FeatureExtractorInceptionV3(
+                "inception-v3-compat",
+                ["2048", "logits_unbiased"],
+                feature_extractor_weights_path=None if weights is None else str(weights),
+            )
+        except OSError as error:
+            raise ValueError(
+                f"features=inception needs {INCEPTION_URL}, and the download failed ({error}): put the file at {path}"
+            ) from None
+        self.net.Mixed_6d.branch1x1.register_forward_hook(self._keep)
+        self.identity = f"torch-fidelity inception-v3-compat 2048, sha256 {sha256(path)[:16]}"
+
+    def _keep(self, _: nn.Module, __: Any, output: Tensor) -> None:
+        self.spatial = output[:, :7]  # [B, 7, 17, 17]
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.net(image)[0]
+
+    def outputs(self, image: Tensor) -> dict[str, Tensor]:
+        features, logits = self.net(image)
+        return {"features": features, "spatial": self.spatial.permute(0, 2, 3, 1).flatten(1), "logits": logits}
+
+
+class FromFile(Extractor):
     """A TorchScript (.pt) or torch.export (.pt2) file that maps uint8 [B, 3, H, W] to [B, D].
+
+    Args:
+        path: the file.
+        example: a few of the images.
+        key: of the configuration, for messages.
 
     Raises:
         ValueError: if the file is missing, is neither kind, or does not keep that contract on these images.
     """
 
-    def __init__(self, path: Path, example: Tensor) -> None:
+    resize = "as the file does it"
+
+    def __init__(self, path: Path, example: Tensor, key: str = "features") -> None:
         super().__init__()
         if not path.exists():
-            raise ValueError(f"features={path} does not exist: name a TorchScript .pt or a torch.export .pt2 file")
+            raise ValueError(f"{key}={path} does not exist: name a TorchScript .pt or a torch.export .pt2 file")
         try:
             loaded = torch.export.load(path).module() if path.suffix == ".pt2" else _load_torchscript(path)
-            features = loaded(example)
+            self.options = _classify(loaded) if key == "classifier" else {}
+            output = loaded(example, **self.options)
         except (RuntimeError, ValueError, AssertionError) as error:
             reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"features={path} can't be used on {list(example.shape)} uint8 images: {reason}") from None
-        if features.dim() != 2:
-            raise ValueError(f"features={path} returns the shape {list(features.shape)}, not [B, D]")
-        self.num_features = features.shape[1]
+            raise ValueError(f"{key}={path} can't be used on {list(example.shape)} uint8 images: {reason}") from None
+        if output.dim() != 2:
+            raise ValueError(f"{key}={path} returns the shape {list(output.shape)}, not two dimensions")
+        self.num_features = output.shape[1]
+        self.identity = f"{path.name}, sha256 {sha256(path)[:16]}"
         self.module = loaded
 
     def train(self, mode: bool = True) -> "FromFile":  # noqa: ARG002
@@ -51,7 +117,14 @@ class FromFile(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.module(image)
+        return self.module(image, **self.options)
+
+
+def _classify(loaded: nn.Module) -> dict[str, bool]:
+    """What makes a file that gives features by default give logits: its argument `return_features`, if it has one."""
+    schema = getattr(loaded.forward, "schema", None)  # TorchScript's; exported programs take images alone
+    names = [] if schema is None else [argument.name for argument in schema.arguments]
+    return {"return_features": False} if "return_features" in names else {}
 
 
 def _load_torchscript(path: Path) -> nn.Module:
@@ -68,25 +141,12 @@ def features_for(name: str | None, source: Source) -> str | None:
     return name if name != "auto" else "pixels" if isinstance(source, Digits) else "inception"
 
 
-def load_features(name: str, example: Tensor) -> tuple[nn.Module, str]:
-    """An extractor and the identity that goes into a stamp.
+def load_features(name: str, example: Tensor) -> Extractor:
+    """An extractor.
 
     Args:
         name: "pixels", "inception" (torch-fidelity's FID network, 2048 features) or a file's path.
         example: a few of the images, uint8 [B, 3, H, W].
     """
-    if name == "pixels":
-        return Pixels().eval(), "grey 8x8 pixels"
-    if name == "inception":
-        from torchmetrics.image.fid import NoTrainInceptionV3
-
-        path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-        try:
-            network = NoTrainInceptionV3("inception-v3-compat", ["2048"])
-        except OSError as error:
-            raise ValueError(
-                f"features=inception needs {INCEPTION_URL}, and the download failed ({error}): put the file at {path}"
-            ) from None
-        network.num_features = 2048
-        return network.eval(), f"torch-fidelity inception-v3-compat 2048, sha256 {sha256(path)[:16]}"
-    return FromFile(Path(name), example), f"{Path(name).name}, sha256 {sha256(Path(name))[:16]}"
+    named = {"pixels": Pixels, "inception": Inception}
+    return (named[name]() if name in named else FromFile(Path(name), example)).eval()

@@ -1,0 +1,61 @@
+"""`ldm evaluate --compare A.json B.json`: which of two files' numbers may be compared, and what differs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ldm.files import flat
+
+RECONSTRUCTION = ("psnr", "ssim", "lpips", "rfd")
+
+
+def read(paths: list[str]) -> list[dict[str, Any]]:
+    """The two files; ValueError, naming the one that is none."""
+    if len(paths) != 2:
+        raise ValueError("--compare wants two files of `ldm evaluate`: A/metrics.json B/metrics.json")
+    files = []
+    for path in map(Path, paths):
+        path = path / "metrics.json" if path.is_dir() else path
+        try:
+            files.append(json.loads(path.read_text()))
+            files[-1]["samples"], files[-1]["versions"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no metrics.json of this `ldm evaluate`: {error!r}") from None
+    return files
+
+
+def comparison(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[str], bool]:
+    """Lines to print, and whether all numbers that both have were measured alike.
+
+    A number's `depends` says how it was measured: images, extractor, reference. What was measured, the samples' stamp
+    with their model, sampler and seed, may differ: that is what one compares.
+    """
+    lines, fair = [], True
+    ours, theirs = numbers(a), numbers(b)
+    for name in [name for name in ours if name in theirs]:
+        (value, depends), (other, others) = ours[name], theirs[name]
+        wrong = differences(depends, others)
+        lines.append(f"{name}: {value:.4f} and {other:.4f}: {'NOT comparable' if wrong else 'comparable'}")
+        lines += [f"    {line}" for line in wrong]
+        fair = fair and not wrong
+    if missing := sorted(ours.keys() ^ theirs.keys()):
+        lines.append(f"in one of the files only: {', '.join(missing)}")
+    lines.append("what differs between the samples:")
+    lines += [f"    {line}" for line in differences(a["samples"], b["samples"])] or ["    nothing"]
+    if versions := differences(a["versions"], b["versions"]):
+        lines += ["what differs between the programs:", *(f"    {line}" for line in versions)]
+    return lines, fair
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, tuple[float, dict[str, Any]]]:
+    """Each score of a metrics.json, and what it depends on."""
+    found = {name: (score["value"], score["depends"]) for name, score in metrics.items() if "value" in score}
+    own = metrics.get("reconstruction", {})
+    return found | {f"reconstruction {k}": (own[k], own["depends"]) for k in RECONSTRUCTION if k in own}
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """One line for each key that differs between two nested dicts."""
+    ours, theirs = flat(a), flat(b)
+    keys = list(dict.fromkeys([*ours, *theirs]))
+    return [f"{k}: {ours.get(k, '-')} and {theirs.get(k, '-')}" for k in keys if ours.get(k) != theirs.get(k)]

@@ -1,0 +1,113 @@
+"""Sets of images that are compared: an .npz, a folder, shards; ours or other people's."""
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.data.images import in_order
+from ldm.data.shards import INDEX, Shards
+from ldm.data.sources import Folder, Source, Split, digest
+from ldm.files import read_json, sha256
+
+SAMPLES, STAMP = "samples.npz", "sample.json"
+Batches = Iterator[tuple[Tensor, Tensor]]  # images, uint8 [B, 3, H, W], and labels, [B]
+
+
+class ImageSet(Protocol):
+    """Images with labels (0 where there are none)."""
+
+    @property
+    def card(self) -> dict[str, Any]: ...  # what determines its pixels
+
+    @property
+    def stamp(self) -> dict[str, Any]: ...  # what `ldm sample` says of them; {} of all others
+
+    def batches(self, batch_size: int, num_workers: int, rank: int, world: int) -> Batches:
+        """This rank's share, each image once over all ranks."""
+        ...
+
+
+@dataclass(frozen=True)
+class Array:
+    """An .npz with arr_0, uint8 [N, H, W, 3], and perhaps arr_1, labels [N]: `ldm sample`'s, ADM's and others'."""
+
+    path: Path
+    images: np.ndarray
+    labels: np.ndarray
+    stamp: dict[str, Any]
+    card: dict[str, Any]
+
+    @classmethod
+    def load(cls, file: Path) -> "Array":
+        """ValueError, naming the file, if it is damaged or something else."""
+        try:
+            with np.load(file) as arrays:
+                images, labels = arrays["arr_0"], arrays.get("arr_1")
+        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{file} is damaged, or holds no arr_0: {error}") from None
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"{file}: arr_0 must be uint8 [N, H, W, 3], not {images.dtype} {list(images.shape)}")
+        fingerprint = sha256(file)[:16]
+        stamp = read_json(file.parent / STAMP) if file.name == SAMPLES and (file.parent / STAMP).exists() else {}
+        labels = np.zeros(len(images), dtype=np.int64) if labels is None else labels
+        return cls(file, images, labels, stamp, {"set": file.name, "sha256": fingerprint, "size": images.shape[1]})
+
+    def batches(self, batch_size: int, num_workers: int, rank: int, world: int) -> Batches:  # noqa: ARG002
+        images, labels = self.images[rank::world], self.labels[rank::world]
+        for start in range(0, len(images), batch_size):
+            part = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).contiguous()
+            yield part, torch.from_numpy(labels[start : start + batch_size]).long()
+
+
+@dataclass(frozen=True)
+class SourceSet:
+    """Splits of a source of images, prepared as it says."""
+
+    source: Source
+    splits: tuple[Split, ...]
+    stamp: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def card(self) -> dict[str, Any]:
+        contents = [part.content for split in self.splits for part in self.source.parts(split, 4096)]
+        name = type(self.source).__name__.lower()
+        return {
+            "set": name,
+            "splits": "+".join(self.splits),
+            "content": digest(*contents),
+        } | self.source.preprocessing()
+
+    def batches(self, batch_size: int, num_workers: int, rank: int, world: int) -> Batches:
+        for split in self.splits:
+            yield from in_order(self.source, split, batch_size, num_workers, rank, world)
+
+
+def open_set(path: Path, like: Source, key: str) -> ImageSet:
+    """What lies at a path: a run of `ldm sample`, an .npz, a folder that `ldm pack` made, a folder of images.
+
+    Args:
+        path: of all of it: neither split is held out.
+        like: the source whose resolution and resize folders and shards are prepared with.
+        key: of the configuration, for messages.
+    """
+    file = path / SAMPLES if (path / SAMPLES).exists() else path
+    if file.suffix == ".npz":
+        if not file.exists():
+            raise ValueError(f"{key}={path} does not exist")
+        return Array.load(file)
+    prepared: dict[str, Any] = {"resolution": like.resolution, "resize": like.resize, "on_error": like.on_error}
+    if (path / INDEX).exists():
+        return SourceSet(Shards(root=str(path), **prepared), ("train", "val"))
+    if (path / "config.yaml").exists():
+        raise ValueError(f"{key}={path} holds no {SAMPLES}: run `ldm sample` first, or name another run")
+    if sorted(path.glob("*.tar")):
+        raise ValueError(f"{key}={path} holds shards, but no {INDEX}: use data=shards data.urls=... and {key}=null")
+    source = Folder(root=str(path), val_root=str(path), **prepared)
+    source.count("train")  # an error now, not later
+    return SourceSet(source, ("train",))

@@ -1,0 +1,221 @@
+"""`ldm evaluate`: what it accepts on either side, what it keeps, its stamps, and several ranks."""
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import fails, inside
+
+from ldm.checkpoint import load_diffusion
+from ldm.data.image_sets import SourceSet
+from ldm.data.sources import Digits
+from ldm.metrics.features import Pixels
+
+
+def metrics(run="metrics"):
+    return json.loads(Path(f"runs/{run}/metrics.json").read_text())
+
+
+def digits(split="train"):
+    images, labels = zip(*SourceSet(Digits(resolution=32), (split,)).batches(500, 0, 0, 1), strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def as_npz(images, labels, path):
+    np.savez(path, arr_0=images.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
+    return path
+
+
+def as_folder(images, labels, folder):
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = Path(folder, str(int(label)), f"{i:05d}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    return folder
+
+
+@pytest.fixture
+def held_out(ldm):
+    """The held-out digits as somebody's samples, in every form."""
+    images, labels = digits("val")
+    as_npz(images, labels, "theirs.npz")
+    as_folder(images, labels, "theirs")
+    return images, labels
+
+
+ALONE = ["reconstruction=false"]
+
+
+def test_samples_in_any_form_score_the_same(ldm, held_out):
+    ldm("pack", "run=packed", "data.root=theirs", "data.val_fraction=0.1", "shard_size=100")
+    found = []
+    for samples in ("theirs.npz", "theirs", "runs/packed"):
+        ldm("evaluate", f"samples={samples}", *ALONE)
+        found.append(metrics())
+    names = ("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage")
+    for name in names:
+        values = [one[name]["value"] for one in found]
+        assert values == pytest.approx([values[0]] * 3, rel=1e-9), name
+        assert found[0][name]["depends"]["samples"] == 297
+    # against what the libraries say of the same features
+    features = [Pixels()(images).double() for images in (digits()[0], held_out[0])]
+    covariances = [torch.cov(x.T) for x in features]
+    overlap = torch.linalg.eigvals(covariances[0] @ covariances[1]).real.clamp(min=0).sqrt().sum()
+    apart = (features[0].mean(0) - features[1].mean(0)).square().sum()
+    expected = float(apart + covariances[0].trace() + covariances[1].trace() - 2 * overlap)
+    assert found[0]["frechet_distance"]["value"] == pytest.approx(expected, rel=1e-6)
+    assert found[0]["precision"]["value"] > 0.8
+    assert found[0]["frechet_distance"]["expected_of_perfect_samples"] == pytest.approx(expected, rel=0.5)
+
+
+def test_any_set_or_statistics_can_be_the_reference(ldm, held_out):
+    as_npz(*digits(), "real.npz")
+    as_folder(*digits(), "real")
+    values = []
+    for reference in ("null", "real.npz", "real"):
+        ldm("evaluate", "samples=theirs.npz", f"reference={reference}", *ALONE)
+        values.append(metrics()["frechet_distance"]["value"])
+    features = Pixels()(digits()[0]).double().numpy()
+    np.savez("statistics.npz", mu=features.mean(0), sigma=np.cov(features.T))
+    ldm("evaluate", "samples=theirs.npz", "reference=statistics.npz", *ALONE)
+    values.append(metrics()["frechet_distance"]["value"])
+    assert values == pytest.approx([values[0]] * 4, rel=1e-6)
+    assert "precision" not in metrics()  # which moments alone do not tell
+    np.savez("statistics.npz", mu=np.zeros(3), sigma=np.eye(3))
+    line = fails("evaluate", "samples=theirs.npz", "reference=statistics.npz", *ALONE)
+    assert "of 3 features, this extractor has 64: pass the features= that they were made with" in line
+
+
+def test_a_references_statistics_are_computed_once_and_again_when_it_changes(ldm, held_out, monkeypatch, capsys):
+    as_folder(*digits(), "real")
+    reads = []
+    batches = SourceSet.batches
+    monkeypatch.setattr(SourceSet, "batches", lambda self, *a: reads.append(self.splits) or batches(self, *a))
+    for _ in range(2):
+        ldm("evaluate", "samples=theirs.npz", "reference=real", *ALONE)
+    assert len(reads) == 1
+    first = metrics()["frechet_distance"]
+    Path("real/0").joinpath(next(Path("real/0").iterdir()).name).unlink()
+    ldm("evaluate", "samples=theirs.npz", "reference=real", *ALONE)
+    assert len(reads) == 2
+    assert metrics()["frechet_distance"]["depends"]["reference"]["images"] == 1499
+    assert metrics()["frechet_distance"]["value"] != first["value"]
+    assert len(list(Path("runs/statistics").glob("*.npz"))) == 2
+    assert "297 samples, fewer than 10000: perfect ones would score" in capsys.readouterr().out
+    kept = next(Path("runs/statistics").glob("*.npz"))
+    ldm("evaluate", "samples=theirs.npz", f"reference={kept}", *ALONE)  # and may be passed on
+    assert "coverage" in metrics()
+
+
+def test_a_file_classifies_and_copies_are_found(ldm, held_out):
+    images, labels = digits()
+    weights = torch.linalg.lstsq(Pixels()(images), torch.nn.functional.one_hot(labels).float()).solution
+
+    class Linear(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = torch.nn.Parameter(weights, requires_grad=False)
+
+        def forward(self, image: torch.Tensor, return_features: bool = True) -> torch.Tensor:
+            grey = image.float().mean(dim=1, keepdim=True) / 255
+            features = torch.nn.functional.adaptive_avg_pool2d(grey, 8).flatten(1)
+            return features if return_features else features @ self.weights
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of TorchScript's end
+        torch.jit.save(torch.jit.script(Linear()), "linear.pt")
+    copies = as_npz(images[:100], labels[:100], "copies.npz")
+    for samples in ("theirs.npz", copies):
+        run = Path(samples).stem
+        options = ["features=linear.pt", "classifier=linear.pt", "memorisation=100"]
+        ldm("evaluate", f"run={run}", f"samples={samples}", *options, *ALONE)
+        with Image.open(f"runs/{run}/neighbours.png") as picture:
+            assert min(picture.size) > 200
+    right = float((Pixels()(held_out[0]) @ weights).argmax(1).eq(held_out[1]).double().mean())
+    accuracy = metrics("theirs")["class_accuracy"]
+    assert accuracy["value"] == accuracy["classifier_on_held_out_images"] == pytest.approx(right)
+    assert 0.8 < right < 1
+    assert metrics("theirs")["memorisation"]["value"] == pytest.approx(0.5, abs=1e-9)  # the very images held out
+    assert metrics("copies")["memorisation"]["value"] > 0.99
+    assert metrics("copies")["memorisation"]["median_distance"] == 0
+
+
+def test_samples_name_the_model_whose_likelihood_is_bounded(ldm, pipeline):
+    inside(pipeline, ldm)
+    ldm("sample", "run=few", "num=10", "sampler.steps=2")
+    ldm("evaluate", "run=bits", "samples=runs/few", "likelihood=8", "reconstruction=false", "batch_size=8")
+    found = metrics("bits")["bits_per_dim"]
+    assert found["terms"]["model"] == load_diffusion("runs/diffusion").fingerprint
+    ldm("likelihood", "run=likelihood8", "num=8", "batch_size=8", "likelihood={rtol:1e-5,atol:1e-5,t_min:1e-5}")
+    alone = json.loads(Path("runs/likelihood8/likelihood.json").read_text())
+    assert found["value"] == pytest.approx(alone["image_bits_per_dim_at_most"], rel=1e-6)
+    stamp = metrics("bits")["samples"]
+    assert stamp.keys() >= {"model", "autoencoder", "sampler", "grid", "evaluations", "guidance", "seed", "precision"}
+
+
+def test_two_files_are_compared(ldm, held_out):
+    images, labels = held_out
+    as_npz(images[:200], labels[:200], "fewer.npz")
+    as_npz(images.flip(0), labels.flip(0), "others.npz")
+    for samples in ("theirs", "fewer", "others"):
+        ldm("evaluate", f"run={samples}", f"samples={samples}.npz", *ALONE)
+
+    def compare(*runs):
+        command = [sys.executable, "-m", "ldm", "evaluate", "--compare", *(f"runs/{run}/metrics.json" for run in runs)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    code, said, _ = compare("theirs", "others")
+    assert code == 0
+    assert "NOT" not in said
+    assert "frechet_distance: " in said
+    assert "sha256: " in said  # of the samples, which is what differs
+    code, said, _ = compare("theirs", "fewer")
+    assert code == 1
+    assert "NOT comparable\n    samples: 297 and 200" in said
+    code, _, said = compare("theirs", "nothing")
+    assert code == 1
+    assert said.startswith("ldm: error: runs/nothing/metrics.json is no metrics.json")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["samples=nothing"], "does not exist"),
+        (
+            ["samples=theirs.npz", "classifier=svc", "features=null", "data=folder", "data.root=theirs"],
+            "for the digits only",
+        ),
+        (["samples=theirs.npz", "memorisation=5", "features=null"], "pass features="),
+        (["samples=theirs.npz", "likelihood=5"], "a run of `ldm sample`"),
+        (["samples=null", "memorisation=5"], "memorisation needs samples"),
+        (["samples=theirs.npz", "keep=0"], "keep=0 must be a whole number"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(ldm, held_out, overrides, said):
+    assert said in fails("evaluate", *ALONE, *overrides)
+    assert not Path("runs/metrics").exists()
+
+
+@pytest.mark.slow
+def test_ranks_score_as_one_process_does(ldm, pipeline):
+    inside(pipeline, ldm)
+    ldm("sample", "run=shared", "num=100", "sampler.steps=2")
+    options = ["samples=runs/shared", "classifier=svc", "memorisation=20", "statistics=null", "batch_size=64"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "ldm.evaluate"]
+    for command, run in (([sys.executable, "-m", "ldm.evaluate"], "alone"), (launch, "together")):
+        subprocess.run([*command, *options, f"run={run}"], check=True, capture_output=True)
+    alone, together = metrics("alone"), metrics("together")
+    assert alone.keys() == together.keys()
+    for name, score in alone.items():
+        if "value" in score:
+            assert score["value"] == pytest.approx(together[name]["value"], rel=1e-6, abs=1e-9), name
+            assert score["depends"] == together[name]["depends"], name
+    for name in ("psnr", "ssim", "lpips", "rfd", "images"):
+        assert alone["reconstruction"][name] == pytest.approx(together["reconstruction"][name], rel=1e-5), name
