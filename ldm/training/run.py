@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
@@ -24,7 +25,7 @@ from ldm.training.progress import ProgressModule
 from ldm.training.resume import ROLLBACKS, resume_point, roll_back
 from ldm.training.saves import AtomicCheckpointIO, Saves
 from ldm.training.sharding import FullyShardedStrategy
-from ldm.training.speed import Speed
+from ldm.training.speed import Compiled, Speed
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def fit(
     every = min(every, steps)
     if steps % every:
         raise ValueError(f"steps={steps} must be a multiple of every={every}, the batches between two checkpoints")
+    trainer, compiled = tuned(module, trainer)
     resume, seen = resume_point(run, module.card)
     if seen >= steps and (trainer["limit_val_batches"] == 0 or validated(run, seen)):
         log.info("%s is already trained for %d batches; raise steps= to go on", run, seen)
@@ -79,7 +81,7 @@ def fit(
             num_sanity_val_steps=0,
             logger=[CSVLogger(run, name="csv"), *loggers],
             enable_checkpointing=False,
-            callbacks=[EMA(ema_decay), *callbacks, Curves(), Speed(), Console(run, steps, resume), saves],
+            callbacks=[EMA(ema_decay), *compiled, *callbacks, Curves(), Speed(), Console(run, steps, resume), saves],
         )
         fitter._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]  # `stop` owns them
         return fitter
@@ -114,6 +116,20 @@ def fit(
     finally:
         if fitter.is_global_zero:
             close(loggers, failed=sys.exc_info()[0] is not None)
+
+
+def tuned(module: ProgressModule, chosen: dict[str, Any]) -> tuple[dict[str, Any], list[Callback]]:
+    """What conf/trainer says of how networks run: their weights are laid out here, and compiled by a callback; the rest
+    are Lightning's own options."""
+    options = dict(chosen)
+    channels_last, compiled = options.pop("channels_last"), options.pop("compile")
+    if chosen["strategy"] == "fsdp" and (channels_last or compiled):
+        raise ValueError(
+            "trainer.strategy=fsdp shards plain weights: pass trainer.channels_last=false trainer.compile=false"
+        )
+    for net in module.networks():
+        net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return options, [Compiled()] if compiled else []
 
 
 def _make_trainer(chosen: dict[str, Any], **ours: Any) -> Trainer:

@@ -1,0 +1,230 @@
+"""`make bench`: speed beside the peers, on this machine's CPU in float32: a table of ratios, each of one process in
+which ours and theirs take turns. docs/performance.md explains every line.
+
+    python jobs/bench.py [SECTION ...]        all of SECTIONS, or some
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import bench_latents
+import torch
+from diffusers import AutoencoderKL, UNet2DModel
+from timing import Task, better, interleaved, middle, row
+from torch import Tensor, nn
+
+from ldm.diffusion import samplers
+from ldm.diffusion.objective import Objective
+from ldm.diffusion.path import LinearPath
+from ldm.diffusion.times import Uniform, uniform_grid
+from ldm.diffusion.weighting import Unweighted
+from ldm.generate import Record
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.unet import UNet
+from ldm.training.speed import forward_flops
+
+FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+FUSED = partial(torch.optim.AdamW, fused=True)
+
+
+def train_step(model: nn.Module, forward: Callable[[], Tensor], optimizer: Any) -> Task:
+    """Forward, backward and, where there is one, the optimiser's step."""
+    made = optimizer(model.parameters()) if optimizer is not None else None
+
+    def step() -> None:
+        model.zero_grad()
+        forward().square().mean().backward()
+        if made is not None:
+            made.step()
+
+    return step
+
+
+def gemm_rate() -> float:
+    """FLOP a second of a large float32 matrix product."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    return 2 * 2048**3 / min(interleaved({"gemm": lambda: a @ b}, 8)["gemm"])
+
+
+# the two stages' networks, 36.1 M and 10.8 M parameters, and diffusers' of the same shapes
+
+
+def our_unet(checkpoint: bool = False) -> UNet:
+    return UNet(in_channels=4, num_classes=10, model_channels=96, channel_mult=(1, 2, 4), num_res_blocks=2,
+                attention_resolutions=(2, 4), head_channels=32, checkpoint=checkpoint)  # fmt: skip
+
+
+def their_unet() -> UNet2DModel:
+    return UNet2DModel(
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(96, 192, 384),
+        layers_per_block=2,
+        attention_head_dim=32,
+        num_class_embeds=11,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )
+
+
+def our_autoencoder() -> Autoencoder:
+    return Autoencoder(channels=64, channel_mult=(1, 2, 4), num_res_blocks=1, latent_channels=4)
+
+
+def their_autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(64, 128, 256),
+        layers_per_block=1,
+        latent_channels=4,
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+    )
+
+
+def variants(make: dict[str, Callable[[], nn.Module]], task: Callable[[str, nn.Module, Any], Task]) -> dict[str, Task]:
+    """Each maker's network in each memory format, by "ours nchw" and the like."""
+    return {
+        f"{who} {name}": task(who, maker().to(memory_format=layout), layout)  # type: ignore[call-overload]
+        for who, maker in make.items()
+        for name, layout in FORMATS.items()
+    }
+
+
+def compare(what: str, tasks: dict[str, Task], rounds: int) -> dict[str, list[float]]:
+    times = interleaved(tasks, rounds)
+    ours, theirs = ([name for name in times if name.startswith(who)] for who in ("ours", "theirs"))
+    row(what, better(times, ours), better(times, theirs))
+    print("".join(f"    {name} {middle(taken):.3f} s;" for name, taken in times.items()), flush=True)
+    return times
+
+
+def unet() -> None:
+    """A training step of stage 2."""
+    x, t, y = torch.randn(16, 4, 16, 16), torch.rand(16), torch.randint(10, (16,))
+    makers: dict[str, Callable[[], nn.Module]] = {"ours": our_unet, "theirs": their_unet}
+
+    def task(who: str, model: nn.Module, layout: Any, optimizers: dict[str, Any]) -> Task:
+        z = x.to(memory_format=layout)
+        ours, theirs = (lambda: model(z, t, y)), (lambda: model(z, 1000 * t, class_labels=y).sample)
+        return train_step(model, ours if who == "ours" else theirs, optimizers[who])
+
+    rounds = (
+        ("U-Net step, theirs with plain AdamW", {"ours": FUSED, "theirs": torch.optim.AdamW}),
+        ("U-Net step, both with fused AdamW", {"ours": FUSED, "theirs": FUSED}),
+        ("U-Net forward and backward alone", {"ours": None, "theirs": None}),
+    )
+    times: dict[str, list[float]] = {}
+    for what, optimizers in rounds:
+        found = compare(what, variants(makers, partial(task, optimizers=optimizers)), 7)
+        times = times or found
+    flops = 3 * 16 * forward_flops(our_unet(), (1, 4, 16, 16), (1,), (1,))
+    rate, bound = flops / min(better(times, ["ours nchw", "ours nhwc"])), gemm_rate()
+    print(f"    {flops / 1e9:.0f} GFLOP a step at {rate / 1e9:.0f} GFLOP/s, {rate / bound:.0%} of a matrix product's rate")
+
+
+def autoencoder() -> None:
+    """A training step of stage 1's autoencoder alone, and encoding."""
+    x = torch.randn(4, 3, 64, 64)
+    makers: dict[str, Callable[[], nn.Module]] = {"ours": our_autoencoder, "theirs": their_autoencoder}
+
+    def training(who: str, model: Any, layout: Any) -> Task:
+        z, optimizer = x.to(memory_format=layout), FUSED if who == "ours" else torch.optim.AdamW
+        ours, theirs = (lambda: model(z)[0]), (lambda: model(z, sample_posterior=True).sample)
+        return train_step(model, ours if who == "ours" else theirs, optimizer)
+
+    def encoding(who: str, model: Any, layout: Any) -> Task:
+        z = x.to(memory_format=layout)
+        encode = (lambda: model.encode(z).mean) if who == "ours" else (lambda: model.encode(z).latent_dist.mean)
+        return torch.inference_mode()(encode)
+
+    compare("autoencoder step, theirs with plain AdamW", variants(makers, training), 7)
+    compare("autoencoder encoding", variants(makers, encoding), 15)
+
+
+def sampler() -> None:
+    """Sampling against its network evaluations alone."""
+    net, steps = our_unet().eval(), 8
+    objective = Objective(
+        path=LinearPath(), parameterization="velocity", weighting=Unweighted(), time_sampler=Uniform()
+    )
+    x, y, t = torch.randn(16, 4, 16, 16), torch.randint(10, (16,)), torch.rand(16)
+    times = uniform_grid(objective.path, steps, 1.0)
+    with torch.inference_mode():
+        taken = interleaved(
+            {
+                "bare": lambda: [net(x, t, y) for _ in range(steps)],
+                "sampled": lambda: samplers.euler(Record(objective.denoiser(net, y)), objective.path, x, times),
+            },
+            9,
+        )
+    row("8 steps of euler against 8 evaluations", taken["sampled"], taken["bare"])
+
+
+def start() -> None:
+    """From a command's start to its first batch, and what of it is Python's and torch's own."""
+    ldm = [sys.executable, "-m", "ldm"]
+    options = ["steps=1", "every=1", "trainer.accelerator=cpu", "trainer.limit_val_batches=0", "batch_size=2"]
+    tiny = ["vae.channels=8", "discriminator.channels=8", "loss.perceptual_weight=0", "loss.disc_weight=0"]
+    with tempfile.TemporaryDirectory() as folder:
+
+        def run(*command: str) -> Task:
+            return lambda: subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+        def training() -> None:
+            run(*ldm, "train-autoencoder", *options, *tiny)()
+            subprocess.run(["rm", "-rf", f"{folder}/runs"], check=True)
+
+        tasks = {
+            "import torch": run(sys.executable, "-c", "import torch"),
+            "import lightning": run(sys.executable, "-c", "import lightning"),
+            "ldm --help": run(*ldm, "--help"),
+            "ldm train-autoencoder --help": run(*ldm, "train-autoencoder", "--help"),
+            "ldm train-autoencoder, one batch": training,
+        }
+        for name, taken in interleaved(tasks, 3).items():
+            print(f"| {name} | {middle(taken):.2f} s | | |", flush=True)
+
+
+def memory() -> None:
+    """The most that a training step of the U-Net holds, each in a process of its own."""
+    code = (
+        "import resource, sys; sys.path.insert(0, {here!r}); import torch, bench as b; "
+        "x, t, y = torch.randn(64, 4, 16, 16), torch.rand(64), torch.randint(10, (64,)); m = {model}; "
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "step = b.train_step(m, lambda: {forward}, b.FUSED); step(); step(); "
+        "import time; s = time.perf_counter(); step(); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.perf_counter() - s)"
+    )
+    found = {}
+    for who, model, forward in (
+        ("ours", "b.our_unet()", "m(x, t, y)"),
+        ("theirs", "b.their_unet()", "m(x, 1000 * t, class_labels=y).sample"),
+        ("ours, net.checkpoint=true", "b.our_unet(checkpoint=True)", "m(x, t, y)"),
+    ):
+        program = code.format(here=str(Path(__file__).parent), model=model, forward=forward)
+        done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+        found[who] = [float(value) for value in done.stdout.split()]
+    for who, (kilobytes, seconds) in found.items():
+        ratio = found["theirs"][0] / kilobytes
+        print(
+            f"| peak memory of a step, batch 64: {who} | {kilobytes / 2**20:.2f} GiB | | {ratio:.2f} |  {seconds:.2f} s"
+        )
+
+
+SECTIONS: dict[str, Task] = {f.__name__: f for f in (unet, autoencoder, sampler, start, memory)}
+SECTIONS |= {"cache": lambda: bench_latents.cache(our_autoencoder()), "latents": bench_latents.latents}
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    print(
+        f"float32, {torch.get_num_threads()} threads, torch {torch.__version__}; medians; ratio > 1: ours is faster\n"
+    )
+    print("| what | ours | theirs | ratio |\n|---|---|---|---|")
+    for name in sys.argv[1:] or SECTIONS:
+        SECTIONS[name]()

@@ -1,0 +1,38 @@
+"""Timing of several tasks that take turns, and lines of a table of ratios: what the benchmarks share."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+Task = Callable[[], Any]
+
+
+def interleaved(tasks: dict[str, Task], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each task in each round but a first one, all tasks taking turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(rounds + 1):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: taken[1:] for name, taken in seconds.items()}
+
+
+def middle(seconds: list[float]) -> float:
+    return statistics.median(seconds)
+
+
+def row(what: str, ours: list[float], theirs: list[float], unit: str = "s") -> None:
+    """A line of the table: both medians, the median of the ratios taken round by round, their spread."""
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    print(
+        f"| {what} | {middle(ours):.3f} {unit} | {middle(theirs):.3f} {unit} "
+        f"| **{middle(ratios):.2f}** ({min(ratios):.2f} to {max(ratios):.2f}) |",
+        flush=True,
+    )
+
+
+def better(times: dict[str, list[float]], names: list[str]) -> list[float]:
+    """Of several variants, the one with the smallest median."""
+    return min((times[name] for name in names), key=middle)
