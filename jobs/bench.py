@@ -124,7 +124,7 @@ def unet() -> None:
         times = times or found
     flops = 3 * 16 * forward_flops(our_unet(), (1, 4, 16, 16), (1,), (1,))
     rate, bound = flops / min(better(times, ["ours nchw", "ours nhwc"])), gemm_rate()
-    print(f"    {flops / 1e9:.0f} GFLOP a step at {rate / 1e9:.0f} GFLOP/s, {rate / bound:.0%} of a matrix product's rate")
+    print(f"    {flops / 1e9:.0f} GFLOP a step at {rate / 1e9:.0f} GFLOP/s: {rate / bound:.0%} of a matrix product's")
 
 
 def autoencoder() -> None:

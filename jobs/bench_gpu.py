@@ -1,5 +1,5 @@
-"""On one CUDA GPU, in bf16: the training step of LDM-8's U-Net and the encoding of KL-f8 at 256 px, beside diffusers' on
-the same card, each in its variants; and a profile of a step.
+"""On one CUDA GPU, in bf16: the training step of LDM-8's U-Net and the encoding of KL-f8 at 256 px, beside diffusers'
+on the same card, each in its variants; and a profile of a step.
 
     python jobs/bench_gpu.py [PROFILE.txt]
 

@@ -1,5 +1,6 @@
 """Every file of conf/ composes, and what it names can be built."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ldm.diffusion.path import CosinePath
 from ldm.losses.autoencoder import AutoencoderLoss
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
+from ldm.training.speed import forward_flops
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -42,7 +44,8 @@ def test_flow_and_ddpm_differ_in_the_objective_only():
 @pytest.mark.parametrize("name", options("net"))
 def test_nets(name):
     net = plain(composed("train_diffusion", f"net={name}").net) | {"in_channels": 4, "num_classes": 3}
-    assert build(OmegaConf.create(net)).null_class == 3
+    with torch.device("meta"):
+        assert build(OmegaConf.create(net)).null_class == 3
 
 
 @pytest.mark.parametrize("name", options("vae"))
@@ -90,6 +93,15 @@ def test_experiments_say_their_command_and_compose(name):
     config = composed(primary.replace("-", "_"), *overrides)
     wanted = {key: value for key, value in OmegaConf.load(path).items() if key not in ("defaults", "data")}
     assert OmegaConf.merge(config, wanted) == config  # nothing in the primary config overrides an experiment
+    assert config.steps % config.every == 0
+    if "net" in config:
+        Objective(**build(config.objective))
+        said = re.search(r"(\d+) GFLOP an image trained", path.read_text())
+        if said:
+            channels, side = (int(n) for n in re.search(r"latents of (\d) x (\d+) x", path.read_text()).groups())
+            net = build(OmegaConf.create(plain(config.net) | {"in_channels": channels, "num_classes": 1000}))
+            flops = 3 * forward_flops(net, (1, channels, side, side), (1,), None)
+            assert int(said.group(1)) == pytest.approx(flops / 1e9, rel=0.01)
     if "vae" in config:
         Autoencoder(**plain(config.vae))
         PatchDiscriminator(**plain(config.discriminator))
