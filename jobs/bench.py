@@ -1,5 +1,5 @@
 """`make bench`: speed beside the peers, on this machine's CPU in float32: a table of ratios, each of one process in
-which ours and theirs take turns. docs/performance.md explains every line.
+which ours and theirs take turns.
 
     python jobs/bench.py [SECTION ...]        all of SECTIONS, or some
 """
@@ -122,7 +122,7 @@ def unet() -> None:
     for what, optimizers in rounds:
         found = compare(what, variants(makers, partial(task, optimizers=optimizers)), 7)
         times = times or found
-    flops = 3 * 16 * forward_flops(our_unet(), (1, 4, 16, 16), (1,), (1,))
+    flops = 3 * 16 * forward_flops(our_unet(), (1, 4, 16, 16), (1,), None)
     rate, bound = flops / min(better(times, ["ours nchw", "ours nhwc"])), gemm_rate()
     print(f"    {flops / 1e9:.0f} GFLOP a step at {rate / 1e9:.0f} GFLOP/s: {rate / bound:.0%} of a matrix product's")
 

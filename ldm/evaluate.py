@@ -56,7 +56,7 @@ def chosen(config: DictConfig, run: Path, source: Any, device: Any) -> tuple[dic
         what = f"{wanted[0]} needs samples" if wanted else "pass reconstruction=true"
         raise ValueError(f"samples=null scores an autoencoder alone: {what}")
     samples: Any = None if config.samples is None else open_set(Path(config.samples), source, "samples")
-    stamp, folder = ({}, run) if samples is None else (samples.stamp, Path(config.samples))
+    stamp, folder = ({}, run) if samples is None else (samples.stamp, folder_of(config.samples))
     train, held_out = SourceSet(source, ("train",)), SourceSet(source, ("val",))
     example = torch.zeros(2, 3, source.resolution, source.resolution, dtype=torch.uint8)
     name = features_for(config.features, source)
@@ -66,6 +66,10 @@ def chosen(config: DictConfig, run: Path, source: Any, device: Any) -> tuple[dic
     if samples is not None and extractor is not None:
         found.append(scores.FeatureScores(samples=samples, extractor=extractor, **of_reference(config, train)))
     if config.classifier is not None:
+        if getattr(samples, "labels", True) is None:
+            raise ValueError(
+                f"samples={config.samples} has no labels (arr_1) for a classifier to find: pass classifier=null"
+            )
         classifier = build_classifier(config.classifier, train, example, device)
         found.append(scores.ClassAccuracy(samples=samples, held_out=held_out, classifier=classifier))
     if config.memorisation:
@@ -85,7 +89,14 @@ def chosen(config: DictConfig, run: Path, source: Any, device: Any) -> tuple[dic
         found.append(scores.Reconstruction(autoencoder=autoencoder, held_out=held_out, **options))
     if config.likelihood:
         found.append(likelihood_of(config, stamp, folder, source))
+    if not found:
+        raise ValueError("nothing to score: pass features=, classifier= or reconstruction=true")
     return stamp | ({} if samples is None else samples.card), found
+
+
+def folder_of(samples: str) -> Path:
+    """The run folder that a run, or its samples.npz, lies in: what paths in its stamp are relative to."""
+    return Path(samples).parent if Path(samples).suffix == ".npz" else Path(samples)
 
 
 def of_reference(config: DictConfig, train: Any) -> dict[str, Any]:
@@ -176,8 +187,8 @@ def used(config: DictConfig, metrics: dict[str, Any], run: Path) -> list[Any]:
     from ldm.lineage import artifact
 
     found = []
-    if config.samples is not None and (file := Path(config.samples) / "samples.npz").exists():
-        found.append(artifact("samples", sha256(file), Path(config.samples)))
+    if config.samples is not None and (file := folder_of(config.samples) / "samples.npz").exists():
+        found.append(artifact("samples", sha256(file), file.parent))
     if "reconstruction" in metrics:
         found.append(artifact("autoencoder", metrics["reconstruction"]["autoencoder"], run))
     return found

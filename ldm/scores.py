@@ -6,7 +6,7 @@ compute   on rank 0, from all ranks' shares: entries of metrics.json, each besid
 To add one: such a class here, and a line in `ldm.evaluate.chosen`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ldm.bits_per_dim import bits_per_dim
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
-from ldm.data.image_sets import ImageSet
+from ldm.data.image_sets import ImageSet, first
 from ldm.data.sources import Source, digest
 from ldm.images import grid, save_png, to_image, to_x
 from ldm.losses.reconstruction import PerceptualLoss
@@ -88,7 +88,10 @@ class FeatureScores:
         if self.folder is None or self.reference is None:
             return {}
         card = self.reference.card
-        kinds = {kind: digest(self.extractor.identity, card, self.keep, kind) for kind in self.extractor.kinds}
+        kinds = {
+            kind: digest(self.extractor.identity, card, self.reference.place, self.keep, kind)
+            for kind in self.extractor.kinds
+        }
         return {kind: self.folder / f"{name}.npz" for kind, name in kinds.items()}
 
     def look(self, read: Reader) -> tuple[Collected, Collected | None]:
@@ -105,8 +108,8 @@ class FeatureScores:
         files, found = self._files(), [share for share in shares if share is not None]
         if not found:
             return {kind: Statistics.load(file) for kind, file in files.items()}
-        total, card = merged(found), self.reference.card
-        card |= {"extractor": self.extractor.identity, "resize": self.extractor.resize}
+        total = merged(found, self.keep)
+        card = self.reference.card | {"extractor": self.extractor.identity, "resize": self.extractor.resize}
         statistics = {kind: total.statistics(kind, card) for kind in self.extractor.kinds}
         for kind, file in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +117,10 @@ class FeatureScores:
         return statistics
 
     def compute(self, shares: list[Any]) -> dict[str, Any]:
-        samples, real = merged([ours for ours, _ in shares]), self._reference([theirs for _, theirs in shares])
+        samples, real = (
+            merged([ours for ours, _ in shares], self.keep),
+            self._reference([theirs for _, theirs in shares]),
+        )
         count = samples.images
         of_samples = {"samples": count, "extractor": self.extractor.identity, "resize": self.extractor.resize}
         of_samples["classes"] = self.samples.stamp.get("classes", "unknown")
@@ -137,7 +143,7 @@ class FeatureScores:
                     scores[name] = {"value": value, "depends": compared}
         if "logits" in samples.kept:
             found = inception_score(samples.kept["logits"], self.seed)
-            scores["inception_score"] = found | {"depends": of_samples | {"kept": len(rows), "seed": self.seed}}
+            scores["inception_score"] = found | {"depends": of_samples | {"seed": self.seed}}
         return scores
 
     def _same_size(self, ours: Statistics, theirs: Statistics) -> None:
@@ -194,7 +200,7 @@ class Memorisation:
         queries = [first(images, self.num, read.batch_size) for images in (self.samples, self.held_out)]
         with torch.inference_mode():
             own, others = (torch.cat([self.extractor(i.to(read.device)).cpu() for i in images]) for images in queries)
-            found = Neighbours(own, others, torch.cat(queries[0])[:8])
+            found = Neighbours(own, others, torch.cat(queries[0])[:8].clone())
             for image, _ in read(self.train, "nearest training images"):
                 found.update(self.extractor(image).cpu(), image)
         return found
@@ -286,14 +292,3 @@ class Bits:
         assert found is not None
         depends = {"images": found["images"], "seed": self.seed, "split": "val", "source": self.source.preprocessing()}
         return {"bits_per_dim": {"value": found["image_bits_per_dim_at_most"], "terms": found, "depends": depends}}
-
-
-def first(images: ImageSet, num: int, batch_size: int) -> list[Tensor]:
-    """Batches with a set's first `num` images, uint8 [B, 3, H, W], the same on all ranks."""
-    taken: list[Tensor] = []
-    batches: Iterable[tuple[Tensor, Tensor]] = images.batches(batch_size, 0, 0, 1)
-    for image, _ in batches:
-        taken.append(image[: num - sum(map(len, taken))])
-        if sum(map(len, taken)) == num:
-            break
-    return taken

@@ -63,7 +63,7 @@ def test_scores_an_autoencoder_alone_and_by_tiles(ldm, published):
         ldm("evaluate", f"run={run}", "samples=null", "autoencoder=runs/sd", "lpips=false", *options)
         scores[run] = json.loads(Path(f"runs/{run}/metrics.json").read_text())["reconstruction"]
     assert scores["whole"].keys() >= {"psnr", "ssim", "lpips", "rfd"}
-    assert scores["tiles"]["tile"] == 16
+    assert scores["tiles"]["depends"]["tile"] == 16
     assert scores["tiles"]["psnr"] == pytest.approx(scores["whole"]["psnr"], abs=1.5)
     with pytest.raises(SystemExit, match="tile=10 must be a multiple of 16"):
         ldm("evaluate", "run=x", "samples=null", "autoencoder=runs/sd", "lpips=null", "tile=10")

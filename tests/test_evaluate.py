@@ -187,7 +187,7 @@ def test_two_files_are_compared(ldm, held_out):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["samples=nothing"], "does not exist"),
+        (["samples=nothing"], "samples=nothing holds no samples.npz"),
         (
             ["samples=theirs.npz", "classifier=svc", "features=null", "data=folder", "data.root=theirs"],
             "for the digits only",

@@ -28,6 +28,9 @@ class ImageSet(Protocol):
     @property
     def stamp(self) -> dict[str, Any]: ...  # what `ldm sample` says of them; {} of all others
 
+    @property
+    def place(self) -> str: ...  # where it lies: what a folder's card can't tell from another with files of equal names
+
     def batches(self, batch_size: int, num_workers: int, rank: int, world: int) -> Batches:
         """This rank's share, each image once over all ranks."""
         ...
@@ -39,7 +42,7 @@ class Array:
 
     path: Path
     images: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
     stamp: dict[str, Any]
     card: dict[str, Any]
 
@@ -55,11 +58,17 @@ class Array:
             raise ValueError(f"{file}: arr_0 must be uint8 [N, H, W, 3], not {images.dtype} {list(images.shape)}")
         fingerprint = sha256(file)[:16]
         stamp = read_json(file.parent / STAMP) if file.name == SAMPLES and (file.parent / STAMP).exists() else {}
-        labels = np.zeros(len(images), dtype=np.int64) if labels is None else labels
+        if labels is not None and labels.shape != (len(images),):
+            raise ValueError(f"{file}: arr_1 must hold {len(images)} labels, not {list(labels.shape)}")
         return cls(file, images, labels, stamp, {"set": file.name, "sha256": fingerprint, "size": images.shape[1]})
 
+    @property
+    def place(self) -> str:
+        return ""  # its card has its checksum
+
     def batches(self, batch_size: int, num_workers: int, rank: int, world: int) -> Batches:  # noqa: ARG002
-        images, labels = self.images[rank::world], self.labels[rank::world]
+        labels = np.zeros(len(self.images), dtype=np.int64) if self.labels is None else self.labels
+        images, labels = self.images[rank::world], labels[rank::world]
         for start in range(0, len(images), batch_size):
             part = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).contiguous()
             yield part, torch.from_numpy(labels[start : start + batch_size]).long()
@@ -72,6 +81,11 @@ class SourceSet:
     source: Source
     splits: tuple[Split, ...]
     stamp: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        where = [getattr(self.source, key, None) for key in ("root", "val_root", "urls", "val_urls")]
+        return str([str(Path(path).resolve()) if path and Path(path).exists() else path for path in where])
 
     @property
     def card(self) -> dict[str, Any]:
@@ -96,18 +110,31 @@ def open_set(path: Path, like: Source, key: str) -> ImageSet:
         like: the source whose resolution and resize folders and shards are prepared with.
         key: of the configuration, for messages.
     """
+    if not path.exists():
+        raise ValueError(f"{key}={path} holds no {SAMPLES}: run `ldm sample` first, or name what exists")
     file = path / SAMPLES if (path / SAMPLES).exists() else path
     if file.suffix == ".npz":
-        if not file.exists():
-            raise ValueError(f"{key}={path} does not exist")
-        return Array.load(file)
+        found = Array.load(file)
+        if (side := found.images.shape[1]) != like.resolution:
+            raise ValueError(f"{key} has {side} pixels, data {like.resolution}: pass data.resolution={side}")
+        return found
     prepared: dict[str, Any] = {"resolution": like.resolution, "resize": like.resize, "on_error": like.on_error}
     if (path / INDEX).exists():
         return SourceSet(Shards(root=str(path), **prepared), ("train", "val"))
     if (path / "config.yaml").exists():
         raise ValueError(f"{key}={path} holds no {SAMPLES}: run `ldm sample` first, or name another run")
     if sorted(path.glob("*.tar")):
-        raise ValueError(f"{key}={path} holds shards, but no {INDEX}: use data=shards data.urls=... and {key}=null")
+        raise ValueError(f"{key}={path} holds shards, but no {INDEX}, which `ldm pack` writes")
     source = Folder(root=str(path), val_root=str(path), **prepared)
     source.count("train")  # an error now, not later
     return SourceSet(source, ("train",))
+
+
+def first(images: ImageSet, num: int, batch_size: int) -> list[Tensor]:
+    """Batches with a set's first `num` images, uint8 [B, 3, H, W], the same on all ranks."""
+    taken: list[Tensor] = []
+    for image, _ in images.batches(batch_size, 0, 0, 1):
+        taken.append(image[: num - sum(map(len, taken))])
+        if sum(map(len, taken)) == num:
+            break
+    return taken

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ldm.metrics.features import Extractor
-from ldm.metrics.statistics import Moments, Spread, Statistics
+from ldm.metrics.statistics import Moments, Statistics, Subset
+
+ALL = 1 << 40  # rows
 
 
 @dataclass
@@ -43,27 +45,28 @@ class Collected:
 
 
 def collect(batches: Iterable[tuple[Tensor, Tensor]], extractor: Extractor, most: int) -> Collected:
-    """Pass over batches (images, uint8 [B, 3, H, W], and labels [B]), keeping at most `most` rows of each kind."""
-    seen, kept = Collected(), {"features": Spread(most), "logits": Spread(most)}
+    """Pass over batches (images, uint8 [B, 3, H, W], and labels [B]), all logits and `most` features kept."""
+    seen, kept = Collected(), {"features": Subset(most), "logits": Subset(ALL)}
     with torch.inference_mode():
         for image, _ in batches:
             seen.images += len(image)
             for name, value in extractor.outputs(image).items():
                 if name in kept:
                     kept[name].add(value)
-                if name != "logits":
-                    seen.moments.setdefault(name, Moments(value.shape[1]).to(value.device)).update(value)
-    seen.kept = {name: spread.take() for name, spread in kept.items() if spread.rows}
+                if name in extractor.kinds and name not in seen.moments:
+                    seen.moments[name] = Moments(value.shape[1]).to(value.device)
+                if name in extractor.kinds:
+                    seen.moments[name].update(value)
+    seen.kept = {name: subset.take() for name, subset in kept.items() if subset.rows}
     seen.moments = {name: moments.cpu() for name, moments in seen.moments.items()}
     return seen
 
 
-def merged(shares: list[Collected]) -> Collected:
-    """All ranks' shares, the rows in an order that does not depend on who saw which."""
+def merged(shares: list[Collected], most: int) -> Collected:
+    """All ranks' shares, of whose features `most` are kept."""
     total = reduce(Collected.__add__, shares, Collected())
-    return replace(total, kept={name: rows[_place(rows).argsort()] for name, rows in total.kept.items()})
-
-
-def _place(rows: Tensor) -> Tensor:
-    """A number for each row, the same for the same row only."""
-    return rows.double() @ torch.arange(1, rows.shape[1] + 1, dtype=torch.float64).sqrt()
+    limits = {"features": most, "logits": ALL}
+    kept = {name: Subset(limits[name]) for name in total.kept}
+    for name, subset in kept.items():
+        subset.add(total.kept[name])
+    return replace(total, kept={name: subset.take() for name, subset in kept.items()})

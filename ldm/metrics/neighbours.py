@@ -28,7 +28,7 @@ class Neighbours:
         self.nearest = torch.minimum(self.nearest, found.amin(1))
         for row, best in enumerate(self.shown):
             near = found[row].argsort()[: self.most].tolist()
-            best.extend((float(found[row, i]), image[i].cpu()) for i in near)
+            best.extend((float(found[row, i]), image[i].cpu().clone()) for i in near)
             best.sort(key=lambda pair: pair[0])
             del best[self.most :]
 

@@ -109,23 +109,22 @@ class Moments(Metric):
         return Statistics(count=int(count), mean=mean, covariance=covariance, features=None, card={})
 
 
-class Spread:
-    """Keeps at most `most` of a stream's rows, evenly spread, without knowing how long it will be: every stride-th, and
-    every other one of those whenever they become too many."""
+class Subset:
+    """Keeps at most `most` of a stream's rows, chosen by a hash of what is in them: evenly, whatever the stream's period,
+    the same rows in the same order whichever ranks have seen them."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.stride, self.seen = most, 1, 0
+        self.most = most
         self.rows: list[Tensor] = []
 
     def add(self, rows: Tensor) -> None:
         """[B, D]"""
-        first = -self.seen % self.stride
-        self.rows.append(rows[first :: self.stride].float().cpu())
-        self.seen += len(rows)
-        if sum(map(len, self.rows)) > self.most:
-            self.rows = [torch.cat(self.rows)[::2]]
-            self.stride *= 2
+        self.rows.append(rows.float().cpu())
+        if sum(map(len, self.rows)) > 2 * self.most:
+            self.rows = [self.take()]
 
     def take(self) -> Tensor:
         """[M, D]"""
-        return torch.cat(self.rows)
+        rows = torch.cat(self.rows)
+        places = rows.double() @ torch.arange(1, rows.shape[1] + 1, dtype=torch.float64).sqrt()
+        return rows[(1e4 * places).frac().abs().argsort()[: self.most]].clone()

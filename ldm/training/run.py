@@ -127,6 +127,10 @@ def tuned(module: ProgressModule, chosen: dict[str, Any]) -> tuple[dict[str, Any
         raise ValueError(
             "trainer.strategy=fsdp shards plain weights: pass trainer.channels_last=false trainer.compile=false"
         )
+    if compiled and module.automatic_optimization is False:
+        raise ValueError(
+            "trainer.compile is for stage 2: stage 1 differentiates its decoder twice; pass trainer.compile=false"
+        )
     for net in module.networks():
         net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     return options, [Compiled()] if compiled else []

@@ -10,7 +10,7 @@ from torchmetrics.image.inception import InceptionScore
 
 from ldm.metrics.distribution import inception_score, kernel_distance, neighbourhoods
 from ldm.metrics.neighbours import Neighbours
-from ldm.metrics.statistics import Spread
+from ldm.metrics.statistics import Subset
 
 
 def normal(n, d, seed, scale=1.0, shift=0.0):
@@ -85,11 +85,19 @@ def test_copies_are_told_from_new_samples_and_drawn():
     assert torch.equal(rows.view(3, 3, -1)[:, 0, 0], shown[:, 0, 0, 0])
 
 
-@pytest.mark.parametrize("batch", [7, 64])
-def test_what_is_kept_of_a_stream_is_evenly_spread(batch):
-    spread = Spread(100)
-    for part in torch.arange(1000.0)[:, None].split(batch):
-        spread.add(part)
-    kept = spread.take()[:, 0]
-    assert 50 < len(kept) <= 100
-    assert set(kept.diff().tolist()) == {16.0}
+def test_a_subset_is_even_over_classes_in_turn_and_the_same_for_all_ranks():
+    rows = normal(5000, 16, 0)
+    whole, ranks = Subset(1000), [Subset(1000) for _ in range(3)]
+    for part in rows.split(64):
+        whole.add(part)
+    for i, subset in enumerate(ranks):
+        subset.add(rows[i::3])
+    together = Subset(1000)
+    for subset in ranks:
+        together.add(subset.take())
+    assert torch.equal(whole.take(), together.take())
+    assert len(whole.take()) == 1000
+    index = torch.cdist(whole.take(), rows).argmin(1)
+    counts = torch.bincount(index % 10, minlength=10)
+    assert counts.min() > 60  # of 100: four standard deviations
+    assert counts.max() < 140
