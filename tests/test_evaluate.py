@@ -189,7 +189,14 @@ def test_two_files_are_compared(ldm, held_out):
     [
         (["samples=nothing"], "samples=nothing holds no samples.npz"),
         (
-            ["samples=theirs.npz", "classifier=svc", "features=null", "data=folder", "data.root=theirs"],
+            [
+                "samples=theirs.npz",
+                "classifier=svc",
+                "features=null",
+                "data=folder",
+                "data.root=theirs",
+                "data.resolution=32",
+            ],
             "for the digits only",
         ),
         (["samples=theirs.npz", "memorisation=5", "features=null"], "pass features="),

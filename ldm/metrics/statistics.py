@@ -110,8 +110,8 @@ class Moments(Metric):
 
 
 class Subset:
-    """Keeps at most `most` of a stream's rows, chosen by a hash of what is in them: evenly, whatever the stream's period,
-    the same rows in the same order whichever ranks have seen them."""
+    """Keeps at most `most` of a stream's rows, chosen by a hash of what is in them: evenly, whatever the stream's
+    period; the same rows in the same order whichever ranks have seen them."""
 
     def __init__(self, most: int) -> None:
         self.most = most
