@@ -7,8 +7,8 @@ import torch
 from rich.progress import track
 
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
-from ldm.data.images import in_order
-from ldm.data.sources import Source, Split
+from ldm.data.image_sets import SourceSet, first
+from ldm.data.sources import Source
 from ldm.diffusion import likelihood as terms
 from ldm.images import to_x
 
@@ -42,13 +42,13 @@ def bits_per_dim(
     net, autoencoder = model.net.to(device), found.model.to(device)
     torch.manual_seed(seed)
     with torch.inference_mode():
-        seen = [to_x(image.to(device)) for image, _ in first(source, "train", num, batch_size)]
+        seen = [to_x(image.to(device)) for image, _ in first(SourceSet(source, ("train",)), num, batch_size)]
         errors = [(x - autoencoder.decode(autoencoder.encode(x).sample())).abs().mean((1, 2, 3)) for x in seen]
     spread = float(torch.cat(errors).mean())  # the most likely one of a Laplace distribution
 
     rows: dict[str, list[Any]] = {"decoder": [], "entropy": [], "latent": [], "error": []}
     evaluations = []
-    batches = list(first(source, "val", num, batch_size))
+    batches = list(first(SourceSet(source, ("val",)), num, batch_size))
     for image, y in track(batches, description="likelihood"):
         image, y = image.to(device), y.to(device)
         with torch.no_grad():
@@ -90,12 +90,3 @@ def bits_per_dim(
         "autoencoder": found.fingerprint,
         "seed": seed,
     }
-
-
-def first(source: Source, split: Split, num: int, batch_size: int) -> Any:
-    """Batches with the first `num` images of a split."""
-    for image, y in in_order(source, split, batch_size):
-        if num <= 0:
-            return
-        yield image[:num], y[:num]
-        num -= len(image)

@@ -197,7 +197,8 @@ class Memorisation:
     picture: Path
 
     def look(self, read: Reader) -> Neighbours:
-        queries = [first(images, self.num, read.batch_size) for images in (self.samples, self.held_out)]
+        sets = (self.samples, self.held_out)
+        queries = [[image for image, _ in first(images, self.num, read.batch_size)] for images in sets]
         with torch.inference_mode():
             own, others = (torch.cat([self.extractor(i.to(read.device)).cpu() for i in images]) for images in queries)
             found = Neighbours(own, others, torch.cat(queries[0])[:8].clone())

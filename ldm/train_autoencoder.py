@@ -72,6 +72,7 @@ def main(config: DictConfig, run: Path) -> float | None:
         callbacks=[scores(config, source), ReconstructionGrid(), LogitMaps()],
         loggers=build_loggers(config.logger, run),
         trainer=plain(config.trainer),
+        networks=[autoencoder.encoder, autoencoder.decoder, discriminator],
         used=[],
         made=lambda: artifact("autoencoder", load_autoencoder(run).fingerprint, run),
     )
@@ -82,6 +83,10 @@ def main(config: DictConfig, run: Path) -> float | None:
 
 def check(config: DictConfig, source: Any, autoencoder: Any, discriminator: Any) -> None:
     """Refuse what would fail, or be meaningless, batches later."""
+    if config.trainer.compile:
+        raise ValueError(
+            "stage 1 differentiates its decoder twice, which compiled code can't: pass trainer.compile=false"
+        )
     factor, accumulate = autoencoder.downsample_factor, whole(config, "accumulate")
     if source.resolution % factor:
         raise ValueError(f"data.resolution={source.resolution} is not a multiple of the autoencoder's factor {factor}")

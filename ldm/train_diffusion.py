@@ -90,6 +90,7 @@ def main(config: DictConfig, run: Path) -> float | None:
         callbacks=[SampleGrid(generator, len(cache.class_names))],
         loggers=build_loggers(config.logger, run),
         trainer=plain(config.trainer),
+        networks=[net],
         used=[artifact("latents", sha256(cache.folder / MANIFEST), cache.folder)],
         made=lambda: artifact("diffusion", load_diffusion(run).fingerprint, run),
     )

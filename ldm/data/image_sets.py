@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,7 +88,7 @@ class SourceSet:
         where = [getattr(self.source, key, None) for key in ("root", "val_root", "urls", "val_urls")]
         return str([str(Path(path).resolve()) if path and Path(path).exists() else path for path in where])
 
-    @property
+    @cached_property
     def card(self) -> dict[str, Any]:
         contents = [part.content for split in self.splits for part in self.source.parts(split, 4096)]
         name = type(self.source).__name__.lower()
@@ -130,11 +131,10 @@ def open_set(path: Path, like: Source, key: str) -> ImageSet:
     return SourceSet(source, ("train",))
 
 
-def first(images: ImageSet, num: int, batch_size: int) -> list[Tensor]:
-    """Batches with a set's first `num` images, uint8 [B, 3, H, W], the same on all ranks."""
-    taken: list[Tensor] = []
-    for image, _ in images.batches(batch_size, 0, 0, 1):
-        taken.append(image[: num - sum(map(len, taken))])
-        if sum(map(len, taken)) == num:
-            break
-    return taken
+def first(images: ImageSet, num: int, batch_size: int) -> Batches:
+    """Batches with a set's first `num` images, the same on all ranks."""
+    for image, label in images.batches(batch_size, 0, 0, 1):
+        yield image[:num], label[:num]
+        num -= len(image)
+        if num <= 0:
+            return

@@ -28,18 +28,17 @@ class Neighbours:
         self.nearest = torch.minimum(self.nearest, found.amin(1))
         for row, best in enumerate(self.shown):
             near = found[row].argsort()[: self.most].tolist()
-            best.extend((float(found[row, i]), image[i].cpu().clone()) for i in near)
-            best.sort(key=lambda pair: pair[0])
-            del best[self.most :]
+            self._add(best, [(float(found[row, i]), image[i].cpu().clone()) for i in near])
 
     def merge(self, other: "Neighbours") -> "Neighbours":
         """Add what another rank has seen."""
         self.nearest = torch.minimum(self.nearest, other.nearest)
         for best, theirs in zip(self.shown, other.shown, strict=True):
-            best.extend(theirs)
-            best.sort(key=lambda pair: pair[0])
-            del best[self.most :]
+            self._add(best, theirs)
         return self
+
+    def _add(self, best: list[tuple[float, Tensor]], more: list[tuple[float, Tensor]]) -> None:
+        best[:] = sorted([*best, *more], key=lambda pair: pair[0])[: self.most]
 
     def compute(self) -> dict[str, Any]:
         """value: the chance that a sample is nearer to the training images than a held-out image is (Meehan et al.

@@ -47,9 +47,9 @@ class ReconstructionMetrics:
                 metric.update(self.perceptual(to_x(image), to_x(image_hat)))
             else:
                 metric.update(image_hat.float(), image.float())
-        for moments, images in zip(self.moments, (image, image_hat), strict=False):
-            assert self.features is not None
-            moments.update(self.features.to(image.device)(images))
+        if self.features is not None:
+            for moments, images in zip(self.moments, (image, image_hat), strict=True):
+                moments.update(self.features.to(image.device)(images))
         self.images += len(image)
 
     def compute(self) -> dict[str, float]:

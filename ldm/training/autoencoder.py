@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -78,9 +78,6 @@ class AutoencoderModule(ProgressModule):
     def rate_factors(self) -> dict[str, float]:
         rollbacks = self.health.disc_lr_factor**self.rollbacks
         return super().rate_factors() | {"disc_lr": rollbacks * self.disc_schedule(self.disc_batches)}
-
-    def networks(self) -> list[nn.Module]:
-        return [self.autoencoder.encoder, self.autoencoder.decoder, self.discriminator]
 
     def flops_per_image(self) -> float:
         """A backward pass costs two forward ones, one if only its input's gradient is wanted: 3 passes of the

@@ -71,9 +71,6 @@ class DiffusionModule(ProgressModule):
         if self._device_mesh is not None:
             shard([self.net, self.weighting], self._device_mesh["data_parallel"])
 
-    def networks(self) -> list[nn.Module]:
-        return [self.net]
-
     def flops_per_image(self) -> float:
         """Three forward passes: a backward one costs two."""
         return 3 * forward_flops(self.net, (1, *self.card["latent_shape"]), (1,), None)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ldm.checkpoint import CARD
@@ -72,10 +72,6 @@ class ProgressModule(LightningModule):
                     group["lr"] = self.lr_per_image * self.batch_size * world
         self.rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
         return optimizers
-
-    def networks(self) -> list[nn.Module]:
-        """What is worth a memory layout of its own, and compiling."""
-        raise NotImplementedError
 
     @property
     def global_batch(self) -> int:

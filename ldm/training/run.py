@@ -12,6 +12,7 @@ from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from ldm import stop
 from ldm.files import read_json
@@ -42,6 +43,7 @@ def fit(
     callbacks: list[Callback],
     loggers: list[Logger],
     trainer: dict[str, Any],
+    networks: list[nn.Module],
     begin: Callable[[], None],
     used: list[Artifact],
     made: Callable[[], Artifact],
@@ -49,7 +51,8 @@ def fit(
     """Train for `steps` batches in all; save, validate and draw after each `every` of them; keep `keep` saves.
 
     What Lightning calls an epoch is here the stretch between two saves: the data are one endless stream.
-    `begin` is called once all checks have passed, before the first batch. `used` and `made` are for wandb's lineage.
+    `begin` is called once all checks have passed, before the first batch. `used` and `made` are for wandb's lineage;
+    `networks` are laid out and compiled as `trainer` says.
 
     Raises:
         ValueError: if the run folder's checkpoint is of another experiment, or the trainer's options wrong.
@@ -58,7 +61,7 @@ def fit(
     every = min(every, steps)
     if steps % every:
         raise ValueError(f"steps={steps} must be a multiple of every={every}, the batches between two checkpoints")
-    trainer, compiled = tuned(module, trainer)
+    trainer, compiled = tuned(networks, trainer)
     resume, seen = resume_point(run, module.card)
     if seen >= steps and (trainer["limit_val_batches"] == 0 or validated(run, seen)):
         log.info("%s is already trained for %d batches; raise steps= to go on", run, seen)
@@ -118,7 +121,7 @@ def fit(
             close(loggers, failed=sys.exc_info()[0] is not None)
 
 
-def tuned(module: ProgressModule, chosen: dict[str, Any]) -> tuple[dict[str, Any], list[Callback]]:
+def tuned(networks: list[nn.Module], chosen: dict[str, Any]) -> tuple[dict[str, Any], list[Callback]]:
     """What conf/trainer says of how networks run: their weights are laid out here, and compiled by a callback; the rest
     are Lightning's own options."""
     options = dict(chosen)
@@ -127,13 +130,9 @@ def tuned(module: ProgressModule, chosen: dict[str, Any]) -> tuple[dict[str, Any
         raise ValueError(
             "trainer.strategy=fsdp shards plain weights: pass trainer.channels_last=false trainer.compile=false"
         )
-    if compiled and module.automatic_optimization is False:
-        raise ValueError(
-            "trainer.compile is for stage 2: stage 1 differentiates its decoder twice; pass trainer.compile=false"
-        )
-    for net in module.networks():
+    for net in networks:
         net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    return options, [Compiled()] if compiled else []
+    return options, [Compiled(networks)] if compiled else []
 
 
 def _make_trainer(chosen: dict[str, Any], **ours: Any) -> Trainer:

@@ -104,8 +104,11 @@ class Speed(Callback):
 class Compiled(Callback):
     """Compiles the networks in place, which leaves the names of weights as they are; once their FLOPs are counted."""
 
+    def __init__(self, networks: list[nn.Module]) -> None:
+        self.networks = networks
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for net in pl_module.networks():  # type: ignore[operator]
+        for net in self.networks:
             net.compile()
 
 

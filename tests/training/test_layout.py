@@ -55,6 +55,10 @@ def test_compiled_trains_the_same(ldm, pipeline):
     ldm("sample", "model=runs/compiled", "num=4", "sampler.steps=2")
 
 
+def test_stage_one_is_not_compiled(ldm):
+    assert "pass trainer.compile=false" in fails("train-autoencoder", *TINY_AUTOENCODER, *CPU, "trainer.compile=true")
+
+
 def test_shards_are_neither_laid_out_nor_compiled(pipeline, ldm):
     line = fails("train-diffusion", f"latents={pipeline}/runs/latents", "trainer.strategy=fsdp", "trainer.compile=true")
     assert "pass trainer.channels_last=false trainer.compile=false" in line
