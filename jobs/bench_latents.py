@@ -71,7 +71,8 @@ def latents() -> None:
         moments = CachedMoments(LatentCache(name, "size"), "train")
         batches = iter(OrderedBatches(Order(seed=0, batch_size=batch, rank=0, world=1, images_seen=0), len(moments)))
         moments.__getitems__(next(batches))
-        print(f"    first batch of {batch} after {time.perf_counter() - start:.3f} s")
+        print(f"    first batch of {batch} after {time.perf_counter() - start:.3f} s, of {count:,} latents")
+        large_cache(folder, 160, batch)
         order = np.random.default_rng(1).permutation(count)[:2048].reshape(-1, batch)
         readers: dict[str, Callable[[], Any]] = {
             "ours": lambda: [moments.__getitems__(next(batches)) for _ in order],
@@ -101,6 +102,26 @@ def write_cache(folder: Path, values: np.ndarray, identity: dict[str, Any]) -> N
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+def large_cache(folder: Path, times: int, batch: int) -> None:
+    """Time to the first batch of a cache `times` as large: each of its shards a link to one of these."""
+    large = folder / "large"
+    large.mkdir()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    shards = [
+        shard | {"name": f"train-{copy:04d}-{shard['name']}", "of": shard["name"]}
+        for copy in range(times)
+        for shard in manifest["shards"]["train"]
+    ]
+    for shard in shards:
+        (large / shard["name"]).symlink_to(folder / shard.pop("of"))
+    (large / "manifest.json").write_text(json.dumps(manifest | {"shards": {"train": shards, "val": []}}))
+    start = time.perf_counter()
+    moments = CachedMoments(LatentCache(str(large), "size"), "train")
+    order = Order(seed=0, batch_size=batch, rank=0, world=1, images_seen=0)
+    moments.__getitems__(next(iter(OrderedBatches(order, len(moments)))))
+    print(f"    first batch of {batch} after {time.perf_counter() - start:.3f} s, of {len(moments):,} latents")
+
+
 def npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
@@ -111,17 +132,17 @@ def peers(folder: Path, values: np.ndarray, order: np.ndarray) -> dict[str, Call
     """Other ways to keep latents, each read to fp16 batches."""
     for i, value in enumerate(values):
         np.save(folder / f"{i}.npy", value)
-    save_file({str(i): value for i, value in enumerate(values)}, folder / "all.safetensors")
+    save_file({"latents": values}, folder / "all.safetensors")  # one tensor, a slice an item: LightningDiT's way
     np.savez(folder / "all.npz", **{str(i): value for i, value in enumerate(values)})
     with wds.TarWriter(str(folder / "one.tar"), encoder=False) as tar:
         for i, value in enumerate(values[: order.size]):
             tar.write({"__key__": f"{i:06d}", "npy": npy(value)})
-    kept = safe_open(folder / "all.safetensors", "np")
+    sliced = safe_open(folder / "all.safetensors", "np").get_slice("latents")
     zipped = zipfile.ZipFile(folder / "all.npz")
 
     def opened(i: int) -> np.ndarray:
         with safe_open(folder / "all.safetensors", "np") as file:
-            return file.get_tensor(str(i))
+            return file.get_slice("latents")[i]
 
     def stacked(read: Callable[[int], np.ndarray]) -> Callable[[], Any]:
         return lambda: [torch.from_numpy(np.stack([read(i) for i in batch])) for batch in order.tolist()]
@@ -133,7 +154,7 @@ def peers(folder: Path, values: np.ndarray, order: np.ndarray) -> dict[str, Call
             torch.from_numpy(batch)
 
     return {
-        "safetensors, kept open": stacked(lambda i: kept.get_tensor(str(i))),
+        "safetensors, kept open": stacked(lambda i: sliced[i]),
         "safetensors, opened for each": stacked(opened),
         "an npy file each": stacked(lambda i: np.load(folder / f"{i}.npy")),
         "npy in a zip": stacked(lambda i: np.load(io.BytesIO(zipped.read(f"{i}.npy")))),
