@@ -1,7 +1,7 @@
 """`make bench`: speed beside the peers, on this machine's CPU in float32: a table of ratios, each of one process in
 which ours and theirs take turns.
 
-    python jobs/bench.py [SECTION ...]        all of SECTIONS, or some
+    python jobs/bench.py [SECTION ...]        all of SECTIONS, or some; docs/performance.md explains each line
 """
 
 import subprocess
