@@ -131,7 +131,13 @@ def start_from(path: str, autoencoder: Any, shape: dict[str, Any]) -> None:
     from ldm.checkpoint import load_autoencoder
 
     loaded = load_autoencoder(path)
-    defaults = {"in_channels": 3, "attention_resolutions": [], "variational": True, "norm_groups": 32}
+    defaults = {
+        "in_channels": 3,
+        "attention_resolutions": [],
+        "variational": True,
+        "norm_groups": 32,
+        "shortcut": False,
+    }
     theirs, ours = defaults | loaded.card["autoencoder"], defaults | shape
     if theirs["variational"] != ours["variational"]:
         raise ValueError(

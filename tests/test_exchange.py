@@ -39,7 +39,9 @@ def theirs(channels, channel_mult, num_res_blocks, latent_channels, attention_re
 
 
 def shape_of(name):
-    return OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    shape = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    assert not shape.pop("shortcut")  # diffusers has none
+    return shape
 
 
 def assert_same(ours, diffusers, side=32):
@@ -217,3 +219,5 @@ def test_what_diffusers_can_not_hold_is_not_exported(tmp_path):
         export_diffusers(Autoencoder(**narrow), narrow, {}, tmp_path, None)
     with pytest.raises(ValueError, match="plain autoencoder"):
         export_diffusers(Autoencoder(**TINY, variational=False), TINY, {}, tmp_path, None)
+    with pytest.raises(ValueError, match=r"vae\.shortcut=true"):
+        export_diffusers(Autoencoder(**TINY, shortcut=True), TINY | {"shortcut": True}, {}, tmp_path, None)

@@ -1,4 +1,7 @@
-"""The KL autoencoder of Rombach et al. 2022, layer for layer and name for name, so that published weights fit."""
+"""The KL autoencoder of Rombach et al. 2022, layer for layer and name for name, so that published weights fit.
+
+Each option that LDM does not have is off by default.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -118,6 +121,7 @@ class Encoder(nn.Module):
         out_channels: int,
         attention: Sequence[int],
         groups: int,
+        shortcut: bool,
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
@@ -131,12 +135,15 @@ class Encoder(nn.Module):
         self.mid = Mid(previous, groups)
         self.norm_out = group_norm(previous, EPS, groups)
         self.conv_out = nn.Conv2d(previous, out_channels, 3, padding=1)
+        f = 2 ** (len(widths) - 1)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, f, stride=f) if shortcut else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        h = self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return h if self.shortcut is None else h + self.shortcut(x)
 
 
 class Decoder(nn.Module):
@@ -150,6 +157,7 @@ class Decoder(nn.Module):
         out_channels: int,
         attention: Sequence[int],
         groups: int,
+        shortcut: bool,
     ) -> None:
         super().__init__()
         previous = widths[-1]
@@ -163,6 +171,8 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList(reversed(levels))  # indexed by level, as LDM's keys are; walked from the last
         self.norm_out = group_norm(previous, EPS, groups)
         self.conv_out = nn.Conv2d(previous, out_channels, 3, padding=1)
+        f = 2 ** (len(widths) - 1)
+        self.shortcut = nn.ConvTranspose2d(in_channels, out_channels, f, stride=f) if shortcut else None
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
@@ -170,7 +180,8 @@ class Decoder(nn.Module):
             h = level(h)
         h = F.silu(self.norm_out(h))
         with torch.autocast(h.device.type, enabled=False):  # pixels, and the gradients that weigh the GAN, in float32
-            return self.conv_out(h.to(self.conv_out.weight.dtype))
+            x = self.conv_out(h.to(self.conv_out.weight.dtype))
+            return x if self.shortcut is None else x + self.shortcut(z.to(x.dtype))
 
 
 class Autoencoder(nn.Module):
@@ -186,6 +197,10 @@ class Autoencoder(nn.Module):
         variational: false makes a plain autoencoder, whose posterior is its mean (with the smallest std, 3e-7).
         norm_groups: of every GroupNorm, as in LDM. Of fewer than 128 channels, 32 groups hold so few each that the norm
             takes colour and brightness away (alone in its group, a channel loses its mean): take channels / 4.
+        shortcut: a linear map from f x f pixels to a position's latent, and one back, beside the two networks: these
+            start beside a principal-component analysis of patches, and learn what it misses. Not LDM's; where the
+            budget is small it is worth decibels (docs/quality.md), for the norms first have to learn to pass on
+            brightness and detail.
     """
 
     def __init__(
@@ -199,16 +214,18 @@ class Autoencoder(nn.Module):
         attention_resolutions: Sequence[int] = (),
         variational: bool = True,
         norm_groups: int = 32,
+        shortcut: bool = False,
     ) -> None:
         super().__init__()
         widths = [channels * m for m in channel_mult]
         self.downsample_factor = 2 ** (len(widths) - 1)
         self.variational = variational
         parameters = 2 * latent_channels if variational else latent_channels  # of the posterior
-        self.encoder = Encoder(in_channels, widths, num_res_blocks, parameters, attention_resolutions, norm_groups)
+        options = (attention_resolutions, norm_groups, shortcut)
+        self.encoder = Encoder(in_channels, widths, num_res_blocks, parameters, *options)
         self.quant_conv = nn.Conv2d(parameters, parameters, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
-        self.decoder = Decoder(latent_channels, widths, num_res_blocks, in_channels, attention_resolutions, norm_groups)
+        self.decoder = Decoder(latent_channels, widths, num_res_blocks, in_channels, *options)
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """x [B, 3, H, W] in [-1, 1] -> posterior, [B, C, H/f, W/f]."""

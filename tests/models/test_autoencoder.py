@@ -35,6 +35,23 @@ def test_half_precision_ends_in_float32():
     assert x_hat.dtype == posterior.mean.dtype == torch.float32
 
 
+def test_the_shortcut_alone_can_hold_a_principal_component_analysis():
+    """With the networks' last layers at zero, 48 latent channels of orthonormal patches give every pixel back."""
+    model = Autoencoder(**TINY | {"latent_channels": 48}, variational=False, shortcut=True)
+    basis, _ = torch.linalg.qr(torch.randn(48, 48))
+    with torch.no_grad():
+        for network in (model.encoder, model.decoder):
+            network.conv_out.weight.zero_(), network.conv_out.bias.zero_(), network.shortcut.bias.zero_()
+            network.shortcut.weight.copy_(basis.reshape(48, 3, 4, 4))
+        for convolution in (model.quant_conv, model.post_quant_conv):
+            convolution.weight.copy_(torch.eye(48)[:, :, None, None])
+            convolution.bias.zero_()
+    x = torch.randn(2, 3, 32, 24)
+    torch.testing.assert_close(model.decode(model.encode(x).mean), x, atol=1e-5, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x)[0].dtype == torch.float32
+
+
 def test_state_has_the_names_of_published_checkpoints():
     names = set(Autoencoder(**TINY, attention_resolutions=[4]).state_dict())
     assert {
