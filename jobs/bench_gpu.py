@@ -54,6 +54,7 @@ def prepared(
 ) -> nn.Module:
     model = make().cuda().to(memory_format=layout)  # type: ignore[call-overload]
     if compile is not None:
+        torch.compiler.reset()  # no graphs of the variant before
         model.compile(mode=compile)
     return model
 

@@ -1,6 +1,7 @@
 """Bits per dimension of held-out latents, and the bound on those of their images, given labels."""
 
 import math
+from inspect import signature
 from typing import Any
 
 import torch
@@ -37,8 +38,10 @@ def bits_per_dim(
 ) -> dict[str, Any]:
     """Of a loaded diffusion model's latents, and a bound on those of their images, over `num` held-out images.
 
-    options: of `ldm.diffusion.likelihood.log_likelihood`.
+    options: of `ldm.diffusion.likelihood.log_likelihood`, whose defaults stand for those that are missing.
     """
+    named = signature(terms.log_likelihood).parameters.values()
+    options = {option.name: option.default for option in named if option.kind is option.KEYWORD_ONLY} | options
     net, autoencoder = model.net.to(device), found.model.to(device)
     torch.manual_seed(seed)
     with torch.inference_mode():

@@ -101,13 +101,14 @@ def folder_of(samples: str) -> Path:
 
 def of_reference(config: DictConfig, train: Any) -> dict[str, Any]:
     """What the samples' features are compared with, and how."""
-    from ldm.data.image_sets import open_set
+    from ldm.data.image_sets import holds_images, open_set
     from ldm.metrics.statistics import known_statistics
 
     reference, known = train, {}
     if config.reference is not None:
-        known = known_statistics(Path(config.reference))
-        reference = None if known else open_set(Path(config.reference), train.source, "reference")
+        path = Path(config.reference)
+        known = known_statistics(path)
+        reference = None if known and not holds_images(path) else open_set(path, train.source, "reference")
     return {
         "reference": reference,
         "known": known,

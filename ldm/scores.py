@@ -7,7 +7,7 @@ To add one: such a class here, and a line in `ldm.evaluate.chosen`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,7 +66,8 @@ class FeatureScores:
 
     Args:
         samples: what is scored.
-        reference: the real images; or `known`, their statistics from elsewhere.
+        reference: the real images.
+        known: their statistics from elsewhere, which go before; of images beside them, features alone are taken.
         extractor: of the features.
         folder: where statistics of a reference are kept and found again; None: nowhere.
         keep: rows of features kept a side: kernel distance and neighbourhoods are computed of these.
@@ -103,13 +104,17 @@ class FeatureScores:
         return samples, collect(read(self.reference, "reference"), self.extractor, self.keep)
 
     def _reference(self, shares: list[Collected | None]) -> dict[str, Statistics]:
-        if self.reference is None:
-            return self.known
+        own = {} if self.reference is None else self._of_images(self.reference, shares)
+        if not self.known or not own:
+            return self.known or own
+        return self.known | {"features": replace(self.known["features"], features=own["features"].features)}
+
+    def _of_images(self, reference: ImageSet, shares: list[Collected | None]) -> dict[str, Statistics]:
         files, found = self._files(), [share for share in shares if share is not None]
         if not found:
             return {kind: Statistics.load(file) for kind, file in files.items()}
         total = merged(found, self.keep)
-        card = self.reference.card | {"extractor": self.extractor.identity, "resize": self.extractor.resize}
+        card = reference.card | {"extractor": self.extractor.identity, "resize": self.extractor.resize}
         statistics = {kind: total.statistics(kind, card) for kind in self.extractor.kinds}
         for kind, file in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -288,5 +293,6 @@ class Bits:
     def compute(self, shares: list[Reader]) -> dict[str, Any]:
         model, source, read = self.model, self.source, shares[0]
         found = bits_per_dim(model, self.autoencoder, source, self.num, read.batch_size, read.device, self.seed, {})
-        depends = {"images": found["images"], "seed": self.seed, "split": "val", "source": self.source.preprocessing()}
+        depends = {key: found[key] for key in ("images", "split", "seed", "likelihood")}
+        depends["source"] = self.source.preprocessing()
         return {"bits_per_dim": {"value": found["image_bits_per_dim_at_most"], "terms": found, "depends": depends}}

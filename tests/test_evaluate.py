@@ -87,6 +87,12 @@ def test_any_set_or_statistics_can_be_the_reference(ldm, held_out):
     values.append(metrics()["frechet_distance"]["value"])
     assert values == pytest.approx([values[0]] * 4, rel=1e-6)
     assert "precision" not in metrics()  # which moments alone do not tell
+    both = dict(np.load("statistics.npz")) | {"arr_0": np.load("real.npz")["arr_0"][:500]}  # as ADM's files
+    np.savez("both.npz", **both)
+    for _ in range(2):  # the second time from runs/statistics
+        ldm("evaluate", "samples=theirs.npz", "reference=both.npz", *ALONE)
+        assert metrics()["frechet_distance"]["value"] == values[-1]
+        assert metrics()["precision"]["depends"]["kept"] == [297, 500]
     np.savez("statistics.npz", mu=np.zeros(3), sigma=np.eye(3))
     line = fails("evaluate", "samples=theirs.npz", "reference=statistics.npz", *ALONE)
     assert "of 3 features, this extractor has 64: pass the features= that they were made with" in line
@@ -152,9 +158,11 @@ def test_samples_name_the_model_whose_likelihood_is_bounded(ldm, pipeline):
     ldm("evaluate", "run=bits", "samples=runs/few", "likelihood=8", "reconstruction=false", "batch_size=8")
     found = metrics("bits")["bits_per_dim"]
     assert found["terms"]["model"] == load_diffusion("runs/diffusion").fingerprint
-    ldm("likelihood", "run=likelihood8", "num=8", "batch_size=8", "likelihood={rtol:1e-5,atol:1e-5,t_min:1e-5}")
+    ldm("likelihood", "run=likelihood8", "num=8", "batch_size=8")
     alone = json.loads(Path("runs/likelihood8/likelihood.json").read_text())
     assert found["value"] == pytest.approx(alone["image_bits_per_dim_at_most"], rel=1e-6)
+    assert found["depends"]["likelihood"] == alone["likelihood"]
+    assert alone["likelihood"]["rtol"] == 1e-4
     stamp = metrics("bits")["samples"]
     assert stamp.keys() >= {"model", "autoencoder", "sampler", "grid", "evaluations", "guidance", "seed", "precision"}
 

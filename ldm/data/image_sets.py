@@ -131,6 +131,12 @@ def open_set(path: Path, like: Source, key: str) -> ImageSet:
     return SourceSet(source, ("train",))
 
 
+def holds_images(file: Path) -> bool:
+    """Whether an .npz of statistics has images beside them, as ADM's have: for precision and recall."""
+    with np.load(file) as arrays:
+        return "arr_0" in arrays
+
+
 def first(images: ImageSet, num: int, batch_size: int) -> Batches:
     """Batches with a set's first `num` images, the same on all ranks."""
     for image, label in images.batches(batch_size, 0, 0, 1):

@@ -40,9 +40,9 @@ def log_likelihood(
     divergence: Literal["exact", "hutchinson"] = "hutchinson",
     probes: int = 1,
     steps: int | None = None,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    t_min: float = 1e-5,
+    rtol: float = 1e-4,
+    atol: float = 1e-4,
+    t_min: float = 1e-4,
 ) -> Likelihood:
     """log p(x0) in nats, x0 [B, ...], under the flow of an exact or learned denoiser.
 

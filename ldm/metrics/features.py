@@ -101,7 +101,7 @@ class FromFile(Extractor):
             raise ValueError(f"{key}={path} does not exist: name a TorchScript .pt or a torch.export .pt2 file")
         try:
             loaded = torch.export.load(path).module() if path.suffix == ".pt2" else _load_torchscript(path)
-            self.options = _classify(loaded) if key == "classifier" else {}
+            self.options = _asked(loaded, features=key != "classifier")
             output = loaded(example, **self.options)
         except (RuntimeError, ValueError, AssertionError) as error:
             reason = str(error).strip().splitlines()[-1]
@@ -120,11 +120,12 @@ class FromFile(Extractor):
         return self.module(image, **self.options)
 
 
-def _classify(loaded: nn.Module) -> dict[str, bool]:
-    """What makes a file that gives features by default give logits: its argument `return_features`, if it has one."""
+def _asked(loaded: nn.Module, features: bool) -> dict[str, bool]:
+    """What makes a file that knows both give features or logits: its argument `return_features`, if it has one, whose
+    default is true in some and false in others (NVIDIA's Inception)."""
     schema = getattr(loaded.forward, "schema", None)  # TorchScript's; exported programs take images alone
     names = [] if schema is None else [argument.name for argument in schema.arguments]
-    return {"return_features": False} if "return_features" in names else {}
+    return {"return_features": features} if "return_features" in names else {}
 
 
 def _load_torchscript(path: Path) -> nn.Module:

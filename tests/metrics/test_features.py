@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from ldm.metrics.features import Inception, load_features
+from ldm.metrics.features import FromFile, Inception, load_features
 
 
 def images(n, high=255, side=2):
@@ -31,6 +31,20 @@ def test_features_from_a_file(tmp_path: Path, kind):
     torch.testing.assert_close(network(example), Net()(example))
     assert network.num_features == 3
     assert network.identity.startswith(f"features.{kind}, sha256 ")
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_a_file_that_knows_features_and_logits_is_asked_for_either(tmp_path: Path, default):
+    class Net(nn.Module):
+        def forward(self, image: torch.Tensor, return_features: bool = default) -> torch.Tensor:
+            return image.float().mean((2, 3)) if return_features else image.float().sum((1, 2, 3))[:, None]
+
+    path = tmp_path / "both.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of TorchScript's end
+        torch.jit.save(torch.jit.script(Net()), path)
+    assert load_features(str(path), images(4)).num_features == 3
+    assert FromFile(path, images(4), key="classifier").num_features == 1
 
 
 def test_features_that_can_not_be_used_are_refused(tmp_path):

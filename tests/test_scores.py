@@ -1,0 +1,53 @@
+"""The scores of an extractor that knows all that Inception does: Frechet distances of two kinds, logits."""
+
+import numpy as np
+import pytest
+import torch
+import torch_fidelity.metric_fid as fidelity
+from torch_fidelity.metric_isc import isc_features_to_metric
+
+from ldm.data.image_sets import Array
+from ldm.metrics.features import Extractor
+from ldm.scores import FeatureScores, Reader
+
+
+class Small(Extractor):
+    identity, resize, num_features = "small", "none", 3
+    kinds = ("features", "spatial")
+
+    def forward(self, image):
+        return image.double().mean((2, 3))
+
+    def outputs(self, image):
+        return {"features": self(image), "spatial": image[:, 0].flatten(1), "logits": self(image) / 20}
+
+
+def array(tmp_path, name, n, high):
+    images = np.random.default_rng(n).integers(0, high, (n, 4, 4, 3), dtype=np.uint8)
+    np.savez(tmp_path / name, arr_0=images)
+    return Array.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_both_frechet_distances_and_the_inception_score(tmp_path, ranks):
+    samples, real = array(tmp_path, "samples.npz", 301, 200), array(tmp_path, "real.npz", 400, 256)
+    folder = tmp_path / "statistics"
+    score = FeatureScores(
+        samples=samples, reference=real, known={}, extractor=Small(), folder=folder, keep=150, neighbours=5, seed=0
+    )
+    options = {"device": torch.device("cpu"), "batch_size": 64, "num_workers": 0, "world": ranks}
+    found = score.compute([score.look(Reader(rank=rank, **options)) for rank in range(ranks)])
+    a, b = (Small().outputs(torch.from_numpy(one.images).permute(0, 3, 1, 2)) for one in (samples, real))
+    for kind, name in (("features", "frechet_distance"), ("spatial", "spatial_frechet_distance")):
+        two = [{"mu": x.mean(0), "sigma": np.cov(x.T)} for x in (side[kind].double().numpy() for side in (a, b))]
+        theirs = fidelity.fid_statistics_to_metric(*two, False)["frechet_inception_distance"]
+        assert found[name]["value"] == pytest.approx(theirs, rel=1e-6)
+        assert found[name]["depends"]["reference"]["images"] == 400
+    score_of_all = found["inception_score"]
+    theirs = isc_features_to_metric(a["logits"].float(), splits=10, shuffle=True, rng_seed=0)
+    assert score_of_all["value"] == pytest.approx(theirs["inception_score_mean"], rel=0.02)  # other splits
+    assert score_of_all["depends"]["samples"] == 301
+    assert found["precision"]["depends"]["kept"] == [150, 150]
+    again = score.compute([score.look(Reader(rank=rank, **options)) for rank in range(ranks)])
+    assert again == found
+    assert len(list(folder.iterdir())) == 2  # a file a kind
