@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ldm.bits_per_dim import bits_per_dim
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
-from ldm.data.image_sets import ImageSet, first
+from ldm.data.image_sets import ImageSet, SourceSet, first
 from ldm.data.sources import Source, digest
 from ldm.images import grid, save_png, to_image, to_x
 from ldm.losses.reconstruction import PerceptualLoss
@@ -192,10 +192,11 @@ class ClassAccuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class Memorisation:
-    """Whether samples are copies of training images: the nearest of these, in feature space, to the first `num`."""
+    """Whether samples are copies of training images (or of their mirrors, where training had these): the nearest of
+    these, in feature space, to the first `num`."""
 
     samples: ImageSet
-    train: ImageSet
+    train: SourceSet
     held_out: ImageSet
     extractor: Extractor
     num: int
@@ -208,13 +209,15 @@ class Memorisation:
             own, others = (torch.cat([self.extractor(i.to(read.device)).cpu() for i in images]) for images in queries)
             found = Neighbours(own, others, torch.cat(queries[0])[:8].clone())
             for image, _ in read(self.train, "nearest training images"):
-                found.update(self.extractor(image).cpu(), image)
+                for view in (image, image.flip(-1))[: 1 + self.train.source.flip]:
+                    found.update(self.extractor(view).cpu(), view)
         return found
 
     def compute(self, shares: list[Neighbours]) -> dict[str, Any]:
         found = reduce(Neighbours.merge, shares)
         save_png(self.picture, grid(*found.rows()))
         depends = {"looked_up": found.num, "extractor": self.extractor.identity, "training_images": self.train.card}
+        depends["mirrors"] = self.train.source.flip
         return {"memorisation": found.compute() | {"depends": depends}}
 
 

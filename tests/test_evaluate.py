@@ -150,6 +150,13 @@ def test_a_file_classifies_and_copies_are_found(ldm, held_out):
     assert metrics("theirs")["memorisation"]["value"] == pytest.approx(0.5, abs=1e-9)  # the very images held out
     assert metrics("copies")["memorisation"]["value"] > 0.99
     assert metrics("copies")["memorisation"]["median_distance"] == 0
+    as_folder(images, labels, "real")
+    as_npz(images[:100].flip(-1), labels[:100], "mirrors.npz")
+    for flip in (True, False):
+        data = ["data=folder", "data.root=real", "data.val_root=theirs", "data.resolution=32", f"data.flip={flip}"]
+        ldm("evaluate", f"run={flip}", "samples=mirrors.npz", "features=linear.pt", "memorisation=100", *data, *ALONE)
+    assert metrics("True")["memorisation"]["median_distance"] == 0
+    assert metrics("False")["memorisation"]["median_distance"] > 0.1
 
 
 def test_samples_name_the_model_whose_likelihood_is_bounded(ldm, pipeline):
