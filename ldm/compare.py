@@ -6,7 +6,7 @@ from typing import Any
 
 from ldm.files import flat
 
-RECONSTRUCTION = ("psnr", "ssim", "lpips", "rfd")
+RECONSTRUCTION = {"psnr": None, "ssim": None, "lpips": "lpips_weights", "rfd": "extractor"}  # and the network of each
 
 
 def read(paths: list[str]) -> list[dict[str, Any]]:
@@ -40,8 +40,8 @@ def comparison(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[str], bool]:
         fair = fair and not wrong
     if missing := sorted(ours.keys() ^ theirs.keys()):
         lines.append(f"in one of the files only: {', '.join(missing)}")
-    lines.append("what differs between the samples:")
-    lines += [f"    {line}" for line in differences(a["samples"], b["samples"])] or ["    nothing"]
+    lines.append("what differs between the samples and the autoencoders:")
+    lines += [f"    {line}" for line in differences(measured(a), measured(b))] or ["    nothing"]
     if versions := differences(a["versions"], b["versions"]):
         lines += ["what differs between the programs:", *(f"    {line}" for line in versions)]
     return lines, fair
@@ -51,7 +51,16 @@ def numbers(metrics: dict[str, Any]) -> dict[str, tuple[float, dict[str, Any]]]:
     """Each score of a metrics.json, and what it depends on."""
     found = {name: (score["value"], score["depends"]) for name, score in metrics.items() if "value" in score}
     own = metrics.get("reconstruction", {})
-    return found | {f"reconstruction {k}": (own[k], own["depends"]) for k in RECONSTRUCTION if k in own}
+    for name in [name for name in RECONSTRUCTION if name in own]:
+        others = set(RECONSTRUCTION.values()) - {RECONSTRUCTION[name]}
+        depends = {key: value for key, value in own["depends"].items() if key not in others}
+        found[f"reconstruction {name}"] = own[name], depends
+    return found
+
+
+def measured(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What the scores are of: the samples' stamp, and whose reconstructions."""
+    return metrics["samples"] | {k: v for k, v in metrics.get("reconstruction", {}).items() if k == "autoencoder"}
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import fails, inside
 
 from ldm.checkpoint import load_diffusion
+from ldm.compare import comparison
 from ldm.data.image_sets import SourceSet
 from ldm.data.sources import Digits
 from ldm.metrics.features import Pixels
@@ -197,6 +198,17 @@ def test_two_files_are_compared(ldm, held_out):
     code, _, said = compare("theirs", "nothing")
     assert code == 1
     assert said.startswith("ldm: error: runs/nothing/metrics.json is no metrics.json")
+
+
+def test_each_score_of_reconstructions_depends_on_its_own_network():
+    depends = {"tile": None, "lpips_weights": "random VGG16 weights", "extractor": "pixels"}
+    scores = {"psnr": 20.0, "ssim": 0.5, "lpips": 0.1, "rfd": 3.0, "autoencoder": "aaaa"}
+    files = [{"samples": {}, "versions": {}, "reconstruction": scores | {"depends": depends}}]
+    others = scores | {"autoencoder": "bbbb", "depends": depends | {"lpips_weights": "torchvision's VGG16"}}
+    lines, fair = comparison(*files, {"samples": {}, "versions": {}, "reconstruction": others})
+    assert [line.split()[1] for line in lines if "NOT" in line] == ["lpips:"]
+    assert "    autoencoder: aaaa and bbbb" in lines
+    assert not fair
 
 
 @pytest.mark.parametrize(
