@@ -121,7 +121,6 @@ class Encoder(nn.Module):
         out_channels: int,
         attention: Sequence[int],
         groups: int,
-        shortcut: bool,
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
@@ -135,15 +134,12 @@ class Encoder(nn.Module):
         self.mid = Mid(previous, groups)
         self.norm_out = group_norm(previous, EPS, groups)
         self.conv_out = nn.Conv2d(previous, out_channels, 3, padding=1)
-        f = 2 ** (len(widths) - 1)
-        self.shortcut = nn.Conv2d(in_channels, out_channels, f, stride=f) if shortcut else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-        h = self.conv_out(F.silu(self.norm_out(self.mid(h))))
-        return h if self.shortcut is None else h + self.shortcut(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
 class Decoder(nn.Module):
@@ -157,7 +153,6 @@ class Decoder(nn.Module):
         out_channels: int,
         attention: Sequence[int],
         groups: int,
-        shortcut: bool,
     ) -> None:
         super().__init__()
         previous = widths[-1]
@@ -171,8 +166,6 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList(reversed(levels))  # indexed by level, as LDM's keys are; walked from the last
         self.norm_out = group_norm(previous, EPS, groups)
         self.conv_out = nn.Conv2d(previous, out_channels, 3, padding=1)
-        f = 2 ** (len(widths) - 1)
-        self.shortcut = nn.ConvTranspose2d(in_channels, out_channels, f, stride=f) if shortcut else None
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
@@ -180,8 +173,7 @@ class Decoder(nn.Module):
             h = level(h)
         h = F.silu(self.norm_out(h))
         with torch.autocast(h.device.type, enabled=False):  # pixels, and the gradients that weigh the GAN, in float32
-            x = self.conv_out(h.to(self.conv_out.weight.dtype))
-            return x if self.shortcut is None else x + self.shortcut(z.to(x.dtype))
+            return self.conv_out(h.to(self.conv_out.weight.dtype))
 
 
 class Autoencoder(nn.Module):
@@ -218,14 +210,16 @@ class Autoencoder(nn.Module):
     ) -> None:
         super().__init__()
         widths = [channels * m for m in channel_mult]
-        self.downsample_factor = 2 ** (len(widths) - 1)
+        self.downsample_factor = f = 2 ** (len(widths) - 1)
         self.variational = variational
         parameters = 2 * latent_channels if variational else latent_channels  # of the posterior
-        options = (attention_resolutions, norm_groups, shortcut)
-        self.encoder = Encoder(in_channels, widths, num_res_blocks, parameters, *options)
+        self.encoder = Encoder(in_channels, widths, num_res_blocks, parameters, attention_resolutions, norm_groups)
         self.quant_conv = nn.Conv2d(parameters, parameters, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
-        self.decoder = Decoder(latent_channels, widths, num_res_blocks, in_channels, *options)
+        self.decoder = Decoder(latent_channels, widths, num_res_blocks, in_channels, attention_resolutions, norm_groups)
+        # beside the 1 x 1 convolutions, too: behind them it was a decibel worse (docs/quality.md)
+        self.encoder_shortcut = nn.Conv2d(in_channels, parameters, f, stride=f) if shortcut else None
+        self.decoder_shortcut = nn.ConvTranspose2d(latent_channels, in_channels, f, stride=f) if shortcut else None
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """x [B, 3, H, W] in [-1, 1] -> posterior, [B, C, H/f, W/f]."""
@@ -233,11 +227,17 @@ class Autoencoder(nn.Module):
         if x.shape[-1] % f or x.shape[-2] % f:
             raise ValueError(f"image size {tuple(x.shape[-2:])} is not a multiple of the autoencoder's factor {f}")
         parameters = self.quant_conv(self.encoder(x))
+        if self.encoder_shortcut is not None:
+            parameters = parameters + self.encoder_shortcut(x)
         return DiagonalGaussian.from_parameters(parameters) if self.variational else DiagonalGaussian.point(parameters)
 
     def decode(self, z: Tensor) -> Tensor:
         """Raw latent z [B, C, h, w] -> x [B, 3, h f, w f]; neither samples nor scales."""
-        return self.decoder(self.post_quant_conv(z))
+        x = self.decoder(self.post_quant_conv(z))
+        if self.decoder_shortcut is None:
+            return x
+        with torch.autocast(z.device.type, enabled=False):  # as the decoder's last layer
+            return x + self.decoder_shortcut(z.to(self.decoder_shortcut.weight.dtype))
 
     def forward(self, x: Tensor) -> tuple[Tensor, DiagonalGaussian]:
         """Reconstruct x from one posterior sample: (x_hat, posterior)."""

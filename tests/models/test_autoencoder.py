@@ -40,12 +40,11 @@ def test_the_shortcut_alone_can_hold_a_principal_component_analysis():
     model = Autoencoder(**TINY | {"latent_channels": 48}, variational=False, shortcut=True)
     basis, _ = torch.linalg.qr(torch.randn(48, 48))
     with torch.no_grad():
-        for network in (model.encoder, model.decoder):
-            network.conv_out.weight.zero_(), network.conv_out.bias.zero_(), network.shortcut.bias.zero_()
-            network.shortcut.weight.copy_(basis.reshape(48, 3, 4, 4))
-        for convolution in (model.quant_conv, model.post_quant_conv):
-            convolution.weight.copy_(torch.eye(48)[:, :, None, None])
-            convolution.bias.zero_()
+        for last in (model.quant_conv, model.decoder.conv_out):
+            last.weight.zero_(), last.bias.zero_()
+        for shortcut in (model.encoder_shortcut, model.decoder_shortcut):
+            shortcut.weight.copy_(basis.reshape(48, 3, 4, 4))
+            shortcut.bias.zero_()
     x = torch.randn(2, 3, 32, 24)
     torch.testing.assert_close(model.decode(model.encode(x).mean), x, atol=1e-5, rtol=0)
     with torch.autocast("cpu", torch.bfloat16):
