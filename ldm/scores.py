@@ -88,12 +88,8 @@ class FeatureScores:
         """Where this reference's statistics are kept, by the kind of its features."""
         if self.folder is None or self.reference is None:
             return {}
-        card = self.reference.card
-        kinds = {
-            kind: digest(self.extractor.identity, card, self.reference.place, self.keep, kind)
-            for kind in self.extractor.kinds
-        }
-        return {kind: self.folder / f"{name}.npz" for kind, name in kinds.items()}
+        key = (self.extractor.identity, self.reference.card, self.reference.place, self.keep)
+        return {kind: self.folder / f"{digest(*key, kind)}.npz" for kind in self.extractor.kinds}
 
     def look(self, read: Reader) -> tuple[Collected, Collected | None]:
         # the samples first: what is wrong with them shows before the longer pass
@@ -122,10 +118,8 @@ class FeatureScores:
         return statistics
 
     def compute(self, shares: list[Any]) -> dict[str, Any]:
-        samples, real = (
-            merged([ours for ours, _ in shares], self.keep),
-            self._reference([theirs for _, theirs in shares]),
-        )
+        samples = merged([ours for ours, _ in shares], self.keep)
+        real = self._reference([theirs for _, theirs in shares])
         count = samples.images
         of_samples = {"samples": count, "extractor": self.extractor.identity, "resize": self.extractor.resize}
         of_samples["classes"] = self.samples.stamp.get("classes", "unknown")
