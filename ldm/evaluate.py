@@ -31,7 +31,7 @@ def main(config: DictConfig, run: Path) -> float | None:
     metrics: dict[str, Any] = {}
     for i, score in enumerate(scores):
         metrics |= score.compute([share[i] for share in shares])
-    versions = {"ldm": __version__, "torch": torch.__version__, "precision": "float32 features, float64 sums"}
+    versions = {"ldm": __version__, "torch": torch.__version__, "precision": precision()}
     write_config(config, run)
     write_json(run / "metrics.json", metrics | {"samples": stamp, "versions": versions})
     values = report(metrics, run)
@@ -43,6 +43,14 @@ def main(config: DictConfig, run: Path) -> float | None:
     return values.get("frechet_distance")
 
 
+def precision() -> str:
+    """Of the features, as PyTorch computes them here, and of what is summed."""
+    import torch
+
+    fast = torch.cuda.is_available() and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+    return f"float32{' (TF32)' if fast else ''} features, float64 sums"
+
+
 def chosen(config: DictConfig, run: Path, source: Any, device: Any) -> tuple[dict[str, Any], list[Any]]:
     """What is known of the samples, and the scores that are asked for; ValueError before anything is computed."""
     import torch
@@ -51,12 +59,19 @@ def chosen(config: DictConfig, run: Path, source: Any, device: Any) -> tuple[dic
     from ldm.data.image_sets import SourceSet, open_set
     from ldm.metrics.features import features_for, load_features
 
+    if config.reference is not None and config.features is None:
+        raise ValueError("features=null compares with no reference: pass reference=null, or features=")
     wanted = [key for key in ("classifier", "reference", "memorisation", "likelihood") if config[key]]
     if config.samples is None and (wanted or not config.reconstruction):
         what = f"{wanted[0]} needs samples" if wanted else "pass reconstruction=true"
         raise ValueError(f"samples=null scores an autoencoder alone: {what}")
     samples: Any = None if config.samples is None else open_set(Path(config.samples), source, "samples")
     stamp, folder = ({}, run) if samples is None else (samples.stamp, folder_of(config.samples))
+    theirs = stamp.get("class_names", source.class_names)
+    if theirs != source.class_names and (config.reference is None or wanted != ["reference"] or config.reconstruction):
+        raise ValueError(
+            f"the samples' model was trained on the classes {theirs}, data has {source.class_names}: pass data="
+        )
     train, held_out = SourceSet(source, ("train",)), SourceSet(source, ("val",))
     example = torch.zeros(2, 3, source.resolution, source.resolution, dtype=torch.uint8)
     name = features_for(config.features, source)
@@ -69,6 +84,11 @@ def chosen(config: DictConfig, run: Path, source: Any, device: Any) -> tuple[dic
         if getattr(samples, "labels", True) is None:
             raise ValueError(
                 f"samples={config.samples} has no labels (arr_1) for a classifier to find: pass classifier=null"
+            )
+        if isinstance(samples, SourceSet) and samples.source.class_names != source.class_names:
+            raise ValueError(
+                f"samples={config.samples} has the classes {samples.source.class_names}, data {source.class_names}: "
+                "a classifier needs the same, in the same order; or pass classifier=null"
             )
         classifier = build_classifier(config.classifier, train, example, device)
         found.append(scores.ClassAccuracy(samples=samples, held_out=held_out, classifier=classifier))
@@ -172,6 +192,9 @@ def report(metrics: dict[str, Any], run: Path) -> dict[str, float]:
     for name, value in values.items():
         print(f"{name.replace('/', ' ')}: {value:.4f}")
     distance = metrics.get("frechet_distance")
+    if distance is not None:
+        reference = distance["depends"]["reference"]
+        print(f"features: {distance['depends']['extractor']}; reference: {reference.get('set', 'known statistics')}")
     if distance is not None and distance["depends"]["samples"] < FEW:
         count, bias = distance["depends"]["samples"], distance["expected_of_perfect_samples"]
         print(

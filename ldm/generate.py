@@ -116,6 +116,6 @@ class Generator:
         return to_image(self.autoencoder.decode(self.stats.denormalize(latents)))
 
     def images(self, indices: Sequence[int], labels: Tensor) -> tuple[Tensor, int]:
-        """Images, uint8 [B, 3, H, W], and the number of network evaluations each cost."""
+        """Images, uint8 [B, 3, H, W], and the denoiser's evaluations for each (guided, two of networks each)."""
         latents, record = self.latents(indices, labels)
         return self.decode(latents), record.evaluations

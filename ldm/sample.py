@@ -58,15 +58,17 @@ def main(config: DictConfig, run: Path) -> None:
     rank, world = join_ranks()
     mine = range(rank, num, world)
     batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    images, evaluations = [], 0
+    images: list[torch.Tensor] = []
+    evaluations: list[int] = []  # of each sample: a solver of adaptive steps takes as many as its batch needs
     for indices in track(batches, description="sampling", disable=rank != 0):
-        image, evaluations = generator.images(indices, labels[list(indices)].to(device))
+        image, count = generator.images(indices, labels[list(indices)].to(device))
         images.append(image.cpu())
-    gathered = gather(torch.cat(images) if images else None)
+        evaluations += [count] * len(indices)
+    shares = gather((torch.cat(images) if images else None, evaluations))
     if rank != 0:
         return
-    samples = torch.empty(num, *gathered[0].shape[1:], dtype=torch.uint8)
-    for i, part in enumerate(gathered):
+    samples = torch.empty(num, *shares[0][0].shape[1:], dtype=torch.uint8)
+    for i, (part, _) in enumerate(shares):
         if part is not None:  # with fewer samples than ranks
             samples[i::world] = part
 
@@ -75,6 +77,7 @@ def main(config: DictConfig, run: Path) -> None:
     with atomic_write(run / "samples.npz") as file:
         file.write(buffer.getvalue())
     stamp: dict[str, Any] = {
+        "sha256": sha256(run / "samples.npz")[:16],
         "model": model.fingerprint,
         "model_path": os.path.relpath(Path(config.model).resolve(), run.resolve()),
         "autoencoder": autoencoder.fingerprint,
@@ -87,7 +90,7 @@ def main(config: DictConfig, run: Path) -> None:
         "sampler": plain(config.sampler),
         "grid": plain(config.grid),
         "path": plain(config.path) or "as trained",
-        "evaluations": evaluations,
+        "evaluations": sum(sum(counts) for _, counts in shares) / num,  # of the denoiser; guided, two of networks each
         "guidance": config.guidance,
         "guidance_interval": plain(config.guidance_interval),
         "guidance_rescale": config.guidance_rescale,

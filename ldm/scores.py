@@ -6,6 +6,7 @@ compute   on rank 0, from all ranks' shares: entries of metrics.json, each besid
 To add one: such a class here, and a line in `ldm.evaluate.chosen`.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -18,12 +19,12 @@ from torch import Tensor
 
 from ldm.bits_per_dim import bits_per_dim
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
-from ldm.data.image_sets import ImageSet, SourceSet, first
+from ldm.data.image_sets import ImageSet, SourceSet, some
 from ldm.data.sources import Source, digest
 from ldm.images import grid, save_png, to_image, to_x
 from ldm.losses.reconstruction import PerceptualLoss
 from ldm.metrics.classifier import Classifier
-from ldm.metrics.collect import Collected, collect, merged
+from ldm.metrics.collect import Collected, collect, merged, sampling
 from ldm.metrics.distribution import inception_score, kernel_distance, neighbourhoods
 from ldm.metrics.features import Extractor
 from ldm.metrics.frechet import expected_bias, frechet_distance
@@ -33,6 +34,7 @@ from ldm.metrics.statistics import Statistics
 from ldm.tiling import tiled
 
 FEW = 10_000  # samples below which the Frechet distance's bias is worth saying
+FORMAT = 2  # of kept statistics
 NAMES = {"features": "frechet_distance", "spatial": "spatial_frechet_distance"}
 
 
@@ -88,7 +90,7 @@ class FeatureScores:
         """Where this reference's statistics are kept, by the kind of its features."""
         if self.folder is None or self.reference is None:
             return {}
-        key = (self.extractor.identity, self.reference.card, self.reference.place, self.keep)
+        key = (FORMAT, self.extractor.identity, self.reference.card, self.reference.place, self.keep)
         return {kind: self.folder / f"{digest(*key, kind)}.npz" for kind in self.extractor.kinds}
 
     def look(self, read: Reader) -> tuple[Collected, Collected | None]:
@@ -109,8 +111,9 @@ class FeatureScores:
         files, found = self._files(), [share for share in shares if share is not None]
         if not found:
             return {kind: Statistics.load(file) for kind, file in files.items()}
-        total = merged(found, self.keep)
-        card = reference.card | {"extractor": self.extractor.identity, "resize": self.extractor.resize}
+        total = merged(found)
+        own = {"extractor": self.extractor.identity, "extractor_resize": self.extractor.resize}
+        card = reference.card | own | {"pixels": total.fingerprint}
         statistics = {kind: total.statistics(kind, card) for kind in self.extractor.kinds}
         for kind, file in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -118,21 +121,21 @@ class FeatureScores:
         return statistics
 
     def compute(self, shares: list[Any]) -> dict[str, Any]:
-        samples = merged([ours for ours, _ in shares], self.keep)
+        samples = merged([ours for ours, _ in shares])
         real = self._reference([theirs for _, theirs in shares])
         count = samples.images
-        of_samples = {"samples": count, "extractor": self.extractor.identity, "resize": self.extractor.resize}
-        of_samples["classes"] = self.samples.stamp.get("classes", "unknown")
+        of_samples = {"samples": count, "classes": sampling(samples.labels)}
+        of_samples |= {"extractor": self.extractor.identity, "extractor_resize": self.extractor.resize}
         depends = of_samples | {"reference": real["features"].card | {"images": real["features"].count}}
         scores: dict[str, Any] = {}
         for kind, ours in ((kind, samples.statistics(kind, {})) for kind in samples.moments):
             if kind in real:
-                self._same_size(ours, real[kind])
+                self._same_features(ours, real[kind])
                 scores[NAMES[kind]] = {"value": frechet_distance(real[kind], ours), "depends": depends}
         few = [n for n in (count, real["features"].count) if n is not None]
         bias = sum(expected_bias(real["features"].covariance, n) for n in few)
-        scores["frechet_distance"]["expected_of_perfect_samples"] = bias
-        rows, theirs = samples.kept["features"], real["features"].features
+        scores["frechet_distance"] |= {"expected_of_perfect_samples": bias, "of": {"pixels": samples.fingerprint}}
+        rows, theirs = samples.kept["features"].take(), real["features"].features
         if theirs is not None:
             compared = depends | {"kept": [len(rows), len(theirs)], "seed": self.seed}
             scores["kernel_distance"] = kernel_distance(theirs, rows, self.seed) | {"depends": compared}
@@ -141,11 +144,13 @@ class FeatureScores:
                 for name, value in neighbourhoods(theirs, rows, self.neighbours).items():
                     scores[name] = {"value": value, "depends": compared}
         if "logits" in samples.kept:
-            found = inception_score(samples.kept["logits"], self.seed)
+            found = inception_score(samples.kept["logits"].take(), self.seed)
             scores["inception_score"] = found | {"depends": of_samples | {"seed": self.seed}}
         return scores
 
-    def _same_size(self, ours: Statistics, theirs: Statistics) -> None:
+    def _same_features(self, ours: Statistics, theirs: Statistics) -> None:
+        if (other := theirs.card.get("extractor", self.extractor.identity)) != self.extractor.identity:
+            raise ValueError(f"the reference's statistics are of {other}, the samples' of {self.extractor.identity}")
         if len(ours.mean) != len(theirs.mean):
             raise ValueError(
                 f"the reference's statistics are of {len(theirs.mean)} features, this extractor has {len(ours.mean)}: "
@@ -161,33 +166,30 @@ class ClassAccuracy:
     held_out: ImageSet
     classifier: Classifier
 
-    def look(self, read: Reader) -> list[int]:
+    def look(self, read: Reader) -> list[Counter[int]]:
+        """Labels, and those of them that are right; of samples, of held-out images."""
         counts = []
         for images, what in ((self.samples, "class accuracy"), (self.held_out, "class accuracy of held-out images")):
-            right = seen = 0
+            seen, right = Counter[int](), Counter[int]()
             with torch.inference_mode():
                 for image, label in read(images, what):
-                    right += int((self.classifier.predict(image).cpu() == label).sum())
-                    seen += len(label)
-            counts += [right, seen]
+                    seen.update(label.tolist())
+                    right.update(label[self.classifier.predict(image).cpu() == label].tolist())
+            counts += [seen, right]
         return counts
 
-    def compute(self, shares: list[list[int]]) -> dict[str, Any]:
-        right, seen, right_real, seen_real = (sum(column) for column in zip(*shares, strict=True))
-        classes = self.samples.stamp.get("classes", "unknown")
-        return {
-            "class_accuracy": {
-                "value": right / seen,
-                "classifier_on_held_out_images": right_real / seen_real,
-                "depends": {"samples": seen, "classes": classes, "classifier": self.classifier.identity},
-            }
-        }
+    def compute(self, shares: list[list[Counter[int]]]) -> dict[str, Any]:
+        totals: list[Counter[int]] = [sum(column, Counter()) for column in zip(*shares, strict=True)]
+        seen, right, seen_real, right_real = (total.total() for total in totals)
+        depends = {"samples": seen, "classes": sampling(totals[0]), "classifier": self.classifier.identity}
+        own = {"value": right / seen, "classifier_on_held_out_images": right_real / seen_real}
+        return {"class_accuracy": own | {"depends": depends}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memorisation:
     """Whether samples are copies of training images (or of their mirrors, where training had these): the nearest of
-    these, in feature space, to the first `num`."""
+    these, in feature space, to `num` samples."""
 
     samples: ImageSet
     train: SourceSet
@@ -197,11 +199,13 @@ class Memorisation:
     picture: Path
 
     def look(self, read: Reader) -> Neighbours:
-        sets = (self.samples, self.held_out)
-        queries = [[image for image, _ in first(images, self.num, read.batch_size)] for images in sets]
+        queries = [some(images, self.num, read.batch_size) for images in (self.samples, self.held_out)]
         with torch.inference_mode():
-            own, others = (torch.cat([self.extractor(i.to(read.device)).cpu() for i in images]) for images in queries)
-            found = Neighbours(own, others, torch.cat(queries[0])[:8].clone())
+            own, others = (
+                torch.cat([self.extractor(part.to(read.device)).cpu() for part in images.split(read.batch_size)])
+                for images in queries
+            )
+            found = Neighbours(own, others, queries[0][:8].clone())
             for image, _ in read(self.train, "nearest training images"):
                 for view in (image, image.flip(-1))[: 1 + self.train.source.flip]:
                     found.update(self.extractor(view).cpu(), view)
@@ -210,8 +214,8 @@ class Memorisation:
     def compute(self, shares: list[Neighbours]) -> dict[str, Any]:
         found = reduce(Neighbours.merge, shares)
         save_png(self.picture, grid(*found.rows()))
-        depends = {"looked_up": found.num, "extractor": self.extractor.identity, "training_images": self.train.card}
-        depends["mirrors"] = self.train.source.flip
+        depends = {"looked_up": found.num, "extractor": self.extractor.identity, "mirrors": self.train.source.flip}
+        depends |= {"training_images": self.train.card, "held_out_images": self.held_out.card}
         return {"memorisation": found.compute() | {"depends": depends}}
 
 
@@ -242,12 +246,10 @@ class Reconstruction:
                 f"tile={self.tile} must be a multiple of {4 * factor}, four times the autoencoder's factor"
             )
 
-    def perceptual(self) -> PerceptualLoss | None:
-        return None if self.weights is None else PerceptualLoss(pretrained=self.weights)
-
     def look(self, read: Reader) -> dict[str, Any]:
         """Scores over all ranks."""
-        scores = ReconstructionMetrics(self.perceptual(), self.extractor)
+        perceptual = None if self.weights is None else PerceptualLoss(pretrained=self.weights)
+        scores = ReconstructionMetrics(perceptual, self.extractor)
         model, factor = self.autoencoder.model.to(read.device), self.autoencoder.model.downsample_factor
         side, overlap = (self.tile, self.tile // 4) if self.tile else (1 << 30, 0)
         with torch.inference_mode():
@@ -290,6 +292,6 @@ class Bits:
     def compute(self, shares: list[Reader]) -> dict[str, Any]:
         model, source, read = self.model, self.source, shares[0]
         found = bits_per_dim(model, self.autoencoder, source, self.num, read.batch_size, read.device, self.seed, {})
-        depends = {key: found[key] for key in ("images", "split", "seed", "likelihood")}
-        depends["source"] = self.source.preprocessing()
+        depends = {key: found[key] for key in ("images", "seed", "likelihood")}
+        depends["held_out_images"] = SourceSet(self.source, ("val",)).card
         return {"bits_per_dim": {"value": found["image_bits_per_dim_at_most"], "terms": found, "depends": depends}}

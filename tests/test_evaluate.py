@@ -1,6 +1,7 @@
 """`ldm evaluate`: what it accepts on either side, what it keeps, its stamps, and several ranks."""
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -56,13 +57,17 @@ ALONE = ["reconstruction=false"]
 def test_samples_in_any_form_score_the_same(ldm, held_out):
     ldm("pack", "run=packed", "data.root=theirs", "data.val_fraction=0.1", "shard_size=100")
     found = []
-    for samples in ("theirs.npz", "theirs", "runs/packed"):
+    Path("tars").mkdir()
+    for shard in Path("runs/packed").glob("*.tar"):  # other people's, without an index
+        shard.rename(Path("tars", shard.name))
+    shutil.copytree("tars", "runs/packed", dirs_exist_ok=True)
+    for samples in ("theirs.npz", "theirs", "runs/packed", "tars"):
         ldm("evaluate", f"samples={samples}", *ALONE)
         found.append(metrics())
     names = ("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage")
     for name in names:
         values = [one[name]["value"] for one in found]
-        assert values == pytest.approx([values[0]] * 3, rel=1e-9), name
+        assert values == pytest.approx([values[0]] * 4, rel=1e-9), name
         assert found[0][name]["depends"]["samples"] == 297
     # against what the libraries say of the same features
     features = [Pixels()(images).double() for images in (digits()[0], held_out[0])]
@@ -115,9 +120,19 @@ def test_a_references_statistics_are_computed_once_and_again_when_it_changes(ldm
     assert metrics()["frechet_distance"]["value"] != first["value"]
     assert len(list(Path("runs/statistics").glob("*.npz"))) == 2
     assert "297 samples, fewer than 10000: perfect ones would score" in capsys.readouterr().out
+    changed = next(Path("real/1").iterdir())
+    changed.write_bytes(next(Path("real/2").iterdir()).read_bytes())  # under its old name
+    ldm("evaluate", "samples=theirs.npz", "reference=real", *ALONE)
+    assert len(reads) == 3
+    pixels = [json.loads(str(np.load(file)["card"]))["pixels"] for file in Path("runs/statistics").glob("*.npz")]
+    assert len(set(pixels)) == 3
     kept = next(Path("runs/statistics").glob("*.npz"))
     ldm("evaluate", "samples=theirs.npz", f"reference={kept}", *ALONE)  # and may be passed on
     assert "coverage" in metrics()
+    theirs = dict(np.load(kept))
+    np.savez("other.npz", **theirs | {"card": json.dumps(json.loads(str(theirs["card"])) | {"extractor": "another"})})
+    line = fails("evaluate", "samples=theirs.npz", "reference=other.npz", *ALONE)
+    assert "the reference's statistics are of another, the samples' of grey 8x8 pixels" in line
 
 
 def test_a_file_classifies_and_copies_are_found(ldm, held_out):
@@ -195,6 +210,9 @@ def test_two_files_are_compared(ldm, held_out):
     code, said, _ = compare("theirs", "fewer")
     assert code == 1
     assert "NOT comparable\n    samples: 297 and 200" in said
+    Path("runs/none").mkdir()
+    Path("runs/none/metrics.json").write_text('{"samples": {}, "versions": {}}')
+    assert compare("theirs", "none")[0] == 1
     code, _, said = compare("theirs", "nothing")
     assert code == 1
     assert said.startswith("ldm: error: runs/nothing/metrics.json is no metrics.json")
@@ -227,12 +245,21 @@ def test_each_score_of_reconstructions_depends_on_its_own_network():
             "for the digits only",
         ),
         (["samples=theirs.npz", "memorisation=5", "features=null"], "pass features="),
+        (["samples=theirs.npz", "reference=theirs", "features=null"], "compares with no reference"),
+        (["samples=flat", "classifier=svc"], "samples=flat has the classes"),
+        (["samples=stamped", "features=null", "classifier=svc"], "was trained on the classes ['cat', 'dog']"),
+        (["samples=torn"], "is not the one that sample.json beside it describes"),
         (["samples=theirs.npz", "likelihood=5"], "a run of `ldm sample`"),
         (["samples=null", "memorisation=5"], "memorisation needs samples"),
         (["samples=theirs.npz", "keep=0"], "keep=0 must be a whole number"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(ldm, held_out, overrides, said):
+    as_folder(held_out[0][:9], torch.zeros(9), "flat")
+    for name, stamp in (("stamped", {"class_names": ["cat", "dog"]}), ("torn", {"sha256": "0" * 16})):
+        Path(name).mkdir()
+        shutil.copy("theirs.npz", f"{name}/samples.npz")
+        Path(name, "sample.json").write_text(json.dumps(stamp))
     assert said in fails("evaluate", *ALONE, *overrides)
     assert not Path("runs/metrics").exists()
 

@@ -112,6 +112,8 @@ def test_other_mistakes_are_caught_before_any_compute(ldm, pipeline):
     assert "steps=5 must be a multiple of every=2" in fails("train-autoencoder", "run=s", *TINY_AUTOENCODER, "steps=5")
     line = fails("train-autoencoder", *TINY_AUTOENCODER, *CPU, "ema_decay=0.5")
     assert "was started with ema_decay=0.999 (now 0.5): keep that" in line
+    line = fails("train-autoencoder", *TINY_AUTOENCODER, *CPU, "vae.shortcut=true")
+    assert "was started with autoencoder.shortcut=False (now True)" in line
     assert "not a multiple of the autoencoder's factor 4" in fails("train-autoencoder", "run=r", "data.resolution=30")
     line = fails("train-diffusion", "run=e", "objective=flow", "objective.parameterization=eps")
     assert "use v, velocity or x0" in line

@@ -15,6 +15,7 @@ from ldm.data.images import in_order
 from ldm.data.shards import INDEX, Shards
 from ldm.data.sources import Folder, Source, Split, digest
 from ldm.files import read_json, sha256
+from ldm.metrics.statistics import Subset, pixel_hashes
 
 SAMPLES, STAMP = "samples.npz", "sample.json"
 Batches = Iterator[tuple[Tensor, Tensor]]  # images, uint8 [B, 3, H, W], and labels, [B]
@@ -59,6 +60,8 @@ class Array:
             raise ValueError(f"{file}: arr_0 must be uint8 [N, H, W, 3], not {images.dtype} {list(images.shape)}")
         fingerprint = sha256(file)[:16]
         stamp = read_json(file.parent / STAMP) if file.name == SAMPLES and (file.parent / STAMP).exists() else {}
+        if stamp.get("sha256", fingerprint) != fingerprint:
+            raise ValueError(f"{file} is not the one that {STAMP} beside it describes: sample again, or remove {STAMP}")
         if labels is not None and labels.shape != (len(images),):
             raise ValueError(f"{file}: arr_1 must hold {len(images)} labels, not {list(labels.shape)}")
         return cls(file, images, labels, stamp, {"set": file.name, "sha256": fingerprint, "size": images.shape[1]})
@@ -85,8 +88,8 @@ class SourceSet:
 
     @property
     def place(self) -> str:
-        where = [getattr(self.source, key, None) for key in ("root", "val_root", "urls", "val_urls")]
-        return str([str(Path(path).resolve()) if path and Path(path).exists() else path for path in where])
+        files = [path.resolve() for split in self.splits for path in self.source.files(split)]
+        return digest(*((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
     @cached_property
     def card(self) -> dict[str, Any]:
@@ -124,8 +127,9 @@ def open_set(path: Path, like: Source, key: str) -> ImageSet:
         return SourceSet(Shards(root=str(path), **prepared), ("train", "val"))
     if (path / "config.yaml").exists():
         raise ValueError(f"{key}={path} holds no {SAMPLES}: run `ldm sample` first, or name another run")
-    if sorted(path.glob("*.tar")):
-        raise ValueError(f"{key}={path} holds shards, but no {INDEX}, which `ldm pack` writes")
+    if shards := sorted(map(str, path.glob("*.tar"))):  # other people's: no names of classes
+        urls = "::".join(shards)
+        return SourceSet(Shards(urls=urls, val_urls=urls, num_classes=1, **prepared), ("train",))
     source = Folder(root=str(path), val_root=str(path), **prepared)
     source.count("train")  # an error now, not later
     return SourceSet(source, ("train",))
@@ -135,6 +139,14 @@ def holds_images(file: Path) -> bool:
     """Whether an .npz of statistics has images beside them, as ADM's have: for precision and recall."""
     with np.load(file) as arrays:
         return "arr_0" in arrays
+
+
+def some(images: ImageSet, num: int, batch_size: int) -> Tensor:
+    """uint8 [num, 3, H, W]: of all a set's classes, in whatever order it holds them; the same on all ranks."""
+    chosen = Subset(num)
+    for image, _ in images.batches(batch_size, 0, 0, 1):
+        chosen.add(pixel_hashes(image), image)
+    return chosen.take()
 
 
 def first(images: ImageSet, num: int, batch_size: int) -> Batches:

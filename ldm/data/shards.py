@@ -73,6 +73,9 @@ class Shards(Source):
         """Images in each of the split's shards; empty for urls."""
         return [shard["count"] for shard in self._index["shards"][split]] if self.root is not None else []
 
+    def files(self, split: Split) -> list[Path]:
+        return [Path(url) for url in self.shard_urls(split) if Path(url).exists()]
+
     def parts(self, split: Split, size: int) -> list[Part]:  # noqa: ARG002
         """One part a shard, whatever the size."""
 

@@ -88,6 +88,10 @@ class Source(ABC):
     def training_loader(self, order: Order, num_workers: int) -> "DataLoader[Any]":
         """Endless batches (image [B, 3, R, R] uint8, label [B]) of the train split, shuffled and augmented."""
 
+    def files(self, split: Split) -> list[Path]:  # noqa: ARG002
+        """The local files that the split lies in, if any."""
+        return []
+
     def preprocessing(self) -> dict[str, Any]:
         """What determines the pixels of the centre view, for manifests and stamps."""
         return {"resolution": self.resolution, "resize": self.resize or self.resolution, "filter": "bicubic"}
@@ -259,6 +263,9 @@ class Folder(IndexedSource):
         path, _ = self._index[1][split][index]
         root = self.val_root if split == "val" and self.val_root is not None else self.root
         return path.relative_to(root).as_posix()
+
+    def files(self, split: Split) -> list[Path]:
+        return [path for path, _ in self._index[1][split]]
 
     def read(self, split: Split, index: int) -> Sample:
         path, label = self._index[1][split][index]

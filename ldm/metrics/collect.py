@@ -1,5 +1,6 @@
 """One pass over a set of images: all that its scores need."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -8,9 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.metrics.features import Extractor
-from ldm.metrics.statistics import Moments, Statistics, Subset
-
-ALL = 1 << 40  # rows
+from ldm.metrics.statistics import Moments, Statistics, Subset, pixel_hashes
 
 
 @dataclass
@@ -19,54 +18,72 @@ class Collected:
 
     Args:
         images: how many.
+        pixels: the sum of their hashes: equal for equal images, in whatever order.
+        labels: how many of each.
         moments: of "features" and, for Inception, "spatial" ones.
-        kept: at most so many rows of "features", "logits".
+        kept: some rows of "features", all of "logits".
     """
 
     images: int = 0
+    pixels: int = 0
+    labels: Counter[int] = field(default_factory=Counter)
     moments: dict[str, Moments] = field(default_factory=dict)
-    kept: dict[str, Tensor] = field(default_factory=dict)
+    kept: dict[str, Subset] = field(default_factory=dict)
 
     def __add__(self, other: "Collected") -> "Collected":
+        """With what another rank has seen; changes both."""
         for name, moments in other.moments.items():
             if name in self.moments:
                 self.moments[name].merge(moments)
             else:
                 self.moments[name] = moments
-        kept = {
-            name: torch.cat([part.kept[name] for part in (self, other) if name in part.kept])
-            for name in self.kept.keys() | other.kept.keys()
-        }
-        return Collected(self.images + other.images, self.moments, kept)
+        for name, subset in other.kept.items():
+            self.kept.setdefault(name, Subset(subset.most)).add(subset.settle().keys, subset.rows)
+        images, pixels = self.images + other.images, self.pixels + other.pixels
+        return Collected(images, pixels, self.labels + other.labels, self.moments, self.kept)
 
     def statistics(self, name: str, card: dict[str, object]) -> Statistics:
         """Of one kind of features, with the rows that are kept of them."""
-        return replace(self.moments[name].statistics(), features=self.kept.get(name), card=card)
+        rows = self.kept[name].take() if name in self.kept else None
+        return replace(self.moments[name].statistics(), features=rows, card=card)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits, of the pixels."""
+        return f"{self.pixels % (1 << 64):016x}"
 
 
 def collect(batches: Iterable[tuple[Tensor, Tensor]], extractor: Extractor, most: int) -> Collected:
     """Pass over batches (images, uint8 [B, 3, H, W], and labels [B]), all logits and `most` features kept."""
-    seen, kept = Collected(), {"features": Subset(most), "logits": Subset(ALL)}
+    seen, limits = Collected(), {"features": most, "logits": 1 << 40}
     with torch.inference_mode():
-        for image, _ in batches:
+        for image, label in batches:
+            hashes = pixel_hashes(image)
             seen.images += len(image)
+            seen.pixels += sum(hashes.tolist())
+            seen.labels.update(label.tolist())
             for name, value in extractor.outputs(image).items():
-                if name in kept:
-                    kept[name].add(value)
+                if name in limits:
+                    seen.kept.setdefault(name, Subset(limits[name])).add(hashes, value.float())
                 if name in extractor.kinds and name not in seen.moments:
                     seen.moments[name] = Moments(value.shape[1]).to(value.device)
                 if name in extractor.kinds:
                     seen.moments[name].update(value)
-    seen.kept = {name: subset.take() for name, subset in kept.items() if subset.rows}
+    for subset in seen.kept.values():
+        subset.settle()
     seen.moments = {name: moments.cpu() for name, moments in seen.moments.items()}
     return seen
 
 
-def merged(shares: list[Collected], most: int) -> Collected:
-    """All ranks' shares, of whose features `most` are kept."""
-    total = reduce(Collected.__add__, shares, Collected())
-    limits = {"features": most, "logits": ALL}
-    kept = {name: Subset(limits[name]) for name in total.kept}
-    for name, subset in kept.items():
-        subset.add(total.kept[name])
-    return replace(total, kept={name: subset.take() for name, subset in kept.items()})
+def merged(shares: list[Collected]) -> Collected:
+    """All ranks' shares."""
+    return reduce(Collected.__add__, shares, Collected())
+
+
+def sampling(labels: Counter[int]) -> str:
+    """How classes were sampled, as far as labels tell."""
+    if len(labels) < 2:
+        return "unknown"
+    names = f"0 ... {max(labels)}" if set(labels) == set(range(max(labels) + 1)) else str(sorted(labels))
+    spread = max(labels.values()) - min(labels.values())
+    return f"{'equally many' if spread < 2 else 'not equally many'} of the classes {names}"

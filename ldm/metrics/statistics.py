@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -109,22 +110,36 @@ class Moments(Metric):
         return Statistics(count=int(count), mean=mean, covariance=covariance, features=None, card={})
 
 
+def pixel_hashes(image: Tensor) -> Tensor:
+    """int64 [B], of images, uint8 [B, 3, H, W]: names that images have on any machine, in any order and batch."""
+    found = [blake2b(one.tobytes(), digest_size=8).digest() for one in image.cpu().contiguous().numpy()]
+    return torch.tensor([int.from_bytes(one, "little", signed=True) for one in found], dtype=torch.int64)
+
+
 class Subset:
-    """Keeps at most `most` of a stream's rows, chosen by a hash of what is in them: evenly, whatever the stream's
-    period; the same rows in the same order whichever ranks have seen them."""
+    """Keeps those `most` of a stream's rows whose keys, int64, are the least, in the order of keys. Where keys are
+    hashes of pixels, these rows are spread evenly, and the same whichever ranks have seen them in whatever batches."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.rows: list[Tensor] = []
+        self.keys, self.rows = torch.empty(0, dtype=torch.int64), torch.empty(0)
+        self.waiting: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, rows: Tensor) -> None:
-        """[B, D]"""
-        self.rows.append(rows.float().cpu())
-        if sum(map(len, self.rows)) > 2 * self.most:
-            self.rows = [self.take()]
+    def add(self, keys: Tensor, rows: Tensor) -> None:
+        """[B] and [B, ...]"""
+        self.waiting.append((keys, rows.cpu()))
+        if sum(len(keys) for keys, _ in self.waiting) > self.most:
+            self.settle()
+
+    def settle(self) -> "Subset":
+        """Drop what is not kept."""
+        if self.waiting:
+            parts = [(self.keys, self.rows), *self.waiting] if len(self.keys) else self.waiting
+            keys, rows = (torch.cat(columns) for columns in zip(*parts, strict=True))
+            least = keys.argsort(stable=True)[: self.most]
+            self.keys, self.rows, self.waiting = keys[least], rows[least], []
+        return self
 
     def take(self) -> Tensor:
-        """[M, D]"""
-        rows = torch.cat(self.rows)
-        places = rows.double() @ torch.arange(1, rows.shape[1] + 1, dtype=torch.float64).sqrt()
-        return rows[(1e4 * places).frac().abs().argsort()[: self.most]].clone()
+        """[M, ...]"""
+        return self.settle().rows

@@ -62,8 +62,9 @@ class AutoencoderModule(ProgressModule):
         self.guard, self.disc_guard, self.health = guard, disc_guard, health
         self.max_rollbacks = health.rollbacks
         if trained == "decoder":
-            autoencoder.encoder.requires_grad_(False)
-            autoencoder.quant_conv.requires_grad_(False)
+            for part in (autoencoder.encoder, autoencoder.quant_conv, autoencoder.encoder_shortcut):
+                if part is not None:
+                    part.requires_grad_(False)
 
     def on_train_start(self) -> None:
         if self.rolled_back:

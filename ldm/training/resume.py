@@ -62,6 +62,9 @@ FREE |= {"init", "features", "accumulate", "health", "guard", "disc_guard"}
 # of stage 2: fingerprints say whether they are the same; and what the sample grids are made by
 FREE |= {"latents", "autoencoder", "verify", "sampler", "grid", "guidance"}
 
+# keys that runs begun before there were these do not name, and what they did
+LATER = {"autoencoder.shortcut": False, "config.vae.shortcut": False}
+
 
 def resume_point(run: Path, wanted: dict[str, Any]) -> tuple[Path | None, int]:
     """The checkpoint that a run goes on from, if any, and the batches it has seen.
@@ -73,7 +76,7 @@ def resume_point(run: Path, wanted: dict[str, Any]) -> tuple[Path | None, int]:
         return None, 0
     file, checkpoint = checkpoints.find(run, wanted["kind"])
     card = checkpoint[checkpoints.CARD]
-    was, now = flat(card), flat(wanted)
+    was, now = LATER | flat(card), flat(wanted)
     free = ("autoencoder_path", *(f"config.{key}" for key in FREE))
     changed = [k for k in now if was.get(k) != now[k] and not any(k == f or k.startswith(f"{f}.") for f in free)]
     if changed:

@@ -10,7 +10,7 @@ from torchmetrics.image.inception import InceptionScore
 
 from ldm.metrics.distribution import inception_score, kernel_distance, neighbourhoods
 from ldm.metrics.neighbours import Neighbours
-from ldm.metrics.statistics import Subset
+from ldm.metrics.statistics import Subset, pixel_hashes
 
 
 def normal(n, d, seed, scale=1.0, shift=0.0):
@@ -88,13 +88,14 @@ def test_copies_are_told_from_new_samples_and_drawn():
 def test_a_subset_is_even_over_classes_in_turn_and_the_same_for_all_ranks():
     rows = normal(5000, 16, 0)
     whole, ranks = Subset(1000), [Subset(1000) for _ in range(3)]
-    for part in rows.split(64):
-        whole.add(part)
+    keys = pixel_hashes(torch.arange(5000 * 4).view(torch.uint8).reshape(5000, 1, 4, 8))
+    for part, own in zip(rows.split(64), keys.split(64), strict=True):
+        whole.add(own, part)
     for i, subset in enumerate(ranks):
-        subset.add(rows[i::3])
+        subset.add(keys[i::3], rows[i::3])
     together = Subset(1000)
     for subset in ranks:
-        together.add(subset.take())
+        together.add(subset.settle().keys, subset.rows)
     assert torch.equal(whole.take(), together.take())
     assert len(whole.take()) == 1000
     index = torch.cdist(whole.take(), rows).argmin(1)

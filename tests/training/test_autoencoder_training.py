@@ -113,12 +113,17 @@ def test_lr_per_image_is_times_the_global_batch_and_said(ldm):
 
 def test_decoder_alone(ldm, pipeline):
     autoencoder = f"{pipeline}/runs/autoencoder"
-    ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "run=tuned", f"init={autoencoder}", "trained=decoder")
-    before, after = (read(newest(Path(run)), "autoencoder")["state_dict"] for run in (autoencoder, "runs/tuned"))
-    for key in after:
-        if key.startswith(("autoencoder.encoder", "autoencoder.quant_conv")):
-            assert torch.equal(before[key], after[key]), key
-    assert not torch.equal(before["autoencoder.decoder.conv_out.weight"], after["autoencoder.decoder.conv_out.weight"])
+    ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "run=short", "vae.shortcut=true")
+    for start, options in ((autoencoder, []), ("runs/short", ["vae.shortcut=true"])):
+        run = f"run=tuned{len(options)}"
+        ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, run, f"init={start}", "trained=decoder", *options)
+        found = (read(newest(Path(folder)), "autoencoder")["state_dict"] for folder in (start, f"runs/{run[4:]}"))
+        before, after = found
+        kept = [k for k in after if k.startswith(("autoencoder.encoder", "autoencoder.quant_conv"))]  # a shortcut, too
+        assert all(torch.equal(before[key], after[key]) for key in kept)
+        moved = [k for k in after if k.startswith("autoencoder.decoder") and not torch.equal(before[k], after[k])]
+        assert "autoencoder.decoder.conv_out.weight" in moved
+        assert ("autoencoder.decoder_shortcut.weight" in moved) == bool(options)
     with pytest.raises(SystemExit, match=r"another shape: pass 'vae\.channels=8'"):
         ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "run=x", f"init={autoencoder}", "vae.channels=16")
     with pytest.raises(SystemExit, match="pass init=RUN"):

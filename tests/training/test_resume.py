@@ -9,6 +9,7 @@ from tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION
 
 from ldm.checkpoint import newest
 from ldm.checkpoint import read as read_file
+from ldm.training import resume
 
 
 def read(run: Path, kind: str):
@@ -110,3 +111,18 @@ def test_training_follows_the_schedule_in_batches(ldm, pipeline):
     with open("runs/diffusion/metrics.csv") as file:
         rates = [float(row["train/lr"]) for row in csv.DictReader(file)]
     assert rates == pytest.approx([0.005, 0.01, 0.0075, 0.0025])
+
+
+def test_a_run_from_before_an_option_goes_on_where_that_is_off(monkeypatch):
+    card = {
+        "kind": "autoencoder",
+        "batches_seen": 4,
+        "autoencoder": {"channels": 8},
+        "config": {"vae": {"channels": 8}},
+    }
+    monkeypatch.setattr(resume.checkpoints, "newest", lambda run: run / "a.ckpt")
+    monkeypatch.setattr(resume.checkpoints, "find", lambda run, kind: (run / "a.ckpt", {resume.checkpoints.CARD: card}))
+    wanted = {"kind": "autoencoder", "autoencoder": {"channels": 8, "shortcut": False}}
+    assert resume.resume_point(Path("run"), wanted) == (Path("run/a.ckpt"), 4)
+    with pytest.raises(ValueError, match=r"started with autoencoder\.shortcut=False \(now True\)"):
+        resume.resume_point(Path("run"), wanted | {"autoencoder": {"channels": 8, "shortcut": True}})
