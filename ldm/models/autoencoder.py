@@ -189,10 +189,10 @@ class Autoencoder(nn.Module):
         variational: false makes a plain autoencoder, whose posterior is its mean (with the smallest std, 3e-7).
         norm_groups: of every GroupNorm, as in LDM. Of fewer than 128 channels, 32 groups hold so few each that the norm
             takes colour and brightness away (alone in its group, a channel loses its mean): take channels / 4.
-        shortcut: a linear map from f x f pixels to a position's latent, and one back, beside the two networks: these
-            start beside a principal-component analysis of patches, and learn what it misses. Not LDM's; where the
-            budget is small it is worth decibels (docs/quality.md), for the norms first have to learn to pass on
-            brightness and detail.
+        shortcut: a linear map from f x f pixels to a position's latent, and one back, beside the two networks. It soon
+            holds what a principal-component analysis of patches would, and the networks learn what that misses. Not
+            LDM's; where the budget is small it is worth decibels (docs/quality.md), for the norms first have to learn
+            to pass on brightness and detail.
     """
 
     def __init__(
