@@ -2,6 +2,7 @@
 
 import bisect
 import logging
+import resource
 import tarfile
 from itertools import accumulate
 from pathlib import Path
@@ -98,6 +99,7 @@ class CachedMoments(Dataset[Any]):
         self.ends = list(accumulate(shard["count"] for shard in shards))
         self.shape, self.views = tuple(cache.manifest["shape"]), cache.manifest["views"]
         self.blocks: dict[int, list[_Block]] = {}
+        _allow_files(len(self.paths))
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -117,16 +119,31 @@ class CachedMoments(Dataset[Any]):
         return batch if self.noise is None else (*batch, self.noise(*batch, keys[0]))
 
 
+def _allow_files(count: int) -> None:
+    """Let this process, and the workers that it starts, map so many files: many systems allow 1,024 unless asked."""
+    wanted = count + 512  # Lightning's, wandb's and the images'
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < wanted:
+        raise ValueError(
+            f"the latents lie in {count} shards, and this system lets a process open {most} files: raise "
+            "its hard limit (ulimit -Hn), or cache them anew with a larger shard_size="
+        )
+    if allowed != resource.RLIM_INFINITY and allowed < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
 def _open_blocks(path: Path) -> list[_Block]:
-    """Map a shard's blocks: tar members lie contiguous and uncompressed."""
+    """Map a shard's blocks: tar members lie contiguous and uncompressed. One map a shard, of which there are few: each
+    map holds a file descriptor."""
     arrays: dict[str, np.ndarray] = {}
+    mapped = np.memmap(path, np.uint8, "r")
     with tarfile.open(path, "r:") as tar, open(path, "rb") as file:
         for member in tar:
             file.seek(member.offset_data)
             version = np.lib.format.read_magic(file)
             header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             shape, _, dtype = header[version](file)
-            arrays[member.name] = np.memmap(path, dtype, "r", offset=file.tell(), shape=shape)
+            arrays[member.name] = np.ndarray(shape, dtype, mapped.data, file.tell())
     blocks, start = [], 0
     for name in sorted(n for n in arrays if n.endswith(".moments.npy")):
         labels = np.array(arrays[name.replace(".moments.", ".labels.")])
@@ -176,4 +193,10 @@ class LatentData(LightningDataModule):
         return self._loader(moments, batches)
 
     def _loader(self, moments: CachedMoments, batches: Any) -> "DataLoader[Any]":
-        return DataLoader(moments, batch_sampler=batches, num_workers=self.num_workers, collate_fn=_as_is)
+        return DataLoader(
+            moments,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=_as_is,
+            pin_memory=torch.cuda.is_available(),  # without it the copy to the GPU waits for all that is queued there
+        )

@@ -1,4 +1,6 @@
 import json
+import os
+import resource
 from dataclasses import replace
 from itertools import islice
 
@@ -29,7 +31,9 @@ def writer(photos, tmp_path, model):
 
     identity = cache_identity(source, "f00d")
     folder = tmp_path / "latents"
-    return CacheWriter(folder=folder, source=source, encode=encode, identity=identity, shard_size=5, batch_size=3)
+    return CacheWriter(
+        folder=folder, source=source, encode=encode, identity=identity, shard_size=5, batch_size=3, num_workers=2
+    )
 
 
 def write_all(writer):
@@ -67,6 +71,32 @@ def test_statistics_are_those_of_posterior_samples_of_the_training_split(writer)
     torch.testing.assert_close(torch.tensor(manifest["mean"]).double(), mean.mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
     variance = (std**2).mean((0, 2, 3)) + mean.var((0, 2, 3), correction=0)  # law of total variance
     torch.testing.assert_close(torch.tensor(manifest["std"]).double(), variance.sqrt(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_shard_holds_one_file_open_however_many_blocks_it_has(writer, monkeypatch):
+    monkeypatch.setattr("ldm.data.latent_cache.BLOCK", 1)
+    write_all(writer)
+    moments = CachedMoments(LatentCache(str(writer.folder), "full"), "train")
+    before = len(os.listdir("/proc/self/fd"))
+    moments.__getitems__([(0, i) for i in range(16)])
+    assert [len(blocks) for blocks in moments.blocks.values()] == [2, 2, 2, 1]  # of 3 images, a batch of the encoder
+    assert len(os.listdir("/proc/self/fd")) == before + 4
+
+
+def test_as_many_files_as_shards_may_be_open(writer):
+    write_all(writer)
+    cache = LatentCache(str(writer.folder), "full")
+    cache.manifest["shards"]["train"] *= 300
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
+    try:
+        CachedMoments(cache, "train")
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (1712, limits[1])
+        cache.manifest["shards"]["train"] *= 1 + limits[1] // 1200
+        with pytest.raises(ValueError, match=r"lets a process open .* a larger shard_size="):
+            CachedMoments(cache, "train")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_slices_in_any_order_make_the_same_cache(writer, tmp_path):
