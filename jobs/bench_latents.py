@@ -42,7 +42,13 @@ def cache(model: nn.Module) -> None:
             out = Path(folder, f"cache{next(rounds)}")
             out.mkdir()
             writer = CacheWriter(
-                folder=out, source=source, encode=encode, identity=identity, shard_size=4096, batch_size=batch
+                folder=out,
+                source=source,
+                encode=encode,
+                identity=identity,
+                shard_size=4096,
+                batch_size=batch,
+                num_workers=4,
             )
             for _, part in writer.parts():
                 writer.write(part)

@@ -35,6 +35,7 @@ def main(config: DictConfig, run: Path) -> None:
         identity=cache_identity(source, autoencoder.fingerprint),
         shard_size=whole(config, "shard_size"),
         batch_size=whole(config, "batch_size"),
+        num_workers=whole(config, "num_workers"),
     )
     start = launch()  # ranks share a slice as slices share the whole: they need not know of each other
     mine = [part for _, part in writer.parts()][index::count][start.rank :: start.world]

@@ -9,10 +9,12 @@ views is 2 if the source may be mirrored, else 1. The second encodes mirrored pi
 """
 
 import io
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +29,8 @@ BLOCK = 1024  # images a tar member: large enough to read fast, small enough to 
 MANIFEST = "manifest.json"
 AUTOENCODER = "autoencoder.ckpt"
 Encode = Callable[[Tensor], Tensor]  # image [B, 3, R, R] uint8 -> moments [B, 2C, h, w]
+_T = TypeVar("_T")
+_View = tuple[Tensor, int]  # image [3, R, R] uint8, its label
 
 
 def cache_identity(source: Source, fingerprint: str) -> dict[str, Any]:
@@ -49,7 +53,14 @@ def difference(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheWriter:
-    """Encodes parts of a source into shards; what is there and whole is left alone."""
+    """Encodes parts of a source into shards; what is there and whole is left alone.
+
+    Args:
+        folder, source, encode, identity: where to, of what, by what; what all shards have in common.
+        shard_size: images a shard, where the source has no shards of its own.
+        batch_size: images that are encoded at once.
+        num_workers: threads that decode images meanwhile.
+    """
 
     folder: Path
     source: Source
@@ -57,6 +68,7 @@ class CacheWriter:
     identity: dict[str, Any]
     shard_size: int
     batch_size: int
+    num_workers: int
 
     def parts(self) -> list[tuple[Split, Part]]:
         """All parts of both splits: what a job array divides."""
@@ -104,27 +116,41 @@ class CacheWriter:
 
     def _blocks(self, part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (moments [n, views, 2C, h, w] fp16, labels [n] int64)."""
-        pending: list[tuple[Tensor, int]] = []
+        pending: list[_View] = []
         moments: list[np.ndarray] = []
         labels: list[int] = []
-        for sample in _with_end(part.samples()):
-            image = self.source.decode(sample) if sample is not None else None
-            if image is not None and sample is not None:
-                pending.append((self.source.center_view(image), sample.label))
-            if pending and (sample is None or len(pending) == self.batch_size):
-                moments.append(self._encode_views(torch.stack([view for view, _ in pending])))
+        for view in _with_end(self._views(part)):
+            if view is not None:
+                pending.append(view)
+            if pending and (view is None or len(pending) == self.batch_size):
+                moments.append(self._encode_views(torch.stack([image for image, _ in pending])))
                 labels += [label for _, label in pending]
                 pending = []
-            if labels and (sample is None or len(labels) >= BLOCK):
+            if labels and (view is None or len(labels) >= BLOCK):
                 yield np.concatenate(moments), np.array(labels, dtype=np.int64)
                 moments, labels = [], []
+
+    def _views(self, part: Part) -> Iterator[_View]:
+        """What can be decoded, in order, by threads two batches ahead of the encoder: Pillow's work lets others run."""
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            ahead: deque[Future[_View | None]] = deque()
+            for sample in _with_end(part.samples()):
+                if sample is not None:
+                    ahead.append(pool.submit(self._view, sample))
+                while ahead and (sample is None or len(ahead) > 2 * self.batch_size):
+                    if (view := ahead.popleft().result()) is not None:
+                        yield view
+
+    def _view(self, sample: Sample) -> _View | None:
+        image = self.source.decode(sample)
+        return None if image is None else (self.source.center_view(image), sample.label)
 
     def _encode_views(self, image: Tensor) -> np.ndarray:
         views = [image, image.flip(-1)][: self.identity["views"]]
         encoded = torch.stack([self.encode(view) for view in views], dim=1).half()
         if not encoded.isfinite().all():
             raise ValueError(
-                "the autoencoder's moments are not finite in fp16: train it longer, or with a larger kl_weight"
+                "the autoencoder's moments are not finite in fp16: train it longer or with a larger regularizer.weight="
             )
         return encoded.cpu().numpy()
 
@@ -185,7 +211,7 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _with_end(samples: Iterable[Sample]) -> Iterator[Sample | None]:
-    """The samples, then None: so that what is pending is flushed by the same lines."""
-    yield from samples
+def _with_end(items: Iterable[_T]) -> Iterator[_T | None]:
+    """The items, then None: so that what is pending is flushed by the same lines."""
+    yield from items
     yield None
