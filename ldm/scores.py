@@ -109,7 +109,7 @@ class FeatureScores:
 
     def _of_images(self, reference: ImageSet, shares: list[Collected | None]) -> dict[str, Statistics]:
         files, found = self._files(), [share for share in shares if share is not None]
-        if not found:
+        if len(found) < len(shares):  # kept before, or by another command while some ranks were on their way
             return {kind: Statistics.load(file) for kind, file in files.items()}
         total = merged(found)
         own = {"extractor": self.extractor.identity, "extractor_resize": self.extractor.resize}

@@ -28,6 +28,23 @@ def array(tmp_path, name, n, high):
     return Array.load(tmp_path / name)
 
 
+def test_statistics_that_another_command_keeps_meanwhile_are_taken_whole(tmp_path):
+    """Some ranks have read their share of the reference by then, others leave theirs out."""
+    samples, real = array(tmp_path, "samples.npz", 301, 200), array(tmp_path, "real.npz", 400, 256)
+    folder, options = tmp_path / "statistics", {"device": torch.device("cpu"), "batch_size": 64, "num_workers": 0}
+    score = FeatureScores(
+        samples=samples, reference=real, known={}, extractor=Small(), folder=folder, keep=150, neighbours=5, seed=0
+    )
+    first, second = (Reader(rank=rank, world=2, **options) for rank in range(2))
+    early = score.look(first)
+    whole = score.compute([score.look(Reader(rank=0, world=1, **options))])
+    late = score.look(second)
+    assert late[1] is None
+    found = score.compute([early, late])
+    assert found["frechet_distance"]["value"] == pytest.approx(whole["frechet_distance"]["value"], rel=1e-9)
+    assert found["frechet_distance"]["depends"]["reference"]["images"] == 400
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_both_frechet_distances_and_the_inception_score(tmp_path, ranks):
     samples, real = array(tmp_path, "samples.npz", 301, 200), array(tmp_path, "real.npz", 400, 256)
