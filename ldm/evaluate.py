@@ -18,7 +18,7 @@ def main(config: DictConfig, run: Path) -> float | None:
     from ldm import __version__
     from ldm.files import sha256, write_json
     from ldm.lineage import artifact, record
-    from ldm.ranks import gather, join_ranks, pick_device
+    from ldm.ranks import gather, join_ranks, pick_device, precision
     from ldm.scores import Reader
 
     source, device, batch_size = build(config.data), pick_device(config.device), whole(config, "batch_size")
@@ -31,7 +31,8 @@ def main(config: DictConfig, run: Path) -> float | None:
     metrics: dict[str, Any] = {}
     for i, score in enumerate(scores):
         metrics |= score.compute([share[i] for share in shares])
-    versions = {"ldm": __version__, "torch": torch.__version__, "precision": precision()}
+    computed = f"{precision(device)} features, float64 sums"
+    versions = {"ldm": __version__, "torch": torch.__version__, "precision": computed}
     write_config(config, run)
     write_json(run / "metrics.json", metrics | {"samples": stamp, "versions": versions})
     values = report(metrics, run)
@@ -41,14 +42,6 @@ def main(config: DictConfig, run: Path) -> float | None:
     loggers = build_loggers(config.logger, run)
     record(loggers, plain(config), used=used(config, metrics, run), made=made, scores=values, pictures=pictures)
     return values.get("frechet_distance")
-
-
-def precision() -> str:
-    """Of the features, as PyTorch computes them here, and of what is summed."""
-    import torch
-
-    fast = torch.cuda.is_available() and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
-    return f"float32{' (TF32)' if fast else ''} features, float64 sums"
 
 
 def chosen(config: DictConfig, run: Path, source: Any, device: Any) -> tuple[dict[str, Any], list[Any]]:

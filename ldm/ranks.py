@@ -49,6 +49,12 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cpu")
 
 
+def precision(device: torch.device) -> str:
+    """How this device computes in float32."""
+    fast = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    return "float32 (TF32)" if device.type == "cuda" and fast else "float32"
+
+
 def join_ranks() -> tuple[int, int]:
     """(rank, world size), joining the group that torchrun or srun announces, if any."""
     start = launch()

@@ -22,7 +22,7 @@ def main(config: DictConfig, run: Path) -> None:
     from ldm.generate import Generator
     from ldm.images import grid, save_png
     from ldm.lineage import artifact, record
-    from ldm.ranks import gather, join_ranks, pick_device
+    from ldm.ranks import gather, join_ranks, pick_device, precision
 
     model = load_diffusion(config.model, config.weights)
     card, device = model.card, pick_device(config.device)
@@ -96,7 +96,7 @@ def main(config: DictConfig, run: Path) -> None:
         "guidance_rescale": config.guidance_rescale,
         "weak": None if weak is None else weak.fingerprint,
         "seed": config.seed,
-        "precision": "float32",
+        "precision": precision(device),
         "batches_trained": card["batches_seen"],
     }
     write_json(run / "sample.json", stamp)
