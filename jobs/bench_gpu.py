@@ -1,11 +1,13 @@
 """On one CUDA GPU, in bf16: the training step of LDM-8's U-Net and the encoding of KL-f8 at 256 px, beside diffusers'
 on the same card, each in its variants; and a profile of a step.
 
-    python jobs/bench_gpu.py [PROFILE.txt]
+    python jobs/bench_gpu.py [unets] [encoders] [profile]
 
-A line for each: images a second, MFU (of the card's bf16 peak, by Lightning's table), the most memory held.
+A line for each: images a second, MFU (of the card's dense bf16 peak), GiB that PyTorch reserved at most (CUDA graphs
+hold memory that no allocation counts). What fails is a line, too.
 """
 
+import gc
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,13 +17,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from hydra.utils import instantiate
-from lightning.fabric.utilities.throughput import get_available_flops
 from omegaconf import OmegaConf
 from timing import middle
 from torch import nn
 
 from ldm.models.autoencoder import Autoencoder
-from ldm.training.speed import forward_flops
+from ldm.training.speed import forward_flops, peak_flops
 
 CONF = Path(__file__).parents[1] / "conf"
 BATCH, ROUNDS = 64, 20
@@ -34,10 +35,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def measured(task: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds of a call, by the GPU's own events, and GiB held at most."""
+    """Seconds of a call, by the GPU's own events, and GiB reserved at most."""
     for _ in range(5):
         task()
-    torch.cuda.reset_peak_memory_stats()
     seconds = []
     for _ in range(ROUNDS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -46,15 +46,19 @@ def measured(task: Callable[[], Any]) -> tuple[float, float]:
         end.record()
         end.synchronize()
         seconds.append(start.elapsed_time(end) / 1000)
-    return middle(seconds), torch.cuda.max_memory_allocated() / 2**30
+    return middle(seconds), torch.cuda.max_memory_reserved() / 2**30
 
 
 def prepared(
     make: Callable[[], nn.Module], layout: Any = torch.contiguous_format, compile: str | None = None
 ) -> nn.Module:
+    """A network on the GPU, and nothing of the one before it: no graphs, no memory."""
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     model = make().cuda().to(memory_format=layout)  # type: ignore[call-overload]
     if compile is not None:
-        torch.compiler.reset()  # no graphs of the variant before
         model.compile(mode=compile)
     return model
 
@@ -72,24 +76,36 @@ def train_step(model: Any, forward: Callable[[], torch.Tensor]) -> Callable[[], 
     return step
 
 
-def report(what: str, images: int, flops: float, task: Callable[[], Any]) -> None:
+def report(what: str, images: int, flops: float, make: Callable[[], Callable[[], Any]]) -> None:
+    """A line of the table: of the task that `make` prepares, or of why it failed."""
     try:
-        seconds, memory = measured(task)
-    except torch.cuda.OutOfMemoryError:
-        print(f"| {what} | out of memory | | |", flush=True)
+        seconds, memory = measured(make())
+    except Exception as error:  # compilers raise all kinds; the other lines are worth having
+        print(f"| {what} | {type(error).__name__}: {str(error).partition(chr(10))[0][:100]} | | |", flush=True)
         return
-    peak = get_available_flops(torch.device("cuda"), torch.bfloat16)
+    peak = peak_flops(torch.device("cuda"), torch.bfloat16)
     mfu = f"{flops / seconds / peak:.1%}" if peak else "peak unknown"
     print(f"| {what} | {images / seconds:,.0f} | {mfu} | {memory:.1f} |", flush=True)
 
 
-def unets(profile: Path | None) -> None:
-    """Training steps at 4 x 32 x 32."""
-    x, t = torch.randn(BATCH, 4, 32, 32, device="cuda"), torch.rand(BATCH, device="cuda")
-    y = torch.randint(1000, (BATCH,), device="cuda")
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x_t, t, y at 4 x 32 x 32."""
+    t, y = torch.rand(BATCH, device="cuda"), torch.randint(1000, (BATCH,), device="cuda")
+    return torch.randn(BATCH, 4, 32, 32, device="cuda"), t, y
+
+
+def our_unet() -> nn.Module:
     config = OmegaConf.load(CONF / "net/ldm_f8_395m.yaml")
-    ours = partial(instantiate, config, in_channels=4, num_classes=1000, _convert_="all")
-    theirs = partial(
+    return instantiate(config, in_channels=4, num_classes=1000, _convert_="all")
+
+
+def our_step(options: dict[str, Any]) -> Callable[[], None]:
+    model, (x, t, y) = prepared(our_unet, **options), batch()
+    return train_step(model, lambda: model(x, t, y))
+
+
+def their_step(options: dict[str, Any]) -> Callable[[], None]:
+    make = partial(
         UNet2DConditionModel,
         in_channels=4,
         out_channels=4,
@@ -100,21 +116,25 @@ def unets(profile: Path | None) -> None:
         down_block_types=("CrossAttnDownBlock2D",) * 3,
         up_block_types=("CrossAttnUpBlock2D",) * 3,
     )
-    context = torch.randn(BATCH, 1, 512, device="cuda")
-    flops = 3 * BATCH * forward_flops(ours(), (1, 4, 32, 32), (1,), None)
+    model, (x, t, _), context = prepared(make, **options), batch(), torch.randn(BATCH, 1, 512, device="cuda")
+    return train_step(model, lambda: model(x, 1000 * t, context).sample)
+
+
+def unets() -> None:
+    """Training steps."""
+    flops = 3 * BATCH * forward_flops(our_unet(), (1, 4, 32, 32), (1,), None)
     for name, options in VARIANTS.items():
-        model = prepared(ours, **options)
-        step = train_step(model, lambda model=model: model(x, t, y))  # type: ignore[misc]
-        report(f"U-Net step, ours, {name}", BATCH, flops, step)
-        if profile is not None and name == "channels_last, compiled":
-            with torch.profiler.profile() as seen:
-                step()
-            profile.write_text(seen.key_averages().table(sort_by="cuda_time_total", row_limit=40))
-        del model, step
-        model = prepared(theirs, **options)
-        step = train_step(model, lambda model=model: model(x, 1000 * t, context).sample)  # type: ignore[misc]
-        report(f"U-Net step, diffusers, {name}", BATCH, flops, step)
-        del model, step
+        report(f"U-Net step, ours, {name}", BATCH, flops, partial(our_step, options))
+        report(f"U-Net step, diffusers, {name}", BATCH, flops, partial(their_step, options))
+
+
+def profile() -> None:
+    """Where the time of our compiled training step goes."""
+    step = our_step(VARIANTS["channels_last, compiled"])
+    measured(step)
+    with torch.profiler.profile() as seen:
+        step()
+    print(seen.key_averages().table(sort_by="cuda_time_total", row_limit=40), flush=True)
 
 
 def encoders() -> None:
@@ -133,14 +153,21 @@ def encoders() -> None:
     flops = BATCH * forward_flops(ours().encoder, (1, 3, 256, 256))
     for name, options in VARIANTS.items():
         for who, make in (("ours", ours), ("diffusers", theirs)):
-            net = prepared(lambda make=make: make().encoder, **options).eval()  # type: ignore[misc]
 
-            @torch.inference_mode()
-            def encode(net: nn.Module = net) -> None:
-                with torch.autocast("cuda", torch.bfloat16):
-                    net(x)
+            def prepare(make: Callable[[], Any] = make, options: dict[str, Any] = options) -> Callable[[], None]:
+                net = prepared(lambda: make().encoder, **options).eval()
 
-            report(f"KL-f8 encoding, {who}, {name}", BATCH, flops, encode)
+                @torch.inference_mode()
+                def encode() -> None:
+                    with torch.autocast("cuda", torch.bfloat16):
+                        net(x)
+
+                return encode
+
+            report(f"KL-f8 encoding, {who}, {name}", BATCH, flops, prepare)
+
+
+SECTIONS = {"unets": unets, "encoders": encoders, "profile": profile}
 
 
 if __name__ == "__main__":
@@ -149,5 +176,5 @@ if __name__ == "__main__":
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     print(f"{torch.cuda.get_device_name()}, bf16, batch {BATCH}, torch {torch.__version__}\n")
     print("| what | images a second | MFU | GiB |\n|---|---|---|---|")
-    unets(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
-    encoders()
+    for name in sys.argv[1:] or SECTIONS:
+        SECTIONS[name]()

@@ -93,7 +93,7 @@ class Speed(Callback):
             found["tflops"] = achieved / 1e12
             half = {"bf16": torch.bfloat16, "16": torch.float16}
             dtype = half.get(str(trainer.precision).partition("-")[0], torch.float32)
-            peak = get_available_flops(module.device, dtype)
+            peak = peak_flops(module.device, dtype)
             if peak:
                 found["mfu"] = achieved / peak
         if self.clock.cuda:
@@ -110,6 +110,15 @@ class Compiled(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for net in self.networks:
             net.compile()
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Of dense matrix products; None where it is unknown. By Lightning's table, but for the H200, whose name there is
+    not the driver's, and whose figures are the sparse ones: its chip is the H100's (SXM)."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    if device.type == "cuda" and half and torch.cuda.get_device_name(device) == "NVIDIA H200":
+        return 989.4e12
+    return get_available_flops(device, dtype)
 
 
 def forward_flops(net: nn.Module, *shapes: tuple[int, ...] | None) -> float:
