@@ -148,6 +148,6 @@ def test_noise_is_paired_in_the_loader_by_the_batchs_keys(pipeline):
 def test_bins_are_means_by_tenths():
     bins = TimeBins()
     bins.add(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0.31, 0.39, 1.0]))
-    found = {key: float(value) for key, value in bins.take("val").items()}
+    found = {key: float(value) for key, value in bins.take("val", torch.device("cpu")).items()}
     assert found == {"val_by_time/0.3": 2.0, "val_by_time/0.9": 5.0}
-    assert bins.take("val") == {}
+    assert bins.take("val", torch.device("cpu")) == {}

@@ -121,7 +121,9 @@ class BetaTablePath:
         self.slopes = -torch.minimum(-slopes, steepest).clamp(min=0)
 
     def __call__(self, t: Tensor) -> Coefficients:
-        value, slope = _hermite(self.knots.to(t.device), self.slopes.to(t.device), t.double())
+        if self.knots.device != t.device:  # kept where it was last used: a copy in every step would wait for the GPU
+            self.knots, self.slopes = self.knots.to(t.device), self.slopes.to(t.device)
+        value, slope = _hermite(self.knots, self.slopes, t.double())
         if self.zero_terminal_snr:
             sigma = torch.sqrt((1 - value) * (1 + value))
             c = Coefficients(value, sigma, slope, -value * slope / sigma)

@@ -90,5 +90,7 @@ class LearnedUncertainty(nn.Module):
 
     def forward(self, error: Tensor, snr: Tensor, gain: Tensor) -> Tensor:
         noise = -snr.clamp(1e-12, 1e12).log() / 8  # log(sigma / alpha) / 4, EDM's c_noise
-        u = self.out(math.sqrt(2) * torch.cos(noise[:, None] * self.frequencies + self.phases))[:, 0]  # [B]
+        features = math.sqrt(2) * torch.cos(noise[:, None] * self.frequencies + self.phases)
+        with torch.autocast(snr.device.type, enabled=False):  # the error is float32, and u as large as its log
+            u = self.out(features)[:, 0]  # [B]
         return self.base(error, snr, gain) / u.exp() + u

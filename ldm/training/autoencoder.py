@@ -30,7 +30,8 @@ class AutoencoderModule(ProgressModule):
     The discriminator is not averaged: what it says in a validation is what it says at that moment.
 
     Args:
-        accumulate: micro-batches that a batch is divided into; it equals the whole batch at once.
+        accumulate: micro-batches that a batch is divided into; it equals the whole batch at once
+            (but for discriminator.norm=batch, whose statistics are a micro-batch's).
         trained: all, or the decoder alone (with post_quant_conv), for published encoders that must stay as they are.
         disc_schedule: of the discriminator's rate, counted from its start.
         guard, disc_guard: between each player's gradients and its step.
@@ -183,7 +184,7 @@ class AutoencoderModule(ProgressModule):
         with torch.autocast(x.device.type, enabled=False):  # what is measured is measured in float32
             nll, terms = self.loss.nll(x, x_hat)
             penalty, kl = self.loss.penalty(x, posterior)
-        self.log_terms("val", terms | kl | {"loss": nll + penalty})
+        self.log_terms("val", terms | kl | {"loss": nll + penalty}, images=len(x))
         return {"image_hat": to_image(x_hat), "moments": posterior.moments()}
 
 

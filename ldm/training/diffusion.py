@@ -32,9 +32,10 @@ class TimeBins:
         at = (t * self.bins).long().clamp(0, self.bins - 1)
         self.sums.index_add_(1, at, torch.stack([loss.detach().float(), torch.ones_like(loss)]))
 
-    def take(self, stage: str) -> dict[str, Tensor]:
-        """{"stage_by_time/0.3": mean over [0.3, 0.4)} for bins with any; starts anew."""
-        total, count = mean_over_ranks(self.sums)
+    def take(self, stage: str, device: torch.device) -> dict[str, Tensor]:
+        """{"stage_by_time/0.3": mean over [0.3, 0.4)} for bins with any; starts anew. On the ranks' device: sums that
+        were loaded are on the CPU, where NCCL exchanges nothing."""
+        total, count = mean_over_ranks(self.sums.to(device))
         self.sums = torch.zeros_like(self.sums)
         return {f"{stage}_by_time/{i / self.bins:.1f}": total[i] / count[i] for i in range(self.bins) if count[i] > 0}
 
@@ -71,13 +72,21 @@ class DiffusionModule(ProgressModule):
         if self._device_mesh is not None:
             shard([self.net, self.weighting], self._device_mesh["data_parallel"])
 
+    def on_fit_start(self) -> None:
+        # once: a copy in every step would wait for the GPU
+        self.stats = LatentStats(self.stats.mean.to(self.device), self.stats.std.to(self.device))
+
     def flops_per_image(self) -> float:
         """Three forward passes: a backward one costs two."""
         return 3 * forward_flops(self.net, (1, *self.card["latent_shape"]), (1,), None)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.log("train/grad_norm", whole(get_total_norm(gradients)))
+        norm = whole(get_total_norm(gradients))
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            norm = norm / scaler.get_scale()  # fused optimisers take fp16's scale away themselves, in their step
+        self.log("train/grad_norm", norm)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         moments, y, *noise = batch  # [B, 2C, h, w], [B], perhaps [B, C, h, w]
@@ -91,7 +100,7 @@ class DiffusionModule(ProgressModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """The same loss on held-out latents with labels, at times and with noise that are the same every time."""
         moments, y = batch
-        self.log_terms("val", {"loss": self._loss("val", moments, y)})
+        self.log_terms("val", {"loss": self._loss("val", moments, y)}, images=len(y))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -104,7 +113,7 @@ class DiffusionModule(ProgressModule):
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         for stage, bins in self.bins.items():
-            self.log_dict(bins.take(stage))
+            self.log_dict(bins.take(stage, self.device))
 
     def _rows(self, n: int, draw: Callable[[int], Tensor]) -> Tensor:
         """This rank's n of what one process would draw for the global batch: the number of ranks changes nothing."""

@@ -117,13 +117,11 @@ class ProgressModule(LightningModule):
         ):
             self.log(name, torch.tensor(count, dtype=torch.float64))  # float32 counts to 16.7 million only
 
-    def log_terms(self, stage: str, terms: dict[str, Tensor] | dict[str, float]) -> None:
-        """Log scalars as stage/name; a validation's are averaged over its batches and ranks."""
+    def log_terms(self, stage: str, terms: dict[str, Tensor] | dict[str, float], images: int = 1) -> None:
+        """Log scalars as stage/name; a validation's are averaged over its batches, of so many images, and ranks."""
         validating = stage == "val"
         for name, value in terms.items():
-            self.log(
-                f"{stage}/{name}", value, prog_bar=name == "loss", sync_dist=validating, batch_size=self.batch_size
-            )
+            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", sync_dist=validating, batch_size=images)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         counters = {name: getattr(self, name) for name in ("batches_seen", "images_seen", "rollbacks", "global_batch")}
