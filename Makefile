@@ -28,11 +28,14 @@ demo: $(STAMP) ## digits -> autoencoder -> latents -> flow U-Net -> samples -> m
 	@echo "pictures: runs/autoencoder/reconstructions/ runs/samples/grid.png runs/samples/trajectory.png runs/*/curves.png"
 	@echo "metrics:  runs/metrics/metrics.json"
 
-test: $(STAMP) ## the fast tests (a few minutes)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not slurm"
+# up to four processes of one thread each; a file's tests share what its fixtures trained
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -q
 
-test-slow: $(STAMP) ## the tests that train for minutes
-	$(BIN)/python -m pytest -m "slow" --capture=tee-sys -q
+test: $(STAMP) ## the fast tests (5 to 10 minutes on two cores)
+	$(PARALLEL) -m "not slow and not gpu and not slurm"
+
+test-slow: $(STAMP) ## the tests that train for minutes; their figures are printed at the end
+	$(PARALLEL) -m slow -rP
 
 test-slurm: $(STAMP) ## jobs/ on a SLURM cluster of two nodes (skipped where sbatch is not on PATH)
 	$(BIN)/python -m pytest -m "slurm" -q

@@ -1,11 +1,11 @@
 """Samplers on exact denoisers: order, distribution, cost. Against diffusers: test_samplers_diffusers.py."""
 
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
 import torch
-from closed_forms import PATHS, exact_denoiser, sliced_wasserstein
+from closed_forms import PATHS, MixtureData, exact_denoiser, sliced_wasserstein
 
 from ldm.diffusion.objective import Objective, on_path
 from ldm.diffusion.parameterization import PARAMETERIZATIONS, scale, target_coefficients
@@ -51,20 +51,21 @@ def measured_order(sampler, path, data, exact, x):
 def test_convergence_order_on_a_mixture(path, mixture, sampler):
     """Against the ODE's solution by an adaptive method of order 8 (scipy's DOP853) in float64."""
     path = PATHS[path]
-    x, solution = mixture_solution(path, mixture)
+    x, solution = mixture_solution(path)
     order = measured_order(sampler, path, mixture, solution, x)
     print(f"{name(sampler)}: order {order:.2f}")
     assert order > ORDERS[sampler] - 0.25
     assert sampler in (rk4, unipc, dpmpp_2m) or order < ORDERS[sampler] + 0.25  # h^2 of 2M is small here
 
 
-def mixture_solution(path, mixture):
+@cache
+def mixture_solution(path):
     from scipy.integrate import solve_ivp
 
     from ldm.diffusion.parameterization import velocity
 
     torch.manual_seed(1)
-    x, denoise = torch.randn(12, 2, dtype=torch.float64), exact_denoiser(path, mixture)
+    x, denoise = torch.randn(12, 2, dtype=torch.float64), exact_denoiser(path, MixtureData())
 
     def slope(t, flat):
         t = torch.tensor(t, dtype=torch.float64)
