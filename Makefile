@@ -35,7 +35,7 @@ test: $(STAMP) ## the fast tests (5 to 10 minutes on two cores)
 	$(PARALLEL) -m "not slow and not gpu and not slurm"
 
 test-slow: $(STAMP) ## the tests that train for minutes; their figures are printed at the end
-	$(PARALLEL) -m slow -rP
+	$(PARALLEL) -m slow -raP
 
 test-slurm: $(STAMP) ## jobs/ on a SLURM cluster of two nodes (skipped where sbatch is not on PATH)
 	$(BIN)/python -m pytest -m "slurm" -q

@@ -4,7 +4,7 @@ on the same card, each in its variants; and a profile of a step.
     python jobs/bench_gpu.py [unets] [encoders] [profile]
 
 A line for each: images a second, MFU (of the card's dense bf16 peak), GiB that PyTorch reserved at most (CUDA graphs
-hold memory that no allocation counts). What fails is a line, too.
+hold memory that no allocation counts). A network that fails is a line, too.
 """
 
 import gc
@@ -173,8 +173,11 @@ SECTIONS = {"unets": unets, "encoders": encoders, "profile": profile}
 if __name__ == "__main__":
     if not torch.cuda.is_available():
         sys.exit("jobs/bench_gpu.py measures a CUDA GPU, and torch finds none here; make bench measures the CPU")
+    if unknown := set(sys.argv[1:]) - set(SECTIONS):
+        sys.exit(f"no section {', '.join(unknown)}: there are {', '.join(SECTIONS)}")
+    chosen = [SECTIONS[name] for name in sys.argv[1:] or SECTIONS]
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     print(f"{torch.cuda.get_device_name()}, bf16, batch {BATCH}, torch {torch.__version__}\n")
     print("| what | images a second | MFU | GiB |\n|---|---|---|---|")
-    for name in sys.argv[1:] or SECTIONS:
-        SECTIONS[name]()
+    for section in chosen:
+        section()

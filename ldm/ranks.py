@@ -51,8 +51,9 @@ def pick_device(name: str) -> torch.device:
 
 def precision(device: torch.device) -> str:
     """How this device computes in float32."""
-    fast = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
-    return "float32 (TF32)" if device.type == "cuda" and fast else "float32"
+    allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    fast = allowed and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    return "float32 (TF32)" if fast else "float32"
 
 
 def join_ranks() -> tuple[int, int]:

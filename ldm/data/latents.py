@@ -3,6 +3,7 @@
 import bisect
 import logging
 import resource
+import sys
 import tarfile
 from itertools import accumulate
 from pathlib import Path
@@ -99,7 +100,7 @@ class CachedMoments(Dataset[Any]):
         self.ends = list(accumulate(shard["count"] for shard in shards))
         self.shape, self.views = tuple(cache.manifest["shape"]), cache.manifest["views"]
         self.blocks: dict[int, list[_Block]] = {}
-        _allow_files(len(self.paths))
+        _allow_files(sum(len(shards) for shards in cache.manifest["shards"].values()))  # a process may map both splits
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -121,15 +122,16 @@ class CachedMoments(Dataset[Any]):
 
 def _allow_files(count: int) -> None:
     """Let this process, and the workers that it starts, map so many files: many systems allow 1,024 unless asked."""
-    wanted = count + 512  # Lightning's, wandb's and the images'
-    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most != resource.RLIM_INFINITY and most < wanted:
+    allowed, most = (
+        sys.maxsize if n == resource.RLIM_INFINITY else n for n in resource.getrlimit(resource.RLIMIT_NOFILE)
+    )
+    if most < count + 64:
         raise ValueError(
             f"the latents lie in {count} shards, and this system lets a process open {most} files: raise "
             "its hard limit (ulimit -Hn), or cache them anew with a larger shard_size="
         )
-    if allowed != resource.RLIM_INFINITY and allowed < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    if allowed < count + 512:  # with Lightning's, wandb's and the images' own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(count + 512, most), most))
 
 
 def _open_blocks(path: Path) -> list[_Block]:

@@ -121,7 +121,8 @@ class ProgressModule(LightningModule):
         """Log scalars as stage/name; a validation's are averaged over its batches, of so many images, and ranks."""
         validating = stage == "val"
         for name, value in terms.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", sync_dist=validating, batch_size=images)
+            weight: Any = float(images)  # whole, its mean over ranks would be rounded down
+            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", sync_dist=validating, batch_size=weight)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         counters = {name: getattr(self, name) for name in ("batches_seen", "images_seen", "rollbacks", "global_batch")}

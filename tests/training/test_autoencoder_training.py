@@ -73,7 +73,8 @@ def test_accumulation_equals_one_big_batch(ldm, untrained):
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_two_processes_equal_one_with_the_joint_batch(ldm, untrained, norm):
     r1 = ["loss.r1=0"] if norm == "batch" else []  # R1 needs logits of one image each
-    launch = [sys.executable, "-m", "ldm.train_autoencoder", *EXACT, f"discriminator.norm={norm}", *r1]
+    options = [*EXACT, f"discriminator.norm={norm}", *r1, "trainer.limit_val_batches=1.0"]
+    launch = [sys.executable, "-m", "ldm.train_autoencoder", *options]
     subprocess.run([*launch, "run=one", "batch_size=8"], check=True, capture_output=True)
     two = ["run=two", "batch_size=4", "trainer.devices=2"]
     subprocess.run([*launch, *two], check=True, capture_output=True)
@@ -82,6 +83,9 @@ def test_two_processes_equal_one_with_the_joint_batch(ldm, untrained, norm):
         assert a["images"] == b["images"]
         for key in ("train/disc_weight", "train/grad_norm", "train/disc_grad_norm"):
             assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-9), key
+    scores = [(float(a["val/l1"]), float(b["val/l1"])) for a, b in zip(one, both, strict=True) if a["val/l1"]]
+    assert scores  # of 297 images: 149 and 148
+    assert all(a == pytest.approx(b, rel=1e-6) for a, b in scores)
     assert_same_training("runs/one", "runs/two")
 
 
