@@ -112,18 +112,19 @@ class BetaTablePath:
             alpha = torch.exp(0.5 * knots[1:])
             alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
             knots = torch.cat([torch.ones(1, dtype=torch.float64), alpha])
-        self.knots = knots
         (slopes,) = torch.gradient(knots, edge_order=2)  # by t T, [T + 1]
         falls = (
             -knots.diff()
         )  # no slope beyond three times its neighbours' keeps short tables monotone (Fritsch-Carlson)
         steepest = 3 * torch.minimum(torch.cat([falls[:1], falls]), torch.cat([falls, falls[-1:]]))
-        self.slopes = -torch.minimum(-slopes, steepest).clamp(min=0)
+        slopes = -torch.minimum(-slopes, steepest).clamp(min=0)
+        self.tables = {knots.device: (knots, slopes)}  # one a device: a copy in every step would wait for the GPU
 
     def __call__(self, t: Tensor) -> Coefficients:
-        if self.knots.device != t.device:  # kept where it was last used: a copy in every step would wait for the GPU
-            self.knots, self.slopes = self.knots.to(t.device), self.slopes.to(t.device)
-        value, slope = _hermite(self.knots, self.slopes, t.double())
+        if t.device not in self.tables:
+            (knots, slopes), *_ = self.tables.values()
+            self.tables[t.device] = knots.to(t.device), slopes.to(t.device)
+        value, slope = _hermite(*self.tables[t.device], t.double())
         if self.zero_terminal_snr:
             sigma = torch.sqrt((1 - value) * (1 + value))
             c = Coefficients(value, sigma, slope, -value * slope / sigma)
