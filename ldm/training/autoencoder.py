@@ -168,14 +168,6 @@ class AutoencoderModule(ProgressModule):
             optimizer.step()
         return {name: torch.tensor(value) for name, value in terms.items()}
 
-    @property
-    def scaler(self) -> Any:
-        return getattr(self.trainer.precision_plugin, "scaler", None)
-
-    @property
-    def loss_scale(self) -> float:
-        return 1.0 if self.scaler is None else float(self.scaler.get_scale())
-
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Reconstruct from the posterior mean; returns what the callbacks measure and draw."""
         x = to_x(batch[0])

@@ -82,11 +82,9 @@ class DiffusionModule(ProgressModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = whole(get_total_norm(gradients))
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            norm = norm / scaler.get_scale()  # fused optimisers take fp16's scale away themselves, in their step
-        self.log("train/grad_norm", norm)
+        # fused optimisers take fp16's scale away themselves, in their step
+        scale = self.loss_scale if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
+        self.log("train/grad_norm", whole(get_total_norm(gradients)) / scale)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         moments, y, *noise = batch  # [B, 2C, h, w], [B], perhaps [B, C, h, w]

@@ -78,6 +78,15 @@ class ProgressModule(LightningModule):
         """Images that a batch has over all ranks."""
         return self.batch_size * self.trainer.world_size
 
+    @property
+    def scaler(self) -> Any:
+        """Under trainer.precision=16-mixed, what scales the loss; else None."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    @property
+    def loss_scale(self) -> float:
+        return 1.0 if self.scaler is None else float(self.scaler.get_scale())
+
     def flops_per_image(self) -> float:
         """Floating-point operations that training needs for an image, forward and backward; 0 where it is unknown."""
         return 0.0
@@ -119,10 +128,9 @@ class ProgressModule(LightningModule):
 
     def log_terms(self, stage: str, terms: dict[str, Tensor] | dict[str, float], images: int = 1) -> None:
         """Log scalars as stage/name; a validation's are averaged over its batches, of so many images, and ranks."""
-        validating = stage == "val"
+        weight: Any = float(images)  # whole, its mean over ranks would be rounded down
         for name, value in terms.items():
-            weight: Any = float(images)  # whole, its mean over ranks would be rounded down
-            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", sync_dist=validating, batch_size=weight)
+            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", sync_dist=stage == "val", batch_size=weight)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         counters = {name: getattr(self, name) for name in ("batches_seen", "images_seen", "rollbacks", "global_batch")}
