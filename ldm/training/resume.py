@@ -57,8 +57,8 @@ def _choose(run: Path, module: ProgressModule, why: DivergenceError) -> Path | s
 
 # what the same run may do differently when it goes on: how far, where and how it is watched
 FREE = {"run", "steps", "every", "keep", "num_workers", "batch_size", "trainer", "logger", "returns"}
-# of stage 1: the watch, not the aim
-FREE |= {"init", "features", "accumulate", "health", "guard", "disc_guard"}
+# of stage 1: the watch, not the aim; and what an experiment of `ldm probe` says to the commands after it
+FREE |= {"init", "features", "accumulate", "health", "guard", "disc_guard", "probe"}
 # of stage 2: fingerprints say whether they are the same; and what the sample grids are made by
 FREE |= {"latents", "autoencoder", "verify", "sampler", "grid", "guidance"}
 

@@ -113,16 +113,26 @@ def test_training_follows_the_schedule_in_batches(ldm, pipeline):
     assert rates == pytest.approx([0.005, 0.01, 0.0075, 0.0025])
 
 
-def test_a_run_from_before_an_option_goes_on_where_that_is_off(monkeypatch):
+@pytest.fixture
+def begun(monkeypatch):
+    """A run with one checkpoint, whose config names no shortcut and the probe that it was begun by."""
     card = {
         "kind": "autoencoder",
         "batches_seen": 4,
         "autoencoder": {"channels": 8},
-        "config": {"vae": {"channels": 8}},
+        "config": {"vae": {"channels": 8}, "probe": {"diffusion": ["steps=2"]}},
     }
     monkeypatch.setattr(resume.checkpoints, "newest", lambda run: run / "a.ckpt")
     monkeypatch.setattr(resume.checkpoints, "find", lambda run, kind: (run / "a.ckpt", {resume.checkpoints.CARD: card}))
+
+
+def test_a_run_from_before_an_option_goes_on_where_that_is_off(begun):
     wanted = {"kind": "autoencoder", "autoencoder": {"channels": 8, "shortcut": False}}
     assert resume.resume_point(Path("run"), wanted) == (Path("run/a.ckpt"), 4)
     with pytest.raises(ValueError, match=r"started with autoencoder\.shortcut=False \(now True\)"):
         resume.resume_point(Path("run"), wanted | {"autoencoder": {"channels": 8, "shortcut": True}})
+
+
+def test_an_autoencoder_goes_on_whatever_its_probe_asks_of_the_next_commands(begun):
+    wanted = {"kind": "autoencoder", "autoencoder": {"channels": 8}, "config": {"probe": {"diffusion": ["steps=4"]}}}
+    assert resume.resume_point(Path("run"), wanted) == (Path("run/a.ckpt"), 4)
