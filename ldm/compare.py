@@ -8,6 +8,8 @@ from ldm.files import flat
 
 RECONSTRUCTION = {"psnr": None, "ssim": None, "lpips": "lpips_weights", "rfd": "extractor"}  # and the network of each
 
+OF_PIXELS = ("images", "pixels", "extractor", "extractor_resize")  # of a reference's card: what does not name its place
+
 
 def read(paths: list[str]) -> list[dict[str, Any]]:
     """The two files; ValueError, naming the one that is none."""
@@ -34,7 +36,7 @@ def comparison(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[str], bool]:
     ours, theirs = numbers(a), numbers(b)
     for name in [name for name in ours if name in theirs]:
         (value, depends), (other, others) = ours[name], theirs[name]
-        differ = differences(depends, others)
+        differ = differences(*without_names(depends, others))
         wrong = [line for line in differ if "unknown" not in line.split()]
         judged = "NOT comparable" if wrong else "comparable, if what is unknown is alike" if differ else "comparable"
         lines += [f"{name}: {value:.4f} and {other:.4f}: {judged}", *(f"    {line}" for line in differ)]
@@ -59,6 +61,15 @@ def numbers(metrics: dict[str, Any]) -> dict[str, tuple[float, dict[str, Any]]]:
         depends = {key: value for key, value in own["depends"].items() if key not in others}
         found[f"reconstruction {name}"] = own[name], depends
     return found
+
+
+def without_names(*depends: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where two references have the same pixels, it says nothing that one is a folder and the other its shards."""
+    references = [one.get("reference", {}) for one in depends]
+    if references[0].get("pixels") is None or len({reference.get("pixels") for reference in references}) > 1:
+        return list(depends)
+    named = [{key: reference.get(key) for key in OF_PIXELS} for reference in references]
+    return [one | {"reference": reference} for one, reference in zip(depends, named, strict=True)]
 
 
 def measured(metrics: dict[str, Any]) -> dict[str, Any]:

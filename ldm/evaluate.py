@@ -50,6 +50,7 @@ def chosen(config: DictConfig, run: Path, source: Any, device: Any) -> tuple[dic
 
     from ldm import scores
     from ldm.data.image_sets import SourceSet, open_set
+    from ldm.losses.reconstruction import PerceptualLoss
     from ldm.metrics.features import features_for, load_features
 
     if config.reference is not None and config.features is None:
@@ -65,6 +66,8 @@ def chosen(config: DictConfig, run: Path, source: Any, device: Any) -> tuple[dic
         raise ValueError(
             f"the samples' model was trained on the classes {theirs}, data has {source.class_names}: pass data="
         )
+    if config.reference is None or config.memorisation or config.reconstruction:
+        compare_preparation(stamp.get("preprocessing") or {}, source, refuse=bool(config.memorisation))
     train, held_out = SourceSet(source, ("train",)), SourceSet(source, ("val",))
     example = torch.zeros(2, 3, source.resolution, source.resolution, dtype=torch.uint8)
     name = features_for(config.features, source)
@@ -98,13 +101,27 @@ def chosen(config: DictConfig, run: Path, source: Any, device: Any) -> tuple[dic
             weights = autoencoder.card["config"].get("loss", {}).get("perceptual_pretrained")
             if weights is None:
                 print("reconstruction lpips: left out, as this autoencoder names no VGG16: pass lpips=true or false")
-        options = {"extractor": extractor, "weights": weights, "tile": config.tile}
+        perceptual = None if weights is None else PerceptualLoss(pretrained=weights, key="lpips")
+        options = {"extractor": extractor, "perceptual": perceptual, "tile": config.tile}
         found.append(scores.Reconstruction(autoencoder=autoencoder, held_out=held_out, **options))
     if config.likelihood:
         found.append(likelihood_of(config, stamp, folder, source))
     if not found:
         raise ValueError("nothing to score: pass features=, classifier= or reconstruction=true")
     return stamp | ({} if samples is None else samples.card), found
+
+
+def compare_preparation(theirs: dict[str, Any], source: Any, refuse: bool) -> None:
+    """Say where data is prepared in another way than what the samples' model has seen; ValueError where that would
+    pass copies for new images."""
+    ours = source.preprocessing()
+    other = [key for key in theirs if theirs[key] != ours.get(key)]  # an imported model knows its resolution alone
+    if other:
+        said = " ".join(f"data.{key}={theirs[key]} (now {ours.get(key)})" for key in other)
+        said = f"the samples' model was trained on images of {said}"
+        if refuse:
+            raise ValueError(f"{said}: memorisation needs the same ones")
+        print(f"{said}: its samples are compared with other crops")
 
 
 def folder_of(samples: str) -> Path:

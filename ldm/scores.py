@@ -86,6 +86,10 @@ class FeatureScores:
     neighbours: int
     seed: int
 
+    def __post_init__(self) -> None:
+        if "features" in self.known:  # before either set is read
+            self._same_features(self.known["features"], self.extractor.num_features)
+
     def _files(self) -> dict[str, Path]:
         """Where this reference's statistics are kept, by the kind of its features."""
         if self.folder is None or self.reference is None:
@@ -130,7 +134,7 @@ class FeatureScores:
         scores: dict[str, Any] = {}
         for kind, ours in ((kind, samples.statistics(kind, {})) for kind in samples.moments):
             if kind in real:
-                self._same_features(ours, real[kind])
+                self._same_features(real[kind], len(ours.mean))
                 scores[NAMES[kind]] = {"value": frechet_distance(real[kind], ours), "depends": depends}
         few = [n for n in (count, real["features"].count) if n is not None]
         bias = sum(expected_bias(real["features"].covariance, n) for n in few)
@@ -148,12 +152,12 @@ class FeatureScores:
             scores["inception_score"] = found | {"depends": of_samples | {"seed": self.seed}}
         return scores
 
-    def _same_features(self, ours: Statistics, theirs: Statistics) -> None:
+    def _same_features(self, theirs: Statistics, wanted: int) -> None:
         if (other := theirs.card.get("extractor", self.extractor.identity)) != self.extractor.identity:
             raise ValueError(f"the reference's statistics are of {other}, the samples' of {self.extractor.identity}")
-        if len(ours.mean) != len(theirs.mean):
+        if len(theirs.mean) != wanted:
             raise ValueError(
-                f"the reference's statistics are of {len(theirs.mean)} features, this extractor has {len(ours.mean)}: "
+                f"the reference's statistics are of {len(theirs.mean)} features, this extractor has {wanted}: "
                 "pass the features= that they were made with"
             )
 
@@ -227,14 +231,14 @@ class Reconstruction:
         autoencoder: whose.
         held_out: the images.
         extractor: for rFD; None leaves it out.
-        weights: of VGG16, for LPIPS: true, false (random), a path; None leaves it out.
+        perceptual: LPIPS; None leaves it out.
         tile: side in pixels of the tiles that large images are cut into; None takes them whole.
     """
 
     autoencoder: LoadedAutoencoder
     held_out: ImageSet
     extractor: Extractor | None
-    weights: bool | str | None
+    perceptual: PerceptualLoss | None
     tile: int | None
 
     def __post_init__(self) -> None:
@@ -248,8 +252,7 @@ class Reconstruction:
 
     def look(self, read: Reader) -> dict[str, Any]:
         """Scores over all ranks."""
-        perceptual = None if self.weights is None else PerceptualLoss(pretrained=self.weights)
-        scores = ReconstructionMetrics(perceptual, self.extractor)
+        scores = ReconstructionMetrics(self.perceptual, self.extractor)
         model, factor = self.autoencoder.model.to(read.device), self.autoencoder.model.downsample_factor
         side, overlap = (self.tile, self.tile // 4) if self.tile else (1 << 30, 0)
         with torch.inference_mode():
@@ -257,11 +260,10 @@ class Reconstruction:
                 z = tiled(lambda x: model.encode(x).mean, to_x(image), side, overlap)
                 scores.update(to_image(tiled(model.decode, z, side // factor, overlap // factor)), image)
         scores.to(torch.device("cpu"))  # where ranks exchange finished results
-        names: dict[bool | str, str] = {False: "random VGG16 weights", True: "torchvision's VGG16"}
         depends = {
             "of": "posterior mean",
             "tile": self.tile,
-            "lpips_weights": None if self.weights is None else names.get(self.weights, str(self.weights)),
+            "lpips_weights": None if self.perceptual is None else self.perceptual.identity,
             "extractor": None if self.extractor is None else self.extractor.identity,
         }
         return {"images": scores.images, "depends": depends} | scores.compute()

@@ -16,6 +16,7 @@ from tiny import fails, inside
 from ldm.checkpoint import load_diffusion
 from ldm.compare import comparison
 from ldm.data.image_sets import SourceSet
+from ldm.data.shards import Shards
 from ldm.data.sources import Digits
 from ldm.metrics.features import Pixels
 
@@ -52,6 +53,7 @@ def held_out(ldm):
 
 
 ALONE = ["reconstruction=false"]
+ANY = torch.export.Dim("batch")
 
 
 def test_samples_in_any_form_score_the_same(ldm, held_out):
@@ -78,6 +80,24 @@ def test_samples_in_any_form_score_the_same(ldm, held_out):
     assert found[0]["frechet_distance"]["value"] == pytest.approx(expected, rel=1e-6)
     assert found[0]["precision"]["value"] > 0.8
     assert found[0]["frechet_distance"]["expected_of_perfect_samples"] == pytest.approx(expected, rel=0.5)
+
+
+def test_finished_samples_are_not_prepared_as_the_data_is(ldm, held_out):
+    """Where data is enlarged to be cropped, samples in a folder stay what they are, as those in an .npz do."""
+    as_folder(*digits(), "real")
+    data = ["data=folder", "data.root=real", "data.val_root=theirs", "data.resolution=32", "data.resize=40"]
+    ldm("pack", "run=packed", "data.root=theirs", "data.val_fraction=0.1", "shard_size=100")
+    network = ["features=grey.pt2"]
+    torch.export.save(torch.export.export(Pixels(), (held_out[0][:2],), dynamic_shapes=({0: ANY},)), "grey.pt2")
+    found = []
+    for samples in ("theirs.npz", "theirs", "runs/packed"):
+        ldm("evaluate", f"samples={samples}", *data, *network, *ALONE)
+        found.append(metrics()["frechet_distance"])
+    assert found[1]["value"] == pytest.approx(found[0]["value"], rel=1e-9)
+    assert [one["of"] for one in found] == [found[0]["of"]] * 3
+    as_folder(held_out[0][..., :16], held_out[1], "half")
+    line = fails("evaluate", "samples=half", *data, *network, *ALONE)
+    assert "samples=half has images of 16 x 32 pixels, data.resolution=32" in line
 
 
 def test_any_set_or_statistics_can_be_the_reference(ldm, held_out):
@@ -133,6 +153,17 @@ def test_a_references_statistics_are_computed_once_and_again_when_it_changes(ldm
     np.savez("other.npz", **theirs | {"card": json.dumps(json.loads(str(theirs["card"])) | {"extractor": "another"})})
     line = fails("evaluate", "samples=theirs.npz", "reference=other.npz", *ALONE)
     assert "the reference's statistics are of another, the samples' of grey 8x8 pixels" in line
+    Path("torn.npz").write_bytes(Path("other.npz").read_bytes()[:1000])
+    assert "torn.npz is damaged" in fails("evaluate", "samples=theirs.npz", "reference=torn.npz", *ALONE)
+
+
+def test_urls_alone_tell_remote_shards_apart():
+    commands = [f"pipe:fetch {'x' * 300} host/{name}/0.tar" for name in ("a", "b", "a")]
+    options = {"val_urls": "0.tar", "num_classes": 1, "resolution": 8}
+    sets = [SourceSet(Shards(urls=command, **options), ("train",)) for command in commands]
+    assert sets[0].place != sets[1].place
+    assert sets[0].card["content"] != sets[1].card["content"]
+    assert (sets[0].place, sets[0].card) == (sets[2].place, sets[2].card)
 
 
 def test_a_file_classifies_and_copies_are_found(ldm, held_out):
@@ -210,6 +241,12 @@ def test_two_files_are_compared(ldm, held_out):
     code, said, _ = compare("theirs", "fewer")
     assert code == 1
     assert "NOT comparable\n    samples: 297 and 200" in said
+    as_npz(*digits(), "real.npz")
+    as_folder(*digits(), "real")
+    for name in ("real", "real.npz"):
+        ldm("evaluate", f"run=by_{name}", "samples=theirs.npz", f"reference={name}", *ALONE)
+    code, said, _ = compare("by_real", "by_real.npz")  # the same pixels under two names
+    assert code == 0, said
     Path("runs/none").mkdir()
     Path("runs/none/metrics.json").write_text('{"samples": {}, "versions": {}}')
     assert compare("theirs", "none")[0] == 1
@@ -252,11 +289,18 @@ def test_each_score_of_reconstructions_depends_on_its_own_network():
         (["samples=theirs.npz", "likelihood=5"], "a run of `ldm sample`"),
         (["samples=null", "memorisation=5"], "memorisation needs samples"),
         (["samples=theirs.npz", "keep=0"], "keep=0 must be a whole number"),
+        (["samples=theirs.npz", "reference=none"], "reference=none holds no images"),
+        (["samples=theirs.npz", "reference=splits"], "not classes: pass reference=splits/train"),
+        (["samples=cropped", "memorisation=5"], "data.resize=48 (now 32): memorisation needs the same ones"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(ldm, held_out, overrides, said):
     as_folder(held_out[0][:9], torch.zeros(9), "flat")
-    for name, stamp in (("stamped", {"class_names": ["cat", "dog"]}), ("torn", {"sha256": "0" * 16})):
+    as_folder(held_out[0][:9], torch.zeros(9), "splits/train")
+    Path("none").mkdir()
+    stamps = {"stamped": {"class_names": ["cat", "dog"]}, "torn": {"sha256": "0" * 16}}
+    stamps["cropped"] = {"preprocessing": {"resolution": 32, "resize": 48}}
+    for name, stamp in stamps.items():
         Path(name).mkdir()
         shutil.copy("theirs.npz", f"{name}/samples.npz")
         Path(name, "sample.json").write_text(json.dumps(stamp))
@@ -280,3 +324,12 @@ def test_ranks_score_as_one_process_does(ldm, pipeline):
             assert score["depends"] == together[name]["depends"], name
     for name in ("psnr", "ssim", "lpips", "rfd", "images"):
         assert alone["reconstruction"][name] == pytest.approx(together["reconstruction"][name], rel=1e-5), name
+    as_folder(*digits("val"), "real")  # and where the only held-out image leaves a rank without any
+    data = ["data=folder", "data.root=real", "data.resolution=32", "data.val_fraction=0.003", "features=null"]
+    options = ["samples=null", "autoencoder=runs/autoencoder", *data]
+    for command, run in (([sys.executable, "-m", "ldm.evaluate"], "alone"), (launch, "together")):
+        subprocess.run([*command, *options, f"run={run}"], check=True, capture_output=True)
+    alone, together = metrics("alone")["reconstruction"], metrics("together")["reconstruction"]
+    assert alone["images"] == together["images"] == 1
+    for name in ("psnr", "ssim", "lpips"):
+        assert alone[name] == pytest.approx(together[name], rel=1e-5), name

@@ -1,17 +1,20 @@
 """Sets of images that are compared: an .npz, a folder, shards; ours or other people's."""
 
+import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ldm.data.images import in_order
+from ldm.data.listing import list_images
 from ldm.data.shards import INDEX, Shards
 from ldm.data.sources import Folder, Source, Split, digest
 from ldm.files import read_json, sha256
@@ -52,7 +55,7 @@ class Array:
     def load(cls, file: Path) -> "Array":
         """ValueError, naming the file, if it is damaged or something else."""
         try:
-            with np.load(file) as arrays:
+            with file.open("rb") as stream, np.load(stream) as arrays:  # np.load leaves open what is damaged
                 images, labels = arrays["arr_0"], arrays.get("arr_1")
         except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{file} is damaged, or holds no arr_0: {error}") from None
@@ -80,16 +83,17 @@ class Array:
 
 @dataclass(frozen=True)
 class SourceSet:
-    """Splits of a source of images, prepared as it says."""
+    """Splits of a source of images, prepared as it says; or, `finished`, images that must have its resolution as they
+    are, and are named so where they have not."""
 
     source: Source
     splits: tuple[Split, ...]
+    finished: str | None = None
     stamp: dict[str, Any] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
-        files = [path.resolve() for split in self.splits for path in self.source.files(split)]
-        return digest(*((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+        return digest(*(_state(place) for split in self.splits for place in self.source.places(split)))
 
     @cached_property
     def card(self) -> dict[str, Any]:
@@ -102,17 +106,33 @@ class SourceSet:
         } | self.source.preprocessing()
 
     def batches(self, batch_size: int, num_workers: int, rank: int, world: int) -> Batches:
+        view = partial(_as_it_is, side=self.source.resolution, name=self.finished) if self.finished else None
         for split in self.splits:
-            yield from in_order(self.source, split, batch_size, num_workers, rank, world)
+            yield from in_order(self.source, split, batch_size, num_workers, rank, world, view)
 
 
-def open_set(path: Path, like: Source, key: str) -> ImageSet:
+def _state(place: str) -> tuple[str, int, int] | str:
+    """What tells a file from others and from what it was before; of a URL, only itself."""
+    if not os.path.isfile(place):  # which, unlike Path's, allows commands of any length
+        return place
+    path = Path(place).resolve()
+    return str(path), path.stat().st_size, path.stat().st_mtime_ns
+
+
+def _as_it_is(image: Image.Image, side: int, name: str) -> Tensor:
+    """[3, side, side] uint8: samples are not enlarged or cropped to be scored."""
+    if image.size != (side, side):
+        raise ValueError(f"{name} has images of {image.width} x {image.height} pixels, data.resolution={side}")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def open_set(path: Path, like: Source, key: Literal["samples", "reference"]) -> ImageSet:
     """What lies at a path: a run of `ldm sample`, an .npz, a folder that `ldm pack` made, a folder of images.
 
     Args:
         path: of all of it: neither split is held out.
-        like: the source whose resolution and resize folders and shards are prepared with.
-        key: of the configuration, for messages.
+        like: the source whose resolution they have; a reference in folders or shards is resized and cropped as it says.
+        key: of the configuration.
     """
     if not path.exists():
         raise ValueError(f"{key}={path} holds no {SAMPLES}: run `ldm sample` first, or name what exists")
@@ -122,17 +142,18 @@ def open_set(path: Path, like: Source, key: str) -> ImageSet:
         if (side := found.images.shape[1]) != like.resolution:
             raise ValueError(f"{key} has {side} pixels, data {like.resolution}: pass data.resolution={side}")
         return found
-    prepared: dict[str, Any] = {"resolution": like.resolution, "resize": like.resize, "on_error": like.on_error}
+    finished = f"{key}={path}" if key == "samples" else None
+    resize = None if finished else like.resize
+    prepared: dict[str, Any] = {"resolution": like.resolution, "resize": resize, "on_error": like.on_error}
     if (path / INDEX).exists():
-        return SourceSet(Shards(root=str(path), **prepared), ("train", "val"))
+        return SourceSet(Shards(root=str(path), **prepared), ("train", "val"), finished)
     if (path / "config.yaml").exists():
         raise ValueError(f"{key}={path} holds no {SAMPLES}: run `ldm sample` first, or name another run")
     if shards := sorted(map(str, path.glob("*.tar"))):  # other people's: no names of classes
         urls = "::".join(shards)
-        return SourceSet(Shards(urls=urls, val_urls=urls, num_classes=1, **prepared), ("train",))
-    source = Folder(root=str(path), val_root=str(path), **prepared)
-    source.count("train")  # an error now, not later
-    return SourceSet(source, ("train",))
+        return SourceSet(Shards(urls=urls, val_urls=urls, num_classes=1, **prepared), ("train",), finished)
+    list_images(str(path), key)  # an error now, which names the key
+    return SourceSet(Folder(root=str(path), val_root=str(path), **prepared), ("train",), finished)
 
 
 def holds_images(file: Path) -> bool:

@@ -1,10 +1,11 @@
 """Loaders of images: the datamodule of stage 1, and one pass in order for validation and evaluation."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
 from lightning import LightningDataModule
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -12,11 +13,12 @@ from ldm.data.order import Order, Stretches
 from ldm.data.sources import Sample, Source, Split
 
 PART_SIZE = 128  # images that a worker reads in one go, where the source does not decide
+View = Callable[[Image.Image], Tensor]  # -> [3, R, R] uint8
 
 
-class _CenterViews(IterableDataset[tuple[Tensor, int]]):
-    def __init__(self, source: Source, split: Split, rank: int, world: int) -> None:
-        self.source, self.split, self.rank, self.world = source, split, rank, world
+class _Views(IterableDataset[tuple[Tensor, int]]):
+    def __init__(self, source: Source, split: Split, rank: int, world: int, view: View) -> None:
+        self.source, self.split, self.rank, self.world, self.view = source, split, rank, world, view
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         info = get_worker_info()
@@ -30,14 +32,22 @@ class _CenterViews(IterableDataset[tuple[Tensor, int]]):
         for sample in samples:
             image = self.source.decode(sample)
             if image is not None:
-                yield self.source.center_view(image), sample.label
+                yield self.view(image), sample.label
 
 
 def in_order(
-    source: Source, split: Split, batch_size: int, num_workers: int = 0, rank: int = 0, world: int = 1
+    source: Source,
+    split: Split,
+    batch_size: int,
+    num_workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    view: View | None = None,
 ) -> "DataLoader[Any]":
-    """Batches (image [B, 3, R, R] uint8, label [B]) of a split's centre views, each image once over all ranks."""
-    return DataLoader(_CenterViews(source, split, rank, world), batch_size=batch_size, num_workers=num_workers)
+    """Batches (image [B, 3, R, R] uint8, label [B]) of a split, each image once over all ranks; `view` None is the
+    source's centre view."""
+    views = _Views(source, split, rank, world, view or source.center_view)
+    return DataLoader(views, batch_size=batch_size, num_workers=num_workers)
 
 
 class ImageData(LightningDataModule):

@@ -37,9 +37,10 @@ def list_images(root: str, key: str) -> tuple[list[str], list[tuple[Path, int]]]
         return UNLABELLED, [(p, 0) for p in paths]
     names = sorted({name for name in classes if name is not None})
     if set(names) <= {"train", "val", "validation", "test"}:
+        other = f" data.val_root={root}/{names[-1]}" if key == "data.root" else ""
+        first = "train" if "train" in names else names[0]
         raise ValueError(
-            f"{key}={root} holds splits ({', '.join(names)}), not classes: pass data.root={root}/train "
-            f"data.val_root={root}/{names[-1]}"
+            f"{key}={root} holds splits ({', '.join(names)}), not classes: pass {key}={root}/{first}{other}"
         )
     index = {name: i for i, name in enumerate(names)}
     return names, [(p, index[name]) for p, name in zip(paths, classes, strict=True) if name is not None]

@@ -1,6 +1,7 @@
 """Images in webdataset shards: tars of KEY.jpg (or png, webp) beside KEY.cls, local, by URL or through a pipe."""
 
 import logging
+import os
 import random
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -73,15 +74,16 @@ class Shards(Source):
         """Images in each of the split's shards; empty for urls."""
         return [shard["count"] for shard in self._index["shards"][split]] if self.root is not None else []
 
-    def files(self, split: Split) -> list[Path]:
-        return [Path(url) for url in self.shard_urls(split) if Path(url).exists()]
+    def places(self, split: Split) -> list[str]:
+        return self.shard_urls(split)
 
     def parts(self, split: Split, size: int) -> list[Part]:  # noqa: ARG002
         """One part a shard, whatever the size."""
 
         def part(number: int, url: str) -> Part:
-            size = Path(url).stat().st_size if Path(url).exists() else None  # None: not a local file
-            return Part(f"{split}-{number:06d}", digest(url.rsplit("/", 1)[-1], size), lambda: self.samples(url))
+            # a file may move, and stays what it is; of what is elsewhere only the whole URL, or command, tells
+            content = digest(Path(url).name, Path(url).stat().st_size) if os.path.isfile(url) else digest(url)
+            return Part(f"{split}-{number:06d}", content, lambda: self.samples(url))
 
         return [part(i, url) for i, url in enumerate(self.shard_urls(split))]
 

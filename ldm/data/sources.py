@@ -88,8 +88,8 @@ class Source(ABC):
     def training_loader(self, order: Order, num_workers: int) -> "DataLoader[Any]":
         """Endless batches (image [B, 3, R, R] uint8, label [B]) of the train split, shuffled and augmented."""
 
-    def files(self, split: Split) -> list[Path]:  # noqa: ARG002
-        """The local files that the split lies in, if any."""
+    def places(self, split: Split) -> list[str]:  # noqa: ARG002
+        """The files, or URLs, that the split lies in, if any."""
         return []
 
     def preprocessing(self) -> dict[str, Any]:
@@ -264,8 +264,8 @@ class Folder(IndexedSource):
         root = self.val_root if split == "val" and self.val_root is not None else self.root
         return path.relative_to(root).as_posix()
 
-    def files(self, split: Split) -> list[Path]:
-        return [path for path, _ in self._index[1][split]]
+    def places(self, split: Split) -> list[str]:
+        return [str(path) for path, _ in self._index[1][split]]
 
     def read(self, split: Split, index: int) -> Sample:
         path, label = self._index[1][split][index]

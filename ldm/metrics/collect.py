@@ -81,8 +81,8 @@ def merged(shares: list[Collected]) -> Collected:
 
 
 def sampling(labels: Counter[int]) -> str:
-    """How classes were sampled, as far as labels tell."""
-    if len(labels) < 2:
+    """How classes were sampled, as far as labels tell: all 0 may mean that there are none."""
+    if set(labels) <= {0}:
         return "unknown"
     names = f"0 ... {max(labels)}" if set(labels) == set(range(max(labels) + 1)) else str(sorted(labels))
     spread = max(labels.values()) - min(labels.values())

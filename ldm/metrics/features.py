@@ -106,8 +106,9 @@ class FromFile(Extractor):
         except (RuntimeError, ValueError, AssertionError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(f"{key}={path} can't be used on {list(example.shape)} uint8 images: {reason}") from None
-        if output.dim() != 2:
-            raise ValueError(f"{key}={path} returns the shape {list(output.shape)}, not two dimensions")
+        if not isinstance(output, Tensor) or output.dim() != 2:
+            what = f"the shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise ValueError(f"{key}={path} returns {what}, not a tensor of two dimensions")
         self.num_features = output.shape[1]
         self.identity = f"{path.name}, sha256 {sha256(path)[:16]}"
         self.module = loaded
@@ -132,7 +133,7 @@ def _load_torchscript(path: Path) -> nn.Module:
     with warnings.catch_warnings():
         # torch advises torch.export to those who write such files; published feature networks are TorchScript
         warnings.filterwarnings("ignore", message=".*torch.jit.load.* is deprecated.*", category=FutureWarning)
-        return torch.jit.load(path).eval()
+        return torch.jit.load(path, map_location="cpu").eval()
 
 
 def features_for(name: str | None, source: Source) -> str | None:

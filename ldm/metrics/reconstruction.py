@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torchmetrics.functional.image import peak_signal_noise_ratio
+from torchmetrics.image import StructuralSimilarityIndexMeasure
 
 from ldm.images import to_x
 from ldm.metrics.features import Extractor
@@ -25,7 +26,8 @@ class ReconstructionMetrics:
     def __init__(self, perceptual: Callable[[Tensor, Tensor], Tensor] | None, features: Extractor | None) -> None:
         self.perceptual, self.features = perceptual, features
         self.means: dict[str, Metric] = {
-            "psnr": PeakSignalNoiseRatio(data_range=255.0, dim=(1, 2, 3), reduction="elementwise_mean"),
+            # not PeakSignalNoiseRatio, whose lists of images break where a rank has none
+            "psnr": MeanMetric().set_dtype(torch.float64),
             "ssim": StructuralSimilarityIndexMeasure(data_range=255.0),
         }
         if perceptual is not None:
@@ -41,12 +43,11 @@ class ReconstructionMetrics:
     def update(self, image_hat: Tensor, image: Tensor) -> None:
         """Both uint8 [B, 3, H, W]."""
         self.to(image.device)
-        for name, metric in self.means.items():
-            if name == "lpips":
-                assert self.perceptual is not None
-                metric.update(self.perceptual(to_x(image), to_x(image_hat)))
-            else:
-                metric.update(image_hat.float(), image.float())
+        pair = image_hat.float(), image.float()
+        self.means["psnr"].update(peak_signal_noise_ratio(*pair, data_range=255.0, dim=(1, 2, 3), reduction="none"))
+        self.means["ssim"].update(*pair)
+        if self.perceptual is not None:
+            self.means["lpips"].update(self.perceptual(to_x(image), to_x(image_hat)))
         if self.features is not None:
             for moments, images in zip(self.moments, (image, image_hat), strict=True):
                 moments.update(self.features.to(image.device)(images))

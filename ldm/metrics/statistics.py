@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -64,13 +65,16 @@ class Statistics:
 
 def known_statistics(path: Path) -> dict[str, Statistics]:
     """By kind of features, what a file of statistics holds; {} if it is something else. ADM's files have those of sFID,
-    too, as mu_s and sigma_s."""
+    too, as mu_s and sigma_s. ValueError, naming the file, if it is damaged."""
     if path.suffix != ".npz" or not path.exists():
         return {}
-    with np.load(path) as arrays:
-        kinds = {"features": "", "spatial": "_s"}
-        names = {kind: end for kind, end in kinds.items() if f"mu{end}" in arrays and f"sigma{end}" in arrays}
-    return {kind: Statistics.load(path, end) for kind, end in names.items()}
+    kinds = {"features": "", "spatial": "_s"}
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:  # np.load leaves open what is damaged
+            names = {kind: end for kind, end in kinds.items() if f"mu{end}" in arrays and f"sigma{end}" in arrays}
+        return {kind: Statistics.load(path, end) for kind, end in names.items()}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 class Moments(Metric):

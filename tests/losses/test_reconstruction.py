@@ -1,3 +1,4 @@
+import hashlib
 from copy import deepcopy
 from urllib.error import URLError
 
@@ -40,11 +41,15 @@ def test_weights_from_a_file_are_those_of_torchvision(tmp_path, loss):
     oracle.net.load_state_dict(state)
     torch.testing.assert_close(ours(x, x_hat), oracle(x, x_hat).flatten())
     assert not torch.equal(ours(x, x_hat), loss(x, x_hat))
+    digest = hashlib.sha256((tmp_path / "vgg16.pth").read_bytes()).hexdigest()
+    assert ours.identity == f"VGG16 weights, sha256 {digest[:16]}"
 
 
 def test_missing_weights_say_where_to_put_them(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"nowhere\.pth is not there .* loss\.perceptual_pretrained=PATH"):
         PerceptualLoss(pretrained=str(tmp_path / "nowhere.pth"))
+    with pytest.raises(ValueError, match=r"name the file in lpips=PATH"):
+        PerceptualLoss(pretrained=str(tmp_path / "nowhere.pth"), key="lpips")
 
     def offline(*_, **__):
         raise URLError("no network")

@@ -1,4 +1,5 @@
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from prdc import compute_prdc
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 from torchmetrics.image.inception import InceptionScore
 
+from ldm.metrics.collect import sampling
 from ldm.metrics.distribution import inception_score, kernel_distance, neighbourhoods
 from ldm.metrics.neighbours import Neighbours
 from ldm.metrics.statistics import Subset, pixel_hashes
@@ -102,3 +104,16 @@ def test_a_subset_is_even_over_classes_in_turn_and_the_same_for_all_ranks():
     counts = torch.bincount(index % 10, minlength=10)
     assert counts.min() > 60  # of 100: four standard deviations
     assert counts.max() < 140
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ({0: 9}, "unknown"),
+        ({3: 9}, "equally many of the classes [3]"),
+        ({0: 4, 1: 5}, "equally many of the classes 0 ... 1"),
+        ({0: 4, 2: 9}, "not equally many of the classes [0, 2]"),
+    ],
+)
+def test_how_classes_were_sampled_is_said_as_far_as_labels_tell(labels, said):
+    assert sampling(Counter(labels)) == said

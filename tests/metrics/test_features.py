@@ -54,6 +54,14 @@ def test_features_that_can_not_be_used_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"bad\.pt can't be used"):
         load_features(str(tmp_path / "bad.pt"), images(2))
 
+    class Two(nn.Module):
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return image, image
+
+    torch.export.save(torch.export.export(Two(), (images(2),)), tmp_path / "two.pt2")
+    with pytest.raises(ValueError, match=r"two\.pt2 returns a tuple, not a tensor"):
+        load_features(str(tmp_path / "two.pt2"), images(2))
+
 
 def test_inception_offline_says_where_the_file_goes(monkeypatch):
     def offline(*_, **__):
