@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forms import as_folder, as_npz, digits
 from tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, run_command
 
 Command = Callable[..., None]
@@ -36,3 +37,12 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run_command("cache-latents", "shard_size=600")
         run_command("train-diffusion", *TINY_DIFFUSION, *CPU)
     return folder
+
+
+@pytest.fixture
+def held_out(ldm):
+    """The held-out digits as somebody's samples, in every form."""
+    images, labels = digits("val")
+    as_npz(images, labels, "theirs.npz")
+    as_folder(images, labels, "theirs")
+    return images, labels

@@ -10,49 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forms import ALONE, as_folder, as_npz, digits, metrics
 from PIL import Image
 from tiny import fails, inside
 
 from ldm.checkpoint import load_diffusion
-from ldm.compare import comparison
 from ldm.data.image_sets import SourceSet
-from ldm.data.shards import Shards
-from ldm.data.sources import Digits
 from ldm.metrics.features import Pixels
 
-
-def metrics(run="metrics"):
-    return json.loads(Path(f"runs/{run}/metrics.json").read_text())
-
-
-def digits(split="train"):
-    images, labels = zip(*SourceSet(Digits(resolution=32), (split,)).batches(500, 0, 0, 1), strict=True)
-    return torch.cat(images), torch.cat(labels)
-
-
-def as_npz(images, labels, path):
-    np.savez(path, arr_0=images.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
-    return path
-
-
-def as_folder(images, labels, folder):
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        path = Path(folder, str(int(label)), f"{i:05d}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
-    return folder
-
-
-@pytest.fixture
-def held_out(ldm):
-    """The held-out digits as somebody's samples, in every form."""
-    images, labels = digits("val")
-    as_npz(images, labels, "theirs.npz")
-    as_folder(images, labels, "theirs")
-    return images, labels
-
-
-ALONE = ["reconstruction=false"]
 ANY = torch.export.Dim("batch")
 
 
@@ -157,15 +122,6 @@ def test_a_references_statistics_are_computed_once_and_again_when_it_changes(ldm
     assert "torn.npz is damaged" in fails("evaluate", "samples=theirs.npz", "reference=torn.npz", *ALONE)
 
 
-def test_urls_alone_tell_remote_shards_apart():
-    commands = [f"pipe:fetch {'x' * 300} host/{name}/0.tar" for name in ("a", "b", "a")]
-    options = {"val_urls": "0.tar", "num_classes": 1, "resolution": 8}
-    sets = [SourceSet(Shards(urls=command, **options), ("train",)) for command in commands]
-    assert sets[0].place != sets[1].place
-    assert sets[0].card["content"] != sets[1].card["content"]
-    assert (sets[0].place, sets[0].card) == (sets[2].place, sets[2].card)
-
-
 def test_a_file_classifies_and_copies_are_found(ldm, held_out):
     images, labels = digits()
     weights = torch.linalg.lstsq(Pixels()(images), torch.nn.functional.one_hot(labels).float()).solution
@@ -219,51 +175,6 @@ def test_samples_name_the_model_whose_likelihood_is_bounded(ldm, pipeline):
     assert alone["likelihood"]["rtol"] == 1e-4
     stamp = metrics("bits")["samples"]
     assert stamp.keys() >= {"model", "autoencoder", "sampler", "grid", "evaluations", "guidance", "seed", "precision"}
-
-
-def test_two_files_are_compared(ldm, held_out):
-    images, labels = held_out
-    as_npz(images[:200], labels[:200], "fewer.npz")
-    as_npz(images.flip(0), labels.flip(0), "others.npz")
-    for samples in ("theirs", "fewer", "others"):
-        ldm("evaluate", f"run={samples}", f"samples={samples}.npz", *ALONE)
-
-    def compare(*runs):
-        command = [sys.executable, "-m", "ldm", "evaluate", "--compare", *(f"runs/{run}/metrics.json" for run in runs)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        return done.returncode, done.stdout, done.stderr
-
-    code, said, _ = compare("theirs", "others")
-    assert code == 0
-    assert "NOT" not in said
-    assert "frechet_distance: " in said
-    assert "sha256: " in said  # of the samples, which is what differs
-    code, said, _ = compare("theirs", "fewer")
-    assert code == 1
-    assert "NOT comparable\n    samples: 297 and 200" in said
-    as_npz(*digits(), "real.npz")
-    as_folder(*digits(), "real")
-    for name in ("real", "real.npz"):
-        ldm("evaluate", f"run=by_{name}", "samples=theirs.npz", f"reference={name}", *ALONE)
-    code, said, _ = compare("by_real", "by_real.npz")  # the same pixels under two names
-    assert code == 0, said
-    Path("runs/none").mkdir()
-    Path("runs/none/metrics.json").write_text('{"samples": {}, "versions": {}}')
-    assert compare("theirs", "none")[0] == 1
-    code, _, said = compare("theirs", "nothing")
-    assert code == 1
-    assert said.startswith("ldm: error: runs/nothing/metrics.json is no metrics.json")
-
-
-def test_each_score_of_reconstructions_depends_on_its_own_network():
-    depends = {"tile": None, "lpips_weights": "random VGG16 weights", "extractor": "pixels"}
-    scores = {"psnr": 20.0, "ssim": 0.5, "lpips": 0.1, "rfd": 3.0, "autoencoder": "aaaa"}
-    files = [{"samples": {}, "versions": {}, "reconstruction": scores | {"depends": depends}}]
-    others = scores | {"autoencoder": "bbbb", "depends": depends | {"lpips_weights": "torchvision's VGG16"}}
-    lines, fair = comparison(*files, {"samples": {}, "versions": {}, "reconstruction": others})
-    assert [line.split()[1] for line in lines if "NOT" in line] == ["lpips:"]
-    assert "    autoencoder: aaaa and bbbb" in lines
-    assert not fair
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ class SourceSet:
         } | self.source.preprocessing()
 
     def batches(self, batch_size: int, num_workers: int, rank: int, world: int) -> Batches:
-        view = partial(_as_it_is, side=self.source.resolution, name=self.finished) if self.finished else None
+        view = partial(_as_it_is, source=self.source, name=self.finished) if self.finished else None
         for split in self.splits:
             yield from in_order(self.source, split, batch_size, num_workers, rank, world, view)
 
@@ -119,11 +119,12 @@ def _state(place: str) -> tuple[str, int, int] | str:
     return str(path), path.stat().st_size, path.stat().st_mtime_ns
 
 
-def _as_it_is(image: Image.Image, side: int, name: str) -> Tensor:
-    """[3, side, side] uint8: samples are not enlarged or cropped to be scored."""
-    if image.size != (side, side):
-        raise ValueError(f"{name} has images of {image.width} x {image.height} pixels, data.resolution={side}")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+def _as_it_is(image: Image.Image, source: Source, name: str) -> Tensor:
+    """[3, R, R] uint8: samples are not enlarged or cropped to be scored."""
+    if image.size != (source.resolution, source.resolution):
+        size = f"{image.width} x {image.height}"
+        raise ValueError(f"{name} has images of {size} pixels, data.resolution={source.resolution}")
+    return source.center_view(image)
 
 
 def open_set(path: Path, like: Source, key: Literal["samples", "reference"]) -> ImageSet:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from image_files import write_images
 
+from ldm.data.image_sets import SourceSet
 from ldm.data.order import Order
 from ldm.data.shards import Shards, _ShardStream, pack
 from ldm.data.sources import Folder
@@ -105,3 +106,12 @@ def test_unusable_options(tmp_path):
     write_images(tmp_path / "folder", 2)
     with pytest.raises(ValueError, match=r"holds no index\.json"):
         Shards(root=str(tmp_path / "folder"), resolution=16).shard_urls("train")
+
+
+def test_urls_alone_tell_remote_shards_apart():
+    commands = [f"pipe:fetch {'x' * 300} host/{name}/0.tar" for name in ("a", "b", "a")]
+    options = {"val_urls": "0.tar", "num_classes": 1, "resolution": 8}
+    sets = [SourceSet(Shards(urls=command, **options), ("train",)) for command in commands]
+    assert sets[0].place != sets[1].place
+    assert sets[0].card["content"] != sets[1].card["content"]
+    assert (sets[0].place, sets[0].card) == (sets[2].place, sets[2].card)
