@@ -35,7 +35,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         h = self.qkv(self.norm(x.flatten(2)))  # [B, heads (q k v) C/heads, hw]: heads first, then q, k, v, as in LDM
         h = h.unflatten(1, (self.num_heads, 3, -1)).transpose(3, 4)  # [B, heads, 3, hw, C/heads]
-        q, k, v = h.unbind(2)
+        q, k, v = h.contiguous().unbind(2)  # in other orders there is no fused kernel
         h = attend(q, k, v, self.qk_norm).transpose(2, 3)  # [B, heads, C/heads, hw]
         return x + self.proj_out(h.flatten(1, 2)).reshape(x.shape)
 

@@ -48,8 +48,8 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        # [B, 1, hw, C]: the fused kernels take four dimensions only
-        q, k, v = (f(h).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v))
+        # [B, 1, hw, C]: the fused kernels take four dimensions only, the last one's elements side by side
+        q, k, v = (f(h).flatten(2).transpose(1, 2)[:, None].contiguous() for f in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
         return x + self.proj_out(h)
 
