@@ -8,10 +8,11 @@ import torch
 from rich.progress import track
 
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
-from ldm.data.image_sets import SourceSet, first
+from ldm.data.image_sets import spread
 from ldm.data.sources import Source
 from ldm.diffusion import likelihood as terms
 from ldm.images import to_x
+from ldm.metrics.statistics import fingerprint, pixel_hashes
 
 
 def check(source: Source, card: dict[str, Any], found: LoadedAutoencoder) -> None:
@@ -45,19 +46,20 @@ def bits_per_dim(
     net, autoencoder = model.net.to(device), found.model.to(device)
     torch.manual_seed(seed)
     with torch.inference_mode():
-        seen = [to_x(image.to(device)) for image, _ in first(SourceSet(source, ("train",)), num, batch_size)]
+        seen = [to_x(image.to(device)) for image, _ in spread(source, "train", num, batch_size)]
         errors = [(x - autoencoder.decode(autoencoder.encode(x).sample())).abs().mean((1, 2, 3)) for x in seen]
-    spread = float(torch.cat(errors).mean())  # the most likely one of a Laplace distribution
+    scale_of_errors = float(torch.cat(errors).mean())  # the most likely one of a Laplace distribution
 
     rows: dict[str, list[Any]] = {"decoder": [], "entropy": [], "latent": [], "error": []}
     evaluations = []
-    batches = list(first(SourceSet(source, ("val",)), num, batch_size))
+    batches, pixels_seen = list(spread(source, "val", num, batch_size)), 0
     for image, y in track(batches, description="likelihood"):
+        pixels_seen += sum(pixel_hashes(image).tolist())
         image, y = image.to(device), y.to(device)
         with torch.no_grad():
             posterior = autoencoder.encode(to_x(image))
             z = posterior.sample()
-            rows["decoder"].append(terms.decoder_log_likelihood(image, autoencoder.decode(z), spread))
+            rows["decoder"].append(terms.decoder_log_likelihood(image, autoencoder.decode(z), scale_of_errors))
             rows["entropy"].append(terms.posterior_entropy(posterior.std).double())
         denoise = model.objective.denoiser(net, y)
         value = terms.log_likelihood(denoise, model.objective.path, model.stats.normalize(z), **options)
@@ -86,7 +88,9 @@ def bits_per_dim(
         "hutchinson_error_in_latent_bits": None if math.isnan(error) else error / (dimensions * math.log(2)),
         "images": count,
         "split": "val",
-        "laplace_spread": spread,
+        "pixels": fingerprint(pixels_seen),
+        "batch_size": batch_size,  # noise is drawn, and steps are chosen, for a batch
+        "laplace_spread": scale_of_errors,
         "evaluations": sum(evaluations) / len(evaluations),
         "likelihood": options,
         "model": model.fingerprint,

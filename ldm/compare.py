@@ -6,9 +6,18 @@ from typing import Any
 
 from ldm.files import flat
 
+WRONG = "NOT comparable"
 RECONSTRUCTION = {"psnr": None, "ssim": None, "lpips": "lpips_weights", "rfd": "extractor"}  # and the network of each
 
-OF_PIXELS = ("images", "pixels", "extractor", "extractor_resize")  # of a reference's card: what does not name its place
+OF_PIXELS = ("images", "pixels", "extractor", "extractor_resize")  # of a set's card: what does not name its place
+
+# what changes an unbiased score's noise, but not what it is to be expected to be
+NOISE = {
+    "kernel_distance": ("samples", "kept", "seed"),
+    "class_accuracy": ("samples",),
+    "inception_score": ("seed",),
+    "bits_per_dim": ("seed", "batch_size"),
+}
 
 
 def read(paths: list[str]) -> list[dict[str, Any]]:
@@ -37,19 +46,28 @@ def comparison(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[str], bool]:
     for name in [name for name in ours if name in theirs]:
         (value, depends), (other, others) = ours[name], theirs[name]
         differ = differences(*without_names(depends, others))
-        wrong = [line for line in differ if "unknown" not in line.split()]
-        judged = "NOT comparable" if wrong else "comparable, if what is unknown is alike" if differ else "comparable"
-        lines += [f"{name}: {value:.4f} and {other:.4f}: {judged}", *(f"    {line}" for line in differ)]
-        fair = fair and not wrong
+        judged = judgement(differ, NOISE.get(name, ()))
+        lines += [f"{name}: {value:.4g} and {other:.4g}: {judged}", *(f"    {line}" for line in lines_of(differ))]
+        fair = fair and judged != WRONG
     if not ours.keys() & theirs.keys():
         lines, fair = ["the files have no score in common"], False
     if missing := sorted(ours.keys() ^ theirs.keys()):
         lines.append(f"in one of the files only: {', '.join(missing)}")
     lines.append("what differs between the samples and the autoencoders:")
-    lines += [f"    {line}" for line in differences(measured(a), measured(b))] or ["    nothing"]
-    if versions := differences(a["versions"], b["versions"]):
+    lines += [f"    {line}" for line in lines_of(differences(measured(a), measured(b)))] or ["    nothing"]
+    if versions := lines_of(differences(a["versions"], b["versions"])):
         lines += ["what differs between the programs:", *(f"    {line}" for line in versions)]
     return lines, fair
+
+
+def judgement(differ: dict[str, tuple[Any, Any]], noise: tuple[str, ...]) -> str:
+    """Of two numbers whose dependencies differ in these keys, where those of `noise` are harmless but for noise."""
+    harmful = {key: pair for key, pair in differ.items() if key not in noise}
+    if any("unknown" not in pair for pair in harmful.values()):
+        return WRONG
+    if harmful:
+        return "comparable, if what is unknown is alike"
+    return "comparable, but for more or other noise" if differ else "comparable"
 
 
 def numbers(metrics: dict[str, Any]) -> dict[str, tuple[float, dict[str, Any]]]:
@@ -64,12 +82,14 @@ def numbers(metrics: dict[str, Any]) -> dict[str, tuple[float, dict[str, Any]]]:
 
 
 def without_names(*depends: dict[str, Any]) -> list[dict[str, Any]]:
-    """Where two references have the same pixels, it says nothing that one is a folder and the other its shards."""
-    references = [one.get("reference", {}) for one in depends]
-    if references[0].get("pixels") is None or len({reference.get("pixels") for reference in references}) > 1:
-        return list(depends)
-    named = [{key: reference.get(key) for key in OF_PIXELS} for reference in references]
-    return [one | {"reference": reference} for one, reference in zip(depends, named, strict=True)]
+    """Where two sets have the same pixels, it says nothing that one is a folder and the other its shards."""
+    named = [dict(one) for one in depends]
+    for key in named[0].keys() & named[1].keys():
+        sets = [one[key] for one in named]
+        if all(isinstance(one, dict) and one.get("pixels") for one in sets) and sets[0]["pixels"] == sets[1]["pixels"]:
+            for one in named:
+                one[key] = {name: one[key].get(name) for name in OF_PIXELS}
+    return named
 
 
 def measured(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -78,8 +98,12 @@ def measured(metrics: dict[str, Any]) -> dict[str, Any]:
     return metrics["samples"] | metrics.get("frechet_distance", {}).get("of", {}) | own
 
 
-def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """One line for each key that differs between two nested dicts."""
+def differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Both values of each key that differs between two nested dicts."""
     ours, theirs = flat(a), flat(b)
-    keys = list(dict.fromkeys([*ours, *theirs]))
-    return [f"{k}: {ours.get(k, '-')} and {theirs.get(k, '-')}" for k in keys if ours.get(k) != theirs.get(k)]
+    keys = dict.fromkeys([*ours, *theirs])
+    return {k: (ours.get(k, "-"), theirs.get(k, "-")) for k in keys if ours.get(k) != theirs.get(k)}
+
+
+def lines_of(differ: dict[str, tuple[Any, Any]]) -> list[str]:
+    return [f"{key}: {ours} and {theirs}" for key, (ours, theirs) in differ.items()]

@@ -1,6 +1,7 @@
 """Score samples against real images, and the autoencoder's reconstructions: metrics.json."""
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def main(config: DictConfig, run: Path) -> float | None:
     for i, score in enumerate(scores):
         metrics |= score.compute([share[i] for share in shares])
     computed = f"{precision(device)} features, float64 sums"
-    versions = {"ldm": __version__, "torch": torch.__version__, "precision": computed}
+    libraries = {name: version(name) for name in ("torch-fidelity", "torchmetrics", "lpips")}
+    versions = {"ldm": __version__, "torch": torch.__version__, "precision": computed} | libraries
     write_config(config, run)
     write_json(run / "metrics.json", metrics | {"samples": stamp, "versions": versions})
     values = report(metrics, run)
@@ -48,8 +50,9 @@ def chosen(config: DictConfig, run: Path, source: Any, device: Any) -> tuple[dic
     """What is known of the samples, and the scores that are asked for; ValueError before anything is computed."""
     import torch
 
-    from ldm import scores
+    from ldm import model_scores, scores
     from ldm.data.image_sets import SourceSet, open_set
+    from ldm.data.sources import Digits
     from ldm.losses.reconstruction import PerceptualLoss
     from ldm.metrics.features import features_for, load_features
 
@@ -69,23 +72,17 @@ def chosen(config: DictConfig, run: Path, source: Any, device: Any) -> tuple[dic
     if config.reference is None or config.memorisation or config.reconstruction:
         compare_preparation(stamp.get("preprocessing") or {}, source, refuse=bool(config.memorisation))
     train, held_out = SourceSet(source, ("train",)), SourceSet(source, ("val",))
+    against = of_reference(config, train, device)
     example = torch.zeros(2, 3, source.resolution, source.resolution, dtype=torch.uint8)
-    name = features_for(config.features, source)
+    digits = config.reference is None or stamp.get("preprocessing") == source.preprocessing()  # or someone's images
+    name = features_for(config.features, digits=isinstance(source, Digits) and (digits or config.features == "pixels"))
     extractor: Any = None if name is None else load_features(name, example).to(device)
 
     found: list[Any] = []
     if samples is not None and extractor is not None:
-        found.append(scores.FeatureScores(samples=samples, extractor=extractor, **of_reference(config, train)))
+        found.append(scores.FeatureScores(samples=samples, extractor=extractor, **against))
     if config.classifier is not None:
-        if getattr(samples, "labels", True) is None:
-            raise ValueError(
-                f"samples={config.samples} has no labels (arr_1) for a classifier to find: pass classifier=null"
-            )
-        if isinstance(samples, SourceSet) and samples.source.class_names != source.class_names:
-            raise ValueError(
-                f"samples={config.samples} has the classes {samples.source.class_names}, data {source.class_names}: "
-                "a classifier needs the same, in the same order; or pass classifier=null"
-            )
+        check_labels(config.samples, samples, source.class_names)
         classifier = build_classifier(config.classifier, train, example, device)
         found.append(scores.ClassAccuracy(samples=samples, held_out=held_out, classifier=classifier))
     if config.memorisation:
@@ -103,12 +100,32 @@ def chosen(config: DictConfig, run: Path, source: Any, device: Any) -> tuple[dic
                 print("reconstruction lpips: left out, as this autoencoder names no VGG16: pass lpips=true or false")
         perceptual = None if weights is None else PerceptualLoss(pretrained=weights, key="lpips")
         options = {"extractor": extractor, "perceptual": perceptual, "tile": config.tile}
-        found.append(scores.Reconstruction(autoencoder=autoencoder, held_out=held_out, **options))
+        found.append(model_scores.Reconstruction(autoencoder=autoencoder, held_out=held_out, **options))
     if config.likelihood:
         found.append(likelihood_of(config, stamp, folder, source))
     if not found:
         raise ValueError("nothing to score: pass features=, classifier= or reconstruction=true")
     return stamp | ({} if samples is None else samples.card), found
+
+
+def check_labels(name: str, samples: Any, class_names: list[str]) -> None:
+    """ValueError where a classifier of these classes can't tell which samples are right."""
+    from ldm.data.image_sets import Array
+
+    if isinstance(samples, Array):
+        if samples.labels is None:
+            raise ValueError(f"samples={name} has no labels (arr_1) for a classifier to find: pass classifier=null")
+        if not 0 <= samples.labels.min() <= samples.labels.max() < len(class_names):
+            labels = f"{samples.labels.min()} ... {samples.labels.max()}"
+            raise ValueError(
+                f"samples={name} has the labels {labels}, data has {len(class_names)} classes: pass data=, or "
+                "classifier=null"
+            )
+    elif samples.source.class_names != class_names:
+        raise ValueError(
+            f"samples={name} has the classes {samples.source.class_names}, data {class_names}: "
+            "a classifier needs the same, in the same order; or pass classifier=null"
+        )
 
 
 def compare_preparation(theirs: dict[str, Any], source: Any, refuse: bool) -> None:
@@ -129,11 +146,15 @@ def folder_of(samples: str) -> Path:
     return Path(samples).parent if Path(samples).suffix == ".npz" else Path(samples)
 
 
-def of_reference(config: DictConfig, train: Any) -> dict[str, Any]:
+def of_reference(config: DictConfig, train: Any, device: Any) -> dict[str, Any]:
     """What the samples' features are compared with, and how."""
     from ldm.data.image_sets import holds_images, open_set
     from ldm.metrics.statistics import known_statistics
+    from ldm.ranks import precision
 
+    neighbours = {name: whole(config.neighbours, name) for name in config.neighbours}
+    if config.keep <= max(neighbours.values()):
+        raise ValueError(f"keep={config.keep} must be more than neighbours={neighbours}")
     reference, known = train, {}
     if config.reference is not None:
         path = Path(config.reference)
@@ -144,7 +165,8 @@ def of_reference(config: DictConfig, train: Any) -> dict[str, Any]:
         "known": known,
         "folder": None if config.statistics is None else Path(config.statistics),
         "keep": whole(config, "keep"),
-        "neighbours": whole(config, "neighbours"),
+        "neighbours": neighbours,
+        "precision": precision(device),
         "seed": config.seed,
     }
 
@@ -164,7 +186,7 @@ def likelihood_of(config: DictConfig, stamp: dict[str, Any], folder: Path, sourc
     """Of the model that made the samples."""
     from ldm.bits_per_dim import check
     from ldm.checkpoint import load_diffusion
-    from ldm.scores import Bits
+    from ldm.model_scores import Bits
 
     if "model_path" not in stamp:
         raise ValueError("likelihood is of samples that name their model: a run of `ldm sample`")
@@ -200,17 +222,21 @@ def report(metrics: dict[str, Any], run: Path) -> dict[str, float]:
     own = metrics.get("reconstruction", {})
     values |= {f"reconstruction/{k}": own[k] for k in ("psnr", "ssim", "lpips", "rfd") if k in own}
     for name, value in values.items():
-        print(f"{name.replace('/', ' ')}: {value:.4f}")
+        print(f"{name.replace('/', ' ')}: {value:.4g}")
     distance = metrics.get("frechet_distance")
     if distance is not None:
-        reference = distance["depends"]["reference"]
-        print(f"features: {distance['depends']['extractor']}; reference: {reference.get('set', 'known statistics')}")
-    if distance is not None and distance["depends"]["samples"] < FEW:
-        count, bias = distance["depends"]["samples"], distance["expected_of_perfect_samples"]
-        print(
-            f"{count} samples, fewer than {FEW}: perfect ones would score {bias:.4f} (for Gaussian features), and only "
-            "distances of equally many may be compared"
-        )
+        depends, reference = distance["depends"], distance["depends"]["reference"]
+        print(f"features: {depends['extractor']}; reference: {reference.get('set', 'known statistics')}")
+        count, real = depends["samples"], reference["images"]
+        if min(count, real or count) < FEW:
+            perfect = f"{distance['expected_of_perfect_samples']:.4g}"
+            print(
+                f"{count} samples against {real or 'unknown'} images, fewer than {FEW}: perfect samples would score "
+                f"{perfect} (for Gaussian features), and only distances of equally many may be compared"
+            )
+    if "kernel_distance" in metrics and "precision" not in metrics:
+        kept = metrics["kernel_distance"]["depends"]["kept"]
+        print(f"precision, recall, density and coverage are left out: {kept[0]} and {kept[1]} images are too few")
     print(f"scores and what each depends on: {run}/metrics.json")
     return values
 

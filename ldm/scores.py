@@ -1,4 +1,4 @@
-"""What `ldm evaluate` can say of samples and of an autoencoder. Each score is one class of two methods:
+"""What `ldm evaluate` can say of samples (of models: model_scores.py). Each score is one class of two methods:
 
 look      on every rank: pass over this rank's share of the images
 compute   on rank 0, from all ranks' shares: entries of metrics.json, each beside what it depends on
@@ -17,24 +17,19 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from ldm.bits_per_dim import bits_per_dim
-from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
 from ldm.data.image_sets import ImageSet, SourceSet, some
-from ldm.data.sources import Source, digest
-from ldm.images import grid, save_png, to_image, to_x
-from ldm.losses.reconstruction import PerceptualLoss
+from ldm.data.sources import digest
+from ldm.images import grid, save_png
 from ldm.metrics.classifier import Classifier
 from ldm.metrics.collect import Collected, collect, merged, sampling
 from ldm.metrics.distribution import inception_score, kernel_distance, neighbourhoods
 from ldm.metrics.features import Extractor
 from ldm.metrics.frechet import expected_bias, frechet_distance
 from ldm.metrics.neighbours import Neighbours
-from ldm.metrics.reconstruction import ReconstructionMetrics
-from ldm.metrics.statistics import Statistics
-from ldm.tiling import tiled
+from ldm.metrics.statistics import Statistics, fingerprint, pixel_hashes
 
 FEW = 10_000  # samples below which the Frechet distance's bias is worth saying
-FORMAT = 2  # of kept statistics
+FORMAT = 3  # of kept statistics
 NAMES = {"features": "frechet_distance", "spatial": "spatial_frechet_distance"}
 
 
@@ -73,8 +68,9 @@ class FeatureScores:
         extractor: of the features.
         folder: where statistics of a reference are kept and found again; None: nowhere.
         keep: rows of features kept a side: kernel distance and neighbourhoods are computed of these.
-        neighbours: k of the neighbourhoods.
-        seed: of the subsets of the kernel distance.
+        neighbours: k of precision_recall, and of density_coverage.
+        precision: how features are computed.
+        seed: of the subsets of the kernel distance, and of the splits of the Inception score.
     """
 
     samples: ImageSet
@@ -83,7 +79,8 @@ class FeatureScores:
     extractor: Extractor
     folder: Path | None
     keep: int
-    neighbours: int
+    neighbours: dict[str, int]
+    precision: str
     seed: int
 
     def __post_init__(self) -> None:
@@ -94,12 +91,12 @@ class FeatureScores:
         """Where this reference's statistics are kept, by the kind of its features."""
         if self.folder is None or self.reference is None:
             return {}
-        key = (FORMAT, self.extractor.identity, self.reference.card, self.reference.place, self.keep)
+        key = (FORMAT, self.extractor.identity, self.precision, self.reference.card, self.reference.place, self.keep)
         return {kind: self.folder / f"{digest(*key, kind)}.npz" for kind in self.extractor.kinds}
 
     def look(self, read: Reader) -> tuple[Collected, Collected | None]:
         # the samples first: what is wrong with them shows before the longer pass
-        samples = collect(read(self.samples, "samples"), self.extractor, self.keep)
+        samples = collect(read(self.samples, "samples"), self.extractor, self.keep, logits=True)
         files = self._files().values()
         if self.reference is None or (files and all(file.exists() for file in files)):
             return samples, None
@@ -117,6 +114,7 @@ class FeatureScores:
             return {kind: Statistics.load(file) for kind, file in files.items()}
         total = merged(found)
         own = {"extractor": self.extractor.identity, "extractor_resize": self.extractor.resize}
+        own["precision"] = self.precision
         card = reference.card | own | {"pixels": total.fingerprint}
         statistics = {kind: total.statistics(kind, card) for kind in self.extractor.kinds}
         for kind, file in files.items():
@@ -132,24 +130,32 @@ class FeatureScores:
         of_samples |= {"extractor": self.extractor.identity, "extractor_resize": self.extractor.resize}
         depends = of_samples | {"reference": real["features"].card | {"images": real["features"].count}}
         scores: dict[str, Any] = {}
+        few = [n for n in (count, real["features"].count) if n is not None]
         for kind, ours in ((kind, samples.statistics(kind, {})) for kind in samples.moments):
             if kind in real:
                 self._same_features(real[kind], len(ours.mean))
-                scores[NAMES[kind]] = {"value": frechet_distance(real[kind], ours), "depends": depends}
-        few = [n for n in (count, real["features"].count) if n is not None]
-        bias = sum(expected_bias(real["features"].covariance, n) for n in few)
-        scores["frechet_distance"] |= {"expected_of_perfect_samples": bias, "of": {"pixels": samples.fingerprint}}
-        rows, theirs = samples.kept["features"].take(), real["features"].features
-        if theirs is not None:
-            compared = depends | {"kept": [len(rows), len(theirs)], "seed": self.seed}
-            scores["kernel_distance"] = kernel_distance(theirs, rows, self.seed) | {"depends": compared}
-            if min(len(rows), len(theirs)) > self.neighbours:
-                compared = depends | {"kept": [len(rows), len(theirs)], "neighbours": self.neighbours}
-                for name, value in neighbourhoods(theirs, rows, self.neighbours).items():
-                    scores[name] = {"value": value, "depends": compared}
+                bias = sum(expected_bias(real[kind].covariance, n) for n in few)
+                found = {"value": frechet_distance(real[kind], ours), "expected_of_perfect_samples": bias}
+                scores[NAMES[kind]] = found | {"depends": depends}
+        scores["frechet_distance"]["of"] = {"pixels": samples.fingerprint}
+        scores |= self._of_rows(samples.kept["features"].take(), real["features"].features, depends)
         if "logits" in samples.kept:
             found = inception_score(samples.kept["logits"].take(), self.seed)
-            scores["inception_score"] = found | {"depends": of_samples | {"seed": self.seed}}
+            scores["inception_score"] = found | {"depends": of_samples | {"seed": self.seed, "splits": found["splits"]}}
+        return scores
+
+    def _of_rows(self, rows: Tensor, real: Tensor | None, depends: dict[str, Any]) -> dict[str, Any]:
+        """What needs features of single images, [N, D] and [M, D], on either side."""
+        if real is None:
+            return {}
+        depends = depends | {"kept": [len(rows), len(real)]}
+        distance = kernel_distance(real, rows, self.seed)
+        scores = {"kernel_distance": distance | {"depends": depends | {"seed": self.seed}}}
+        if min(len(rows), len(real)) <= max(self.neighbours.values()):
+            return scores
+        for name, value in neighbourhoods(real, rows, **self.neighbours).items():
+            k = self.neighbours["precision_recall" if name in ("precision", "recall") else "density_coverage"]
+            scores[name] = {"value": value, "depends": depends | {"neighbours": k}}
         return scores
 
     def _same_features(self, theirs: Statistics, wanted: int) -> None:
@@ -202,98 +208,28 @@ class Memorisation:
     num: int
     picture: Path
 
-    def look(self, read: Reader) -> Neighbours:
+    def look(self, read: Reader) -> tuple[Neighbours, int, int]:
+        """What is nearest, and the sums of the hashes of this rank's training images, of all held-out images."""
         queries = [some(images, self.num, read.batch_size) for images in (self.samples, self.held_out)]
         with torch.inference_mode():
             own, others = (
                 torch.cat([self.extractor(part.to(read.device)).cpu() for part in images.split(read.batch_size)])
                 for images in queries
             )
-            found = Neighbours(own, others, queries[0][:8].clone())
+            found, total = Neighbours(own, others, queries[0]), 0
             for image, _ in read(self.train, "nearest training images"):
+                total += sum(pixel_hashes(image).tolist())
                 for view in (image, image.flip(-1))[: 1 + self.train.source.flip]:
                     found.update(self.extractor(view).cpu(), view)
-        return found
+        return found.settle(), total, sum(pixel_hashes(queries[1]).tolist())
 
-    def compute(self, shares: list[Neighbours]) -> dict[str, Any]:
-        found = reduce(Neighbours.merge, shares)
+    def compute(self, shares: list[tuple[Neighbours, int, int]]) -> dict[str, Any]:
+        found = reduce(Neighbours.merge, (share for share, _, _ in shares))
         save_png(self.picture, grid(*found.rows()))
         depends = {"looked_up": found.num, "extractor": self.extractor.identity, "mirrors": self.train.source.flip}
-        depends |= {"training_images": self.train.card, "held_out_images": self.held_out.card}
+        for name, images, total in (
+            ("training_images", self.train, sum(total for _, total, _ in shares)),
+            ("held_out_images", self.held_out, shares[0][2]),  # the same ones on all ranks
+        ):
+            depends[name] = images.card | {"pixels": fingerprint(total)}
         return {"memorisation": found.compute() | {"depends": depends}}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reconstruction:
-    """PSNR, SSIM, LPIPS and rFD of the posterior mean's reconstructions of held-out images.
-
-    Args:
-        autoencoder: whose.
-        held_out: the images.
-        extractor: for rFD; None leaves it out.
-        perceptual: LPIPS; None leaves it out.
-        tile: side in pixels of the tiles that large images are cut into; None takes them whole.
-    """
-
-    autoencoder: LoadedAutoencoder
-    held_out: ImageSet
-    extractor: Extractor | None
-    perceptual: PerceptualLoss | None
-    tile: int | None
-
-    def __post_init__(self) -> None:
-        factor, side = self.autoencoder.model.downsample_factor, self.held_out.card["resolution"]
-        if side % factor:
-            raise ValueError(f"data.resolution={side} is not a multiple of the autoencoder's factor {factor}")
-        if self.tile is not None and self.tile % (4 * factor):
-            raise ValueError(
-                f"tile={self.tile} must be a multiple of {4 * factor}, four times the autoencoder's factor"
-            )
-
-    def look(self, read: Reader) -> dict[str, Any]:
-        """Scores over all ranks."""
-        scores = ReconstructionMetrics(self.perceptual, self.extractor)
-        model, factor = self.autoencoder.model.to(read.device), self.autoencoder.model.downsample_factor
-        side, overlap = (self.tile, self.tile // 4) if self.tile else (1 << 30, 0)
-        with torch.inference_mode():
-            for image, _ in read(self.held_out, "reconstruction"):
-                z = tiled(lambda x: model.encode(x).mean, to_x(image), side, overlap)
-                scores.update(to_image(tiled(model.decode, z, side // factor, overlap // factor)), image)
-        scores.to(torch.device("cpu"))  # where ranks exchange finished results
-        depends = {
-            "of": "posterior mean",
-            "tile": self.tile,
-            "lpips_weights": None if self.perceptual is None else self.perceptual.identity,
-            "extractor": None if self.extractor is None else self.extractor.identity,
-        }
-        return {"images": scores.images, "depends": depends} | scores.compute()
-
-    def compute(self, shares: list[dict[str, Any]]) -> dict[str, Any]:
-        images = sum(share["images"] for share in shares)  # of a few images, some ranks may have none
-        if images == 0:
-            raise ValueError("no held-out image could be decoded")
-        depends = shares[0]["depends"] | {"held_out_images": self.held_out.card | {"images": images}}
-        own = {"images": images, "autoencoder": self.autoencoder.fingerprint, "depends": depends}
-        return {"reconstruction": shares[0] | own}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bits:
-    """Bits per dimension of held-out latents, and the bound on those of their images: see `ldm likelihood`."""
-
-    model: LoadedDiffusion
-    autoencoder: LoadedAutoencoder
-    source: Source
-    num: int
-    seed: int
-
-    def look(self, read: Reader) -> Reader:
-        """Nothing yet: this is long, and for rank 0 alone, while waiting ranks are given up after half an hour."""
-        return read
-
-    def compute(self, shares: list[Reader]) -> dict[str, Any]:
-        model, source, read = self.model, self.source, shares[0]
-        found = bits_per_dim(model, self.autoencoder, source, self.num, read.batch_size, read.device, self.seed, {})
-        depends = {key: found[key] for key in ("images", "seed", "likelihood")}
-        depends["held_out_images"] = SourceSet(self.source, ("val",)).card
-        return {"bits_per_dim": {"value": found["image_bits_per_dim_at_most"], "terms": found, "depends": depends}}

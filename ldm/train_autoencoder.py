@@ -153,11 +153,12 @@ def scores(config: DictConfig, source: Any) -> Any:
     """The callback that measures reconstructions, rFD with config.features; LPIPS is among the loss's own terms."""
     import torch
 
+    from ldm.data.sources import Digits
     from ldm.metrics.features import features_for, load_features
     from ldm.metrics.reconstruction import ReconstructionMetrics
     from ldm.training.scores import ReconstructionScores
 
-    name = features_for(config.features, source)
+    name = features_for(config.features, digits=isinstance(source, Digits))
     example = torch.zeros(2, 3, source.resolution, source.resolution, dtype=torch.uint8)
     features = load_features(name, example) if name is not None else None
     return ReconstructionScores(ReconstructionMetrics(None, features), config.vae.latent_channels)

@@ -16,7 +16,7 @@ FLOORS = [
     {"diffusion", "models"},
     {"losses"},
     {"checkpoint", "data", "metrics", "generate", "exchange", "lineage"},
-    {"scores", "bits_per_dim", "compare"},
+    {"scores", "model_scores", "bits_per_dim", "compare"},
     {"training"},
     {"command"},
     {

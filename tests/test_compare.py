@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from forms import ALONE, as_folder, as_npz, digits
 
 from ldm.compare import comparison
@@ -32,7 +33,7 @@ def test_two_files_are_compared(ldm, held_out):
     as_npz(*digits(), "real.npz")
     as_folder(*digits(), "real")
     for name in ("real", "real.npz"):
-        ldm("evaluate", f"run=by_{name}", "samples=theirs.npz", f"reference={name}", *ALONE)
+        ldm("evaluate", f"run=by_{name}", "samples=theirs.npz", f"reference={name}", "features=pixels", *ALONE)
     code, said, _ = compare("by_real", "by_real.npz")  # the same pixels under two names
     assert code == 0, said
     Path("runs/none").mkdir()
@@ -41,6 +42,38 @@ def test_two_files_are_compared(ldm, held_out):
     code, _, said = compare("theirs", "nothing")
     assert code == 1
     assert said.startswith("ldm: error: runs/nothing/metrics.json is no metrics.json")
+
+
+def scored(name, **depends):
+    return {"samples": {}, "versions": {}, name: {"value": 1.0, "depends": depends}}
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other", "said"),
+    [
+        ("kernel_distance", {"samples": 50, "seed": 0}, {"samples": 70, "seed": 1}, "comparable, but for more"),
+        ("kernel_distance", {"extractor": "a"}, {"extractor": "b"}, "NOT comparable"),
+        ("class_accuracy", {"samples": 50}, {"samples": 70}, "comparable, but for more"),
+        ("precision", {"samples": 50}, {"samples": 70}, "NOT comparable"),
+        ("frechet_distance", {"classes": "unknown"}, {"classes": "equally many"}, "if what is unknown is alike"),
+        ("bits_per_dim", {"images": 8}, {"images": 9}, "NOT comparable"),
+    ],
+)
+def test_what_only_widens_the_noise_of_a_score_does_not_forbid_it(name, one, other, said):
+    lines, fair = comparison(scored(name, **one), scored(name, **other))
+    assert said in lines[0]
+    assert fair == ("NOT" not in said)
+
+
+@pytest.mark.parametrize("name", ["memorisation", "bits_per_dim", "reconstruction"])
+def test_sets_are_compared_by_their_pixels_not_by_their_names(name):
+    def made(**card):
+        found = scored(name, held_out_images={"images": 9, "resolution": 32} | card)
+        return found if name != "reconstruction" else found | {name: found[name] | {"psnr": 20.0}}
+
+    folder, shards = made(set="folder", content="x", pixels="a"), made(set="shards", content="y", pixels="a")
+    assert comparison(folder, shards)[1]
+    assert not comparison(folder, made(set="folder", content="x", pixels="b"))[1]
 
 
 def test_each_score_of_reconstructions_depends_on_its_own_network():

@@ -8,7 +8,10 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 
 from ldm.data.image_sets import Array
 from ldm.metrics.features import Extractor
+from ldm.metrics.statistics import pixel_hashes
 from ldm.scores import FeatureScores, Reader
+
+OPTIONS = {"neighbours": {"precision_recall": 3, "density_coverage": 5}, "precision": "float32", "seed": 0}
 
 
 class Small(Extractor):
@@ -19,7 +22,7 @@ class Small(Extractor):
         return image.double().mean((2, 3))
 
     def outputs(self, image):
-        return {"features": self(image), "spatial": image[:, 0].flatten(1), "logits": self(image) / 20}
+        return {"features": self(image), "spatial": image[:, 0].flatten(1), "logits": self(image) / 4}
 
 
 def array(tmp_path, name, n, high):
@@ -33,7 +36,7 @@ def test_statistics_that_another_command_keeps_meanwhile_are_taken_whole(tmp_pat
     samples, real = array(tmp_path, "samples.npz", 301, 200), array(tmp_path, "real.npz", 400, 256)
     folder, options = tmp_path / "statistics", {"device": torch.device("cpu"), "batch_size": 64, "num_workers": 0}
     score = FeatureScores(
-        samples=samples, reference=real, known={}, extractor=Small(), folder=folder, keep=150, neighbours=5, seed=0
+        samples=samples, reference=real, known={}, extractor=Small(), folder=folder, keep=150, **OPTIONS
     )
     first, second = (Reader(rank=rank, world=2, **options) for rank in range(2))
     early = score.look(first)
@@ -50,20 +53,25 @@ def test_both_frechet_distances_and_the_inception_score(tmp_path, ranks):
     samples, real = array(tmp_path, "samples.npz", 301, 200), array(tmp_path, "real.npz", 400, 256)
     folder = tmp_path / "statistics"
     score = FeatureScores(
-        samples=samples, reference=real, known={}, extractor=Small(), folder=folder, keep=150, neighbours=5, seed=0
+        samples=samples, reference=real, known={}, extractor=Small(), folder=folder, keep=150, **OPTIONS
     )
     options = {"device": torch.device("cpu"), "batch_size": 64, "num_workers": 0, "world": ranks}
     found = score.compute([score.look(Reader(rank=rank, **options)) for rank in range(ranks)])
-    a, b = (Small().outputs(torch.from_numpy(one.images).permute(0, 3, 1, 2)) for one in (samples, real))
+    a, b = (Small().outputs(torch.tensor(np.array(one.images)).permute(0, 3, 1, 2)) for one in (samples, real))
     for kind, name in (("features", "frechet_distance"), ("spatial", "spatial_frechet_distance")):
         two = [{"mu": x.mean(0), "sigma": np.cov(x.T)} for x in (side[kind].double().numpy() for side in (a, b))]
         theirs = fidelity.fid_statistics_to_metric(*two, False)["frechet_inception_distance"]
         assert found[name]["value"] == pytest.approx(theirs, rel=1e-6)
         assert found[name]["depends"]["reference"]["images"] == 400
     score_of_all = found["inception_score"]
-    theirs = isc_features_to_metric(a["logits"].float(), splits=10, shuffle=True, rng_seed=0)
-    assert score_of_all["value"] == pytest.approx(theirs["inception_score_mean"], rel=0.02)  # other splits
+    order = pixel_hashes(torch.tensor(np.array(samples.images)).permute(0, 3, 1, 2)).argsort()
+    theirs = isc_features_to_metric(a["logits"][order].float(), splits=10, shuffle=True, rng_seed=0)
+    assert score_of_all["value"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    assert score_of_all["value"] > 1.5  # of all samples, not of those that are kept
     assert score_of_all["depends"]["samples"] == 301
+    assert found["spatial_frechet_distance"]["expected_of_perfect_samples"] > 0
+    assert found["precision"]["depends"]["neighbours"] == 3
+    assert found["coverage"]["depends"]["neighbours"] == 5
     assert found["precision"]["depends"]["kept"] == [150, 150]
     again = score.compute([score.look(Reader(rank=rank, **options)) for rank in range(ranks)])
     assert again == found

@@ -1,10 +1,13 @@
 """Sets of images that are compared: an .npz, a folder, shards; ours or other people's."""
 
 import os
+import struct
 import zipfile
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,7 +19,7 @@ from torch import Tensor
 from ldm.data.images import in_order
 from ldm.data.listing import list_images
 from ldm.data.shards import INDEX, Shards
-from ldm.data.sources import Folder, Source, Split, digest
+from ldm.data.sources import Folder, Part, Sample, Source, Split, digest
 from ldm.files import read_json, sha256
 from ldm.metrics.statistics import Subset, pixel_hashes
 
@@ -55,11 +58,14 @@ class Array:
     def load(cls, file: Path) -> "Array":
         """ValueError, naming the file, if it is damaged or something else."""
         try:
-            with file.open("rb") as stream, np.load(stream) as arrays:  # np.load leaves open what is damaged
-                images, labels = arrays["arr_0"], arrays.get("arr_1")
+            with zipfile.ZipFile(file) as archive:
+                if (bad := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of {bad} is wrong")
+                images = _mapped(archive, "arr_0.npy")
+                labels = _mapped(archive, "arr_1.npy") if "arr_1.npy" in archive.namelist() else None
         except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{file} is damaged, or holds no arr_0: {error}") from None
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0:
             raise ValueError(f"{file}: arr_0 must be uint8 [N, H, W, 3], not {images.dtype} {list(images.shape)}")
         fingerprint = sha256(file)[:16]
         stamp = read_json(file.parent / STAMP) if file.name == SAMPLES and (file.parent / STAMP).exists() else {}
@@ -77,8 +83,25 @@ class Array:
         labels = np.zeros(len(self.images), dtype=np.int64) if self.labels is None else self.labels
         images, labels = self.images[rank::world], labels[rank::world]
         for start in range(0, len(images), batch_size):
-            part = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).contiguous()
-            yield part, torch.from_numpy(labels[start : start + batch_size]).long()
+            part = torch.from_numpy(np.array(images[start : start + batch_size])).permute(0, 3, 1, 2).contiguous()
+            yield part, torch.from_numpy(np.array(labels[start : start + batch_size])).long()
+
+
+def _mapped(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an .npz, mapped into memory where it is not compressed: ranks of a machine share its pages."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        with archive.open(name) as member:
+            return np.lib.format.read_array(member)
+    with Path(str(archive.filename)).open("rb") as file:
+        file.seek(info.header_offset + 26)  # the lengths of the member's name and of its extra field
+        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+        older = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if older else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        if dtype.hasobject or 0 in shape:
+            return np.empty(shape, dtype)
+        return np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran else "C")
 
 
 @dataclass(frozen=True)
@@ -140,8 +163,9 @@ def open_set(path: Path, like: Source, key: Literal["samples", "reference"]) -> 
     file = path / SAMPLES if (path / SAMPLES).exists() else path
     if file.suffix == ".npz":
         found = Array.load(file)
-        if (side := found.images.shape[1]) != like.resolution:
-            raise ValueError(f"{key} has {side} pixels, data {like.resolution}: pass data.resolution={side}")
+        if (sides := found.images.shape[1:3]) != (like.resolution, like.resolution):
+            size = f"{sides[1]} x {sides[0]}"
+            raise ValueError(f"{key}={path} has images of {size} pixels, data.resolution={like.resolution}")
         return found
     finished = f"{key}={path}" if key == "samples" else None
     resize = None if finished else like.resize
@@ -171,10 +195,22 @@ def some(images: ImageSet, num: int, batch_size: int) -> Tensor:
     return chosen.take()
 
 
-def first(images: ImageSet, num: int, batch_size: int) -> Batches:
-    """Batches with a set's first `num` images, the same on all ranks."""
-    for image, label in images.batches(batch_size, 0, 0, 1):
-        yield image[:num], label[:num]
-        num -= len(image)
-        if num <= 0:
-            return
+def spread(source: Source, split: Split, num: int, batch_size: int) -> Batches:
+    """Batches with `num` images of all over a split, whose order may be that of classes; the same on all ranks."""
+    decoded = ((source.decode(sample), sample.label) for sample in _spread(source.parts(split, 128), num))
+    found = list(islice(((image, label) for image, label in decoded if image is not None), num))
+    for start in range(0, len(found), batch_size):
+        images, labels = zip(*found[start : start + batch_size], strict=True)
+        yield torch.stack([source.center_view(image) for image in images]), torch.tensor(labels)
+
+
+def _spread(parts: list[Part], num: int) -> Iterator[Sample]:
+    """Equally many samples of up to 64 parts in turn."""
+    count = min(num, len(parts), 64)
+    streams = deque(parts[i * len(parts) // count].samples() for i in range(count))
+    while streams:
+        stream = streams.popleft()
+        taken = list(islice(stream, -(-num // count)))
+        yield from taken
+        if taken:
+            streams.append(stream)

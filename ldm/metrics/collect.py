@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.metrics.features import Extractor
-from ldm.metrics.statistics import Moments, Statistics, Subset, pixel_hashes
+from ldm.metrics.statistics import Moments, Statistics, Subset, fingerprint, pixel_hashes
 
 
 @dataclass
@@ -30,17 +30,18 @@ class Collected:
     moments: dict[str, Moments] = field(default_factory=dict)
     kept: dict[str, Subset] = field(default_factory=dict)
 
-    def __add__(self, other: "Collected") -> "Collected":
-        """With what another rank has seen; changes both."""
+    def merge(self, other: "Collected") -> "Collected":
+        """Add what another rank has seen."""
         for name, moments in other.moments.items():
             if name in self.moments:
                 self.moments[name].merge(moments)
             else:
                 self.moments[name] = moments
         for name, subset in other.kept.items():
-            self.kept.setdefault(name, Subset(subset.most)).add(subset.settle().keys, subset.rows)
-        images, pixels = self.images + other.images, self.pixels + other.pixels
-        return Collected(images, pixels, self.labels + other.labels, self.moments, self.kept)
+            self.kept.setdefault(name, Subset(subset.most)).join(subset.settle().keys, subset.rows)
+        self.images, self.pixels = self.images + other.images, self.pixels + other.pixels
+        self.labels = self.labels + other.labels
+        return self
 
     def statistics(self, name: str, card: dict[str, object]) -> Statistics:
         """Of one kind of features, with the rows that are kept of them."""
@@ -50,12 +51,14 @@ class Collected:
     @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits, of the pixels."""
-        return f"{self.pixels % (1 << 64):016x}"
+        return fingerprint(self.pixels)
 
 
-def collect(batches: Iterable[tuple[Tensor, Tensor]], extractor: Extractor, most: int) -> Collected:
-    """Pass over batches (images, uint8 [B, 3, H, W], and labels [B]), all logits and `most` features kept."""
-    seen, limits = Collected(), {"features": most, "logits": 1 << 40}
+def collect(
+    batches: Iterable[tuple[Tensor, Tensor]], extractor: Extractor, most: int, logits: bool = False
+) -> Collected:
+    """Pass over batches (images, uint8 [B, 3, H, W], and labels [B]); `most` features are kept, and all `logits`."""
+    seen, limits = Collected(), {"features": most} | ({"logits": 1 << 40} if logits else {})
     with torch.inference_mode():
         for image, label in batches:
             hashes = pixel_hashes(image)
@@ -70,14 +73,14 @@ def collect(batches: Iterable[tuple[Tensor, Tensor]], extractor: Extractor, most
                 if name in extractor.kinds:
                     seen.moments[name].update(value)
     for subset in seen.kept.values():
-        subset.settle()
+        subset.settle().seen.clear()
     seen.moments = {name: moments.cpu() for name, moments in seen.moments.items()}
     return seen
 
 
 def merged(shares: list[Collected]) -> Collected:
     """All ranks' shares."""
-    return reduce(Collected.__add__, shares, Collected())
+    return reduce(Collected.merge, shares, Collected())
 
 
 def sampling(labels: Counter[int]) -> str:

@@ -1,6 +1,7 @@
 """Beyond the Frechet distance: neighbourhoods, kernels, entropies; all from features or logits, [N, D]."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,48 +18,55 @@ def distances(a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield start, torch.cdist(a[start : start + CHUNK].double(), b)
 
 
-def neighbourhoods(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]:
+def neighbourhoods(real: Tensor, fake: Tensor, precision_recall: int, density_coverage: int) -> dict[str, float]:
     """precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020), [N, D] and [M, D].
 
-    Each image has a ball that reaches to its k-th nearest neighbour in its own set.
+    Each image has a ball that reaches to its k-th nearest neighbour in its own set; the authors take k = 3 for the
+    first two, 5 for the others.
 
     precision   share of fakes in any real ball;            recall      share of reals in any fake ball
     density     real balls that a fake lies in, mean / k;   coverage    share of real balls that hold a fake
 
-    torch-fidelity has the first two only. ValueError for a set of fewer than neighbours + 1.
+    torch-fidelity has the first two only. ValueError for a set of too few.
     """
-    if min(len(real), len(fake)) <= neighbours:
-        raise ValueError(f"neighbours={neighbours} needs more images a side than {len(real)} and {len(fake)}")
-    radii = [
-        torch.cat([d.kthvalue(neighbours + 1, dim=1).values for _, d in distances(x, x)]) for x in (real, fake)
-    ]  # the nearest is the image itself
-    in_real, in_fake, nearest = [], [], []
+    most = max(precision_recall, density_coverage)
+    if min(len(real), len(fake)) <= most:
+        raise ValueError(f"{most} neighbours need more images a side than {len(real)} and {len(fake)}")
+    near = [torch.cat([d.topk(most + 1, largest=False).values for _, d in distances(x, x)]) for x in (real, fake)]
+    reach, reach_of_fake = (x[:, precision_recall] for x in near)  # the nearest, at 0, is the image itself
+    reach_of_density = near[0][:, density_coverage]
+    in_real = torch.zeros(len(fake), dtype=torch.bool)
+    hits = torch.zeros(len(fake), dtype=torch.int64)
+    in_fake, covered = [], []
     for start, d in distances(real, fake):  # [n, M]
-        own = radii[0][start : start + len(d), None]
-        in_real.append((d <= own).sum(0))
-        in_fake.append((d <= radii[1]).any(1))
-        nearest.append(d.amin(1) <= own[:, 0])
-    hits = torch.stack(in_real).sum(0)  # [M]: real balls that each fake lies in
+        own = slice(start, start + len(d))
+        in_real |= (d <= reach[own, None]).any(0)
+        in_fake.append((d <= reach_of_fake).any(1))
+        hits += (d <= reach_of_density[own, None]).sum(0)
+        covered.append(d.amin(1) <= reach_of_density[own])
     return {
-        "precision": float((hits > 0).double().mean()),
+        "precision": float(in_real.double().mean()),
         "recall": float(torch.cat(in_fake).double().mean()),
-        "density": float(hits.double().mean()) / neighbours,
-        "coverage": float(torch.cat(nearest).double().mean()),
+        "density": float(hits.double().mean()) / density_coverage,
+        "coverage": float(torch.cat(covered).double().mean()),
     }
 
 
-def kernel_distance(real: Tensor, fake: Tensor, seed: int, subsets: int = 100, most: int = 1000) -> dict[str, float]:
+def kernel_distance(real: Tensor, fake: Tensor, seed: int, subsets: int = 100, most: int = 1000) -> dict[str, Any]:
     """KID (Binkowski et al. 2018), by torch-fidelity: the unbiased squared MMD of the cubic kernel, mean and spread
-    over subsets of `most` images a side (or as many as there are)."""
+    over subsets of `most` images a side (or as many as there are). No spread where a side is its own subset."""
     size = min(most, len(real), len(fake))
     found = kid_features_to_metric(
         fake.double(), real.double(), kid_subsets=subsets, kid_subset_size=size, rng_seed=seed, verbose=False
     )
     mean, spread = (float(found[f"kernel_inception_distance_{part}"]) for part in ("mean", "std"))
-    return {"value": mean, "std": spread, "subsets": subsets, "subset_size": size}
+    drawn = size < min(len(real), len(fake))
+    return {"value": mean, "std": spread if drawn else None, "subsets": subsets, "subset_size": size}
 
 
-def inception_score(logits: Tensor, seed: int, splits: int = 10) -> dict[str, float]:
-    """exp E KL(p(y | image) || p(y)) (Salimans et al. 2016), by torch-fidelity: mean and spread over ten splits."""
+def inception_score(logits: Tensor, seed: int, splits: int = 10) -> dict[str, Any]:
+    """exp E KL(p(y | image) || p(y)) (Salimans et al. 2016), by torch-fidelity: mean and spread over ten splits (or
+    fewer, of fewer images)."""
+    splits = min(splits, len(logits))
     found = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=seed)
     return {"value": found["inception_score_mean"], "std": found["inception_score_std"], "splits": splits}

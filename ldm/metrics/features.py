@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.data.sources import Digits, Source
 from ldm.files import sha256
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -103,6 +102,8 @@ class FromFile(Extractor):
             loaded = torch.export.load(path).module() if path.suffix == ".pt2" else _load_torchscript(path)
             self.options = _asked(loaded, features=key != "classifier")
             output = loaded(example, **self.options)
+            if isinstance(output, Tensor) and output.dim() == 2:
+                loaded(example.repeat(2, 1, 1, 1), **self.options)  # an export may have one batch size
         except (RuntimeError, ValueError, AssertionError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(f"{key}={path} can't be used on {list(example.shape)} uint8 images: {reason}") from None
@@ -136,11 +137,11 @@ def _load_torchscript(path: Path) -> nn.Module:
         return torch.jit.load(path, map_location="cpu").eval()
 
 
-def features_for(name: str | None, source: Source) -> str | None:
+def features_for(name: str | None, digits: bool) -> str | None:
     """ "auto" is pixels for the digits and inception for all else; pixels say nothing about photographs."""
-    if name == "pixels" and not isinstance(source, Digits):
+    if name == "pixels" and not digits:
         raise ValueError("features=pixels is for the digits only: pass features=inception, or a features file")
-    return name if name != "auto" else "pixels" if isinstance(source, Digits) else "inception"
+    return name if name != "auto" else "pixels" if digits else "inception"
 
 
 def load_features(name: str, example: Tensor) -> Extractor:

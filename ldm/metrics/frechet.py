@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,19 +24,27 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def expected_bias(covariance: Tensor, count: int) -> float:
-    """The distance to be expected between N images and the very distribution that they are drawn from, if its features
-    were Gaussian with this covariance, [D, D] with eigenvalues l:
+    """The distance to be expected between `count` images and the very distribution that they are drawn from, if its
+    features were Gaussian with this covariance C, [D, D]: by drawing sample covariances W, and tr C / N for the mean.
 
-        (1 / N) (5 / 4 tr C + 1 / 2 sum_ij l_i l_j / (l_i + l_j))
-
-    to first order in 1 / N. The mean's error gives tr C; that of the sample covariance, a Wishart matrix, has variances
-    l_i l_j (1 + [i = j]) / N and costs |E_ij|^2 / (2 (l_i + l_j)), the distance's second derivative. Sets of samples
-    that are compared should have equal numbers: this is why (Chong & Forsyth 2020).
+    With the eigenvalues l of C on a diagonal, and N - 1 rows of independent normal numbers G / sqrt(N - 1), W is
+    l^(1/2) G'G l^(1/2), and the root's trace in the distance the sum of the singular values of G l. Of more rows than
+    D the triangular factor is drawn instead (Bartlett 1933). Only distances of equally many samples may be compared:
+    this is why (Chong & Forsyth 2020).
     """
     values = torch.linalg.eigvalsh(covariance.double()).clamp(min=0)
-    pairs = values[:, None] + values
-    harmonic = torch.where(pairs > 0, values[:, None] * values / pairs.clamp(min=1e-300), 0.0).sum()
-    return float((1.25 * values.sum() + 0.5 * harmonic) / count)
+    freedom, size, rng = count - 1, len(values), np.random.default_rng(0)
+    rounds, total = max(1, 1024 // size), 0.0
+    for _ in range(rounds):
+        normal = rng.standard_normal((min(freedom, size), size))
+        if freedom >= size:
+            normal = np.triu(normal, 1) + np.diag(np.sqrt(rng.chisquare(freedom - np.arange(size))))
+        g = torch.from_numpy(normal) / freedom**0.5
+        product = g * values
+        small = product @ product.T if len(g) < size else product.T @ product
+        overlap = torch.linalg.eigvalsh(small).clamp(min=0).sqrt().sum()
+        total += float((g.square() * values).sum() + values.sum() - 2 * overlap)
+    return float(values.sum()) / count + total / rounds
 
 
 def distance_of_images(features: Extractor, real: Iterable[Tensor], fake: Iterable[Tensor]) -> float:

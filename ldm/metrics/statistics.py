@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from collections import Counter
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -54,6 +55,8 @@ class Statistics:
         """Read such an .npz, ours or one with mu and sigma alone; `end` is what the names of these two end in."""
         with np.load(path) as arrays:
             mean, covariance = (torch.from_numpy(arrays[name + end].astype(np.float64)) for name in ("mu", "sigma"))
+            if covariance.shape != (*mean.shape, *mean.shape):
+                raise ValueError(f"mu{end} has {list(mean.shape)} numbers, sigma{end} {list(covariance.shape)}")
             return cls(
                 count=int(arrays["count"]) if "count" in arrays else None,
                 mean=mean,
@@ -72,6 +75,8 @@ def known_statistics(path: Path) -> dict[str, Statistics]:
     try:
         with path.open("rb") as file, np.load(file) as arrays:  # np.load leaves open what is damaged
             names = {kind: end for kind, end in kinds.items() if f"mu{end}" in arrays and f"sigma{end}" in arrays}
+        if names and "features" not in names:
+            raise ValueError("it has mu_s and sigma_s without mu and sigma")
         return {kind: Statistics.load(path, end) for kind, end in names.items()}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
@@ -110,30 +115,55 @@ class Moments(Metric):
         """ValueError for fewer than two images."""
         count, mean, covariance = (value.cpu() for value in self.compute())
         if count < 2:
-            raise ValueError(f"a Frechet distance needs two images a side, not {int(count)}")
+            raise ValueError(
+                f"a Frechet distance needs two images a side, not {int(count)}: of the samples, the reference or the "
+                "held-out images; or pass features=null"
+            )
         return Statistics(count=int(count), mean=mean, covariance=covariance, features=None, card={})
 
 
 def pixel_hashes(image: Tensor) -> Tensor:
     """int64 [B], of images, uint8 [B, 3, H, W]: names that images have on any machine, in any order and batch."""
-    found = [blake2b(one.tobytes(), digest_size=8).digest() for one in image.cpu().contiguous().numpy()]
-    return torch.tensor([int.from_bytes(one, "little", signed=True) for one in found], dtype=torch.int64)
+    return torch.tensor([_integer(one.tobytes()) for one in image.cpu().contiguous().numpy()], dtype=torch.int64)
+
+
+def fingerprint(total: int) -> str:
+    """Sixteen hexadecimal digits of the sum of a set's pixel hashes: equal for equal images, in whatever order."""
+    return f"{total % (1 << 64):016x}"
+
+
+def _integer(data: bytes) -> int:
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
 class Subset:
     """Keeps those `most` of a stream's rows whose keys, int64, are the least, in the order of keys. Where keys are
-    hashes of pixels, these rows are spread evenly, and the same whichever ranks have seen them in whatever batches."""
+    hashes of pixels, these rows are spread evenly, and the same whichever ranks have seen them in whatever batches.
+
+    Equal images are not kept or left out together: the second of a kind has another key, drawn from the first's. (So
+    ranks that share such images keep other ones of them than one process does.)
+    """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.keys, self.rows = torch.empty(0, dtype=torch.int64), torch.empty(0)
         self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.seen: Counter[int] = Counter()
 
     def add(self, keys: Tensor, rows: Tensor) -> None:
         """[B] and [B, ...]"""
+        self.join(torch.tensor([self._own(key) for key in keys.tolist()], dtype=torch.int64), rows)
+
+    def join(self, keys: Tensor, rows: Tensor) -> None:
+        """Rows that another subset has kept, by its keys."""
         self.waiting.append((keys, rows.cpu()))
         if sum(len(keys) for keys, _ in self.waiting) > self.most:
             self.settle()
+
+    def _own(self, key: int) -> int:
+        before = self.seen[key]
+        self.seen[key] += 1
+        return key if before == 0 else _integer(f"{key} {before}".encode())
 
     def settle(self) -> "Subset":
         """Drop what is not kept."""

@@ -62,6 +62,14 @@ def test_features_that_can_not_be_used_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"two\.pt2 returns a tuple, not a tensor"):
         load_features(str(tmp_path / "two.pt2"), images(2))
 
+    class Fixed(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image.float().mean((2, 3))
+
+    torch.export.save(torch.export.export(Fixed(), (images(2),)), tmp_path / "fixed.pt2")
+    with pytest.raises(ValueError, match=r"fixed\.pt2 can't be used"):  # on batches of another size
+        load_features(str(tmp_path / "fixed.pt2"), images(2))
+
 
 def test_inception_offline_says_where_the_file_goes(monkeypatch):
     def offline(*_, **__):
@@ -88,6 +96,17 @@ def test_inception_gives_what_torch_fidelity_gives_and_adms_spatial_features(tmp
     theirs, logits = bare.eval()(image)
     torch.testing.assert_close(found["features"], theirs)
     torch.testing.assert_close(found["logits"], logits)
+    seen = {}  # ADM takes the first 7 channels of TensorFlow's mixed_6/conv:0, the 1x1 branch, with channels last
+    bare.Mixed_6d.register_forward_pre_hook(lambda _, inputs: seen.update(x=inputs[0]))
+    bare(image)
+    branch = bare.Mixed_6d.branch1x1
+    expected = torch.nn.functional.conv2d(seen["x"], branch.conv.weight)
+    norm = branch.bn
+    expected = (expected - norm.running_mean[:, None, None]) / (norm.running_var[:, None, None] + norm.eps).sqrt()
+    expected = (expected * norm.weight[:, None, None] + norm.bias[:, None, None]).relu()[:, :7]
+    for row, column in ((0, 0), (3, 16), (16, 2)):
+        start = 7 * (17 * row + column)
+        torch.testing.assert_close(found["spatial"][:, start : start + 7], expected[:, :, row, column])
     assert {name: tuple(value.shape) for name, value in found.items()} == {
         "features": (2, 2048),
         "logits": (2, 1008),

@@ -92,16 +92,29 @@ def test_one_image_is_too_few():
         distance_of_images(Flat(), [images(400, 0, 9, 0)], [images(1, 0, 9, 0)])
 
 
-@pytest.mark.parametrize("n", [300, 1500])
-def test_the_expected_bias_is_that_of_gaussians(n):
+@pytest.mark.parametrize(
+    ("n", "d", "draws"), [(300, 12, 300), (1500, 12, 300), (40, 60, 100), (2, 60, 100), (90, 60, 100)]
+)
+def test_the_expected_bias_is_that_of_gaussians(n, d, draws):
+    """Also of fewer images than features."""
     generator = torch.Generator().manual_seed(3)
-    values = torch.logspace(-3, 1, 12, dtype=torch.float64)
-    truth = Statistics(count=None, mean=torch.zeros(12).double(), covariance=values.diag(), features=None, card={})
-    draws = (torch.randn(n, 12, generator=generator, dtype=torch.float64) * values.sqrt() for _ in range(300))
-    found = torch.tensor([frechet_distance(truth, statistics(x)) for x in draws], dtype=torch.float64)
-    error = float(found.std()) / 300**0.5
-    assert expected_bias(values.diag(), n) == pytest.approx(float(found.mean()), abs=4 * error)
-    assert 4 * error < 0.15 * float(found.mean())
+    values = torch.logspace(-3, 1, d, dtype=torch.float64)
+    truth = Statistics(count=None, mean=torch.zeros(d).double(), covariance=values.diag(), features=None, card={})
+    images = (torch.randn(n, d, generator=generator, dtype=torch.float64) * values.sqrt() for _ in range(draws))
+    found = torch.tensor([frechet_distance(truth, statistics(x)) for x in images], dtype=torch.float64)
+    expected, own = float(found.mean()), float(found.std())
+    # four standard deviations, of the mean of these draws and of the function's own
+    assert expected_bias(values.diag(), n) == pytest.approx(
+        expected, abs=4 * own * (1 / draws + 1 / (1024 // d)) ** 0.5
+    )
+
+
+def test_the_expected_bias_of_many_images_is_the_first_order_in_their_number():
+    """(1 / N) (5 / 4 tr C + 1 / 2 sum_ij l_i l_j / (l_i + l_j)), by the second derivative at equal covariances."""
+    values = torch.logspace(-1, 1, 100, dtype=torch.float64)
+    pairs = values[:, None] * values / (values[:, None] + values)
+    expected = float(1.25 * values.sum() + 0.5 * pairs.sum()) / 100_000
+    assert expected_bias(values.diag(), 100_000) == pytest.approx(expected, rel=0.02)
 
 
 def test_moments_of_two_ranks_are_those_of_one():
