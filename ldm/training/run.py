@@ -141,11 +141,18 @@ def _make_trainer(chosen: dict[str, Any], **ours: Any) -> Trainer:
     start = launch()
     if start.world > 1:  # each number once: from what started the ranks
         ours |= {"devices": start.world // start.nodes, "num_nodes": start.nodes}
-        wrong = [key for key, auto in (("devices", "auto"), ("num_nodes", 1)) if chosen[key] not in (auto, ours[key])]
+        wrong = [key for key in ("devices", "num_nodes") if chosen[key] not in ("auto", ours[key])]
         if wrong:
             raise ValueError(
-                f"trainer.{wrong[0]}={chosen[wrong[0]]}, but {start.by} started {ours[wrong[0]]}: leave it out"
+                f"trainer.{wrong[0]}={chosen[wrong[0]]}, but {start.by} started {ours[wrong[0]]}: "
+                f"start as many, or pass trainer.{wrong[0]}=auto"
             )
+    elif chosen["num_nodes"] not in ("auto", 1):  # Lightning would wait for the others
+        raise ValueError(
+            f"trainer.num_nodes={chosen['num_nodes']}: start the command on each of them, by srun or torchrun"
+        )
+    else:
+        ours["num_nodes"] = 1
     if chosen["strategy"] == "fsdp":
         ours["strategy"] = FullyShardedStrategy()
     # named, since Lightning takes any process within a SLURM job for one of srun's
