@@ -4,7 +4,7 @@
 #
 #   jobs/pipeline.sh NAME
 #   DATA="data=folder data.root=photos data.resolution=256" AUTOENCODER="experiment=kl_f8" \
-#   DIFFUSION="net=ldm_f8_395m steps=4e5 every=5000" SAMPLES="num=50000" METRICS="features=inception" \
+#   DIFFUSION="net=ldm_f8_395m trainer=gpu steps=4e5 every=5000" SAMPLES="num=50000" METRICS="features=inception" \
 #       jobs/pipeline.sh photos
 #
 # Overrides: DATA (of the three commands that read images), AUTOENCODER, LATENTS, DIFFUSION, SAMPLES, METRICS.
