@@ -112,12 +112,16 @@ class Compiled(Callback):
             net.compile()
 
 
+# of half precision; Lightning's table has sparse products there, and the H200 by another name than the driver's
+DENSE_FLOPS = {"NVIDIA H200": 989.4e12, "NVIDIA H200 NVL": 835e12, "NVIDIA H100 NVL": 835e12}
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Of dense matrix products; None where it is unknown. By Lightning's table, but for the H200, whose name there is
-    not the driver's, and whose figures are the sparse ones: its chip is the H100's (SXM)."""
-    half = dtype in (torch.bfloat16, torch.float16)
-    if device.type == "cuda" and half and torch.cuda.get_device_name(device) == "NVIDIA H200":
-        return 989.4e12
+    """Of dense matrix products; None where it is unknown. By Lightning's table, but for DENSE_FLOPS."""
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        known = DENSE_FLOPS.get(torch.cuda.get_device_name(device))
+        if known is not None:
+            return known
     return get_available_flops(device, dtype)
 
 
