@@ -26,7 +26,7 @@ from ldm.training.progress import ProgressModule
 from ldm.training.resume import ROLLBACKS, resume_point, roll_back
 from ldm.training.saves import AtomicCheckpointIO, Saves
 from ldm.training.sharding import FullyShardedStrategy
-from ldm.training.speed import Compiled, Speed
+from ldm.training.speed import MODES, Compiled, Speed
 
 log = logging.getLogger(__name__)
 
@@ -126,13 +126,15 @@ def tuned(networks: list[nn.Module], chosen: dict[str, Any]) -> tuple[dict[str, 
     are Lightning's own options."""
     options = dict(chosen)
     channels_last, compiled = options.pop("channels_last"), options.pop("compile")
+    if not isinstance(compiled, bool) and compiled not in MODES:
+        raise ValueError(f"trainer.compile={compiled} must be true, false or a mode: {', '.join(MODES)}")
     if chosen["strategy"] == "fsdp" and (channels_last or compiled):
         raise ValueError(
             "trainer.strategy=fsdp shards plain weights: pass trainer.channels_last=false trainer.compile=false"
         )
     for net in networks:
         net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    return options, [Compiled(networks)] if compiled else []
+    return options, [Compiled(networks, compiled)] if compiled else []
 
 
 def _make_trainer(chosen: dict[str, Any], **ours: Any) -> Trainer:

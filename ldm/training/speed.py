@@ -12,6 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+CompileOption = bool | str  # trainer.compile
+MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune")
+
 
 class Clock:
     """Marks in time: of the GPU's queue where there is one, which is not waited for until they are read."""
@@ -104,12 +107,17 @@ class Speed(Callback):
 class Compiled(Callback):
     """Compiles the networks in place, which leaves the names of weights as they are; once their FLOPs are counted."""
 
-    def __init__(self, networks: list[nn.Module]) -> None:
-        self.networks = networks
+    def __init__(self, networks: list[nn.Module], how: CompileOption) -> None:
+        self.networks, self.how = networks, how
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for net in self.networks:
-            net.compile()
+            compile_in_place(net, self.how)
+
+
+def compile_in_place(net: nn.Module, how: CompileOption) -> None:
+    """As trainer.compile says: true, or the name of a mode of torch.compile."""
+    net.compile(mode=how if isinstance(how, str) else None)
 
 
 # of half precision; Lightning's table has sparse products there, and the H200 by another name than the driver's

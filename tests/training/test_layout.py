@@ -7,6 +7,7 @@ import torch
 from tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, fails
 
 from ldm.checkpoint import newest, read
+from ldm.training.run import tuned
 
 SGD = ["optimizer._target_=torch.optim.SGD", "~optimizer.fused", "optimizer.lr=0.1"]
 
@@ -53,6 +54,20 @@ def test_compiled_trains_the_same(ldm, pipeline):
     ldm("train-diffusion", *options, "run=compiled", "trainer.compile=true")
     assert_same("eager", "compiled", "diffusion")
     ldm("sample", "model=runs/compiled", "num=4", "sampler.steps=2")
+
+
+@pytest.mark.parametrize(("option", "mode"), [(True, None), ("reduce-overhead", "reduce-overhead")])
+def test_a_mode_of_the_compiler_can_be_chosen(option, mode, monkeypatch):
+    net, asked = torch.nn.Linear(1, 1), []
+    monkeypatch.setattr(net, "compile", lambda **options: asked.append(options))
+    _, (callback,) = tuned([net], {"channels_last": False, "compile": option, "strategy": "auto"})
+    callback.on_fit_start(None, None)
+    assert asked == [{"mode": mode}]
+
+
+def test_an_unknown_mode_of_the_compiler_is_refused(pipeline, ldm):
+    line = fails("train-diffusion", f"latents={pipeline}/runs/latents", "trainer.compile=fast")
+    assert "trainer.compile=fast must be true, false or a mode: default, reduce-overhead" in line
 
 
 def test_stage_one_is_not_compiled(ldm):
