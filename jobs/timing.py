@@ -8,14 +8,22 @@ from typing import Any
 Task = Callable[[], Any]
 
 
-def interleaved(tasks: dict[str, Task], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each task in each round but a first one, all tasks taking turns."""
+def wall_seconds(task: Task) -> float:
+    start = time.perf_counter()
+    task()
+    return time.perf_counter() - start
+
+
+def interleaved(
+    tasks: dict[str, Task], rounds: int, timed: Callable[[Task], float] = wall_seconds
+) -> dict[str, list[float]]:
+    """Seconds of each task in each round but a first one, all tasks taking turns, and turns to be first."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(rounds + 1):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            seconds[name].append(time.perf_counter() - start)
+    names = list(tasks)
+    for i in range(rounds + 1):
+        first = i % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name].append(timed(tasks[name]))
     return {name: taken[1:] for name, taken in seconds.items()}
 
 
