@@ -1,183 +1,279 @@
-"""On one CUDA GPU, in bf16: the training step of LDM-8's U-Net and the encoding of KL-f8 at 256 px, beside diffusers'
-on the same card, each in its variants; and a profile of a step.
+"""On one CUDA GPU, beside diffusers' networks on the same card: the training step of experiment=imagenet256_f8 and the
+encoding of KL-f8 at 256 px, in turns; where their time goes; what each part of conf/trainer/gpu.yaml brings; and the
+speed of `ldm train-diffusion` itself.
 
-    python jobs/bench_gpu.py [unets] [encoders] [profile]
+    python jobs/bench_gpu.py [SECTION ...] [--out FOLDER] [--minutes M] [--tiny] [--device cpu]
 
-A line for each: images a second, MFU (of the card's dense bf16 peak), GiB that PyTorch reserved at most (CUDA graphs
-hold memory that no allocation counts). A network that fails is a line, too.
+All sections but `autotune`, or some; after --minutes no more is begun, and a compilation that has begun takes a minute
+or two more. In --out: bench_gpu.jsonl, a row a line, to which each run adds; tables and Chrome traces of the profiles.
+A ratio is the median over the rounds, above 1 where ours is faster; MFU is the share of the card's dense bf16 peak, of
+FLOPs counted from each network itself; memory is a step's peak, each network's alone. What fails is a row, too.
+--tiny is for a test of this program: networks of the same kinds that take milliseconds.
 """
 
-import gc
+import argparse
+import csv
+import json
+import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from hydra.utils import instantiate
+from bench_latents import write_cache
+from gpu_pairs import encoders, unets
+from gpu_rows import Bench
+from gpu_turns import Contender, Pair, Setting, compare, prepare
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from timing import middle
-from torch import nn
+from timing import Task, middle
 
+from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, fingerprint
+from ldm.command import plain
+from ldm.data.latent_cache import AUTOENCODER, FORMAT
 from ldm.models.autoencoder import Autoencoder
-from ldm.training.speed import forward_flops, peak_flops
 
-CONF = Path(__file__).parents[1] / "conf"
-BATCH, ROUNDS = 64, 20
-VARIANTS: dict[str, dict[str, Any]] = {
-    "nchw": {},
-    "channels_last": {"layout": torch.channels_last},
-    "channels_last, compiled": {"layout": torch.channels_last, "compile": "default"},
-    "channels_last, compiled, CUDA graphs": {"layout": torch.channels_last, "compile": "reduce-overhead"},
-}
+ROOT = Path(__file__).parents[1]
+BATCHES, PROFILED = 40, 3
+TINY = ["net.model_channels=32", "net.channel_mult=[1,2]", "net.num_res_blocks=1", "net.attention_resolutions=[1,2]",
+        "net.context_dim=32", "batch_size=2", "num_workers=0"]  # fmt: skip
+ON_CPU = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.compile=false"]
 
 
-def measured(task: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds of a call, by the GPU's own events, and GiB reserved at most."""
-    for _ in range(5):
-        task()
-    seconds = []
-    for _ in range(ROUNDS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        task()
-        end.record()
-        end.synchronize()
-        seconds.append(start.elapsed_time(end) / 1000)
-    return middle(seconds), torch.cuda.max_memory_reserved() / 2**30
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is measured, by conf/.
+
+    Args:
+        overrides: of `ldm train-diffusion`, beyond the experiment.
+        setting, batch: its trainer, and the images of a rank.
+        encode_batch: of `ldm cache-latents`.
+    """
+
+    overrides: list[str]
+    setting: Setting
+    batch: int
+    encode_batch: int
+    vae: dict[str, Any]
+    latent_shape: tuple[int, ...]
+    classes: int
+    unets: Pair
+    encoders: Pair
 
 
-def prepared(
-    make: Callable[[], nn.Module], layout: Any = torch.contiguous_format, compile: str | None = None
-) -> nn.Module:
-    """A network on the GPU, and nothing of the one before it: no graphs, no memory."""
-    torch.compiler.reset()
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    model = make().cuda().to(memory_format=layout)  # type: ignore[call-overload]
-    if compile is not None:
-        model.compile(mode=compile)
-    return model
+def read_recipe(tiny: bool, cuda: bool) -> Recipe:
+    overrides = ["experiment=imagenet256_f8", "trainer.devices=1", *TINY * tiny, *ON_CPU * (not cuda)]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config, caching = compose("train_diffusion", overrides), compose("cache_latents")
+    trainer, vae = config.trainer, plain(OmegaConf.load(ROOT / "conf/vae/kl_f8.yaml"))
+    side, batch, classes = 256, caching.batch_size, 1000
+    if tiny:
+        vae, side, batch, classes = vae | {"channels": 32, "channel_mult": [1, 1, 2, 2]}, 32, 2, 10
+    small = side // 2 ** (len(vae["channel_mult"]) - 1)
+    latent_shape = (vae["latent_channels"], small, small)
+    return Recipe(
+        overrides=overrides,
+        setting=Setting(
+            bf16=trainer.precision == "bf16-mixed",
+            channels_last=trainer.channels_last,
+            compile=trainer.compile,
+            benchmark=trainer.benchmark,
+            fused=config.optimizer.fused,
+        ),
+        batch=config.batch_size,
+        encode_batch=batch,
+        vae=vae,
+        latent_shape=latent_shape,
+        classes=classes,
+        unets=unets(plain(config.net), plain(config.optimizer), latent_shape, classes),
+        encoders=encoders(vae, side),
+    )
 
 
-def train_step(model: Any, forward: Callable[[], torch.Tensor]) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = forward().float().square().mean()
-        loss.backward()
-        optimizer.step()
-
-    return step
+def step(bench: Bench, recipe: Recipe) -> None:
+    """The training step in the recipe's setting."""
+    bench.recipe = compare(bench, "U-Net step, the recipe", recipe.unets, recipe.setting, recipe.batch)
 
 
-def report(what: str, images: int, flops: float, make: Callable[[], Callable[[], Any]]) -> None:
-    """A line of the table: of the task that `make` prepares, or of why it failed."""
-    try:
-        seconds, memory = measured(make())
-    except Exception as error:  # compilers raise all kinds; the other lines are worth having
-        print(f"| {what} | {type(error).__name__}: {str(error).partition(chr(10))[0][:100]} | | |", flush=True)
+def encode(bench: Bench, recipe: Recipe) -> None:
+    """Encoding as `ldm cache-latents` does, then with what would speed it up."""
+    fast = Setting(bf16=True, channels_last=True)
+    settings = {
+        "as cache-latents: float32, NCHW, eager": Setting(),
+        "TF32 in its matrix products": Setting(tf32=True),
+        "channels_last": Setting(channels_last=True),
+        "bf16": Setting(bf16=True),
+        "bf16, channels_last": fast,
+        "bf16, channels_last, cudnn.benchmark": replace(fast, benchmark=True),
+        "bf16, channels_last, compiled": replace(fast, compile=True),
+    }
+    for name, setting in settings.items():
+        compare(bench, f"encoding, {name}", recipe.encoders, setting, recipe.encode_batch)
+
+
+def factors(bench: Bench, recipe: Recipe) -> None:
+    """The recipe with one thing taken away or added; first what needs no new compilation."""
+    changes: list[dict[str, Any]] = [
+        {"compile": not recipe.setting.compile},
+        {"benchmark": not recipe.setting.benchmark},
+        {"fused": not recipe.setting.fused},
+        {"compile": "reduce-overhead"},
+        {"channels_last": not recipe.setting.channels_last},
+        {"flash": False},
+        {"bf16": not recipe.setting.bf16},
+    ]
+    for change in changes:
+        changed(bench, recipe, **change)
+
+
+def autotune(bench: Bench, recipe: Recipe) -> None:
+    """Inductor's own trials, which may take longer than all else."""
+    changed(bench, recipe, compile="max-autotune-no-cudagraphs")
+
+
+def changed(bench: Bench, recipe: Recipe, **change: Any) -> None:
+    what = "U-Net step, the recipe but " + ", ".join(f"{key}={value}" for key, value in change.items())
+    compare(bench, what, recipe.unets, replace(recipe.setting, **change), recipe.batch, bench.recipe)
+
+
+def profile(bench: Bench, recipe: Recipe) -> None:
+    """Where the time goes, of the recipe's step and of encoding as it is."""
+    profiled(bench, "unet_step", recipe.unets["ours"], recipe.setting, recipe.batch)
+    profiled(bench, "encoding", recipe.encoders["ours"], Setting(), recipe.encode_batch)
+
+
+def profiled(bench: Bench, name: str, contender: Contender, setting: Setting, batch: int) -> None:
+    """A row with the longest kernels; the others in OUT/name.txt, and when each ran in OUT/name.json.gz."""
+    what = f"profile, {name}"
+    if bench.passes_over(what):
         return
-    peak = peak_flops(torch.device("cuda"), torch.bfloat16)
-    mfu = f"{flops / seconds / peak:.1%}" if peak else "peak unknown"
-    print(f"| {what} | {images / seconds:,.0f} | {mfu} | {memory:.1f} |", flush=True)
+    try:
+        with setting.switched():
+            total, top = kernels(bench, name, prepare(bench, contender, setting, batch)[0])
+        longest = "".join(f"\n    {1000 * seconds:8.2f} ms  {kernel[:100]}" for kernel, seconds in top.items())
+        text = f"a call of batch {batch} has {1000 * total:.1f} ms of kernels{longest}\n   "
+        bench.row(what, text, batch=batch, total_s=total, kernels=top)
+    except Exception as error:
+        bench.failed(what, error)
+    finally:
+        bench.clear()
 
 
-def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x_t, t, y at 4 x 32 x 32."""
-    t, y = torch.rand(BATCH, device="cuda"), torch.randint(1000, (BATCH,), device="cuda")
-    return torch.randn(BATCH, 4, 32, 32, device="cuda"), t, y
-
-
-def our_unet() -> nn.Module:
-    config = OmegaConf.load(CONF / "net/ldm_f8_395m.yaml")
-    return instantiate(config, in_channels=4, num_classes=1000, _convert_="all")
-
-
-def our_step(options: dict[str, Any]) -> Callable[[], None]:
-    model, (x, t, y) = prepared(our_unet, **options), batch()
-    return train_step(model, lambda: model(x, t, y))
-
-
-def their_step(options: dict[str, Any]) -> Callable[[], None]:
-    make = partial(
-        UNet2DConditionModel,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(256, 512, 1024),
-        layers_per_block=2,
-        cross_attention_dim=512,
-        attention_head_dim=(8, 16, 32),  # the number of heads, in spite of its name
-        down_block_types=("CrossAttnDownBlock2D",) * 3,
-        up_block_types=("CrossAttnUpBlock2D",) * 3,
-    )
-    model, (x, t, _), context = prepared(make, **options), batch(), torch.randn(BATCH, 1, 512, device="cuda")
-    return train_step(model, lambda: model(x, 1000 * t, context).sample)
-
-
-def unets() -> None:
-    """Training steps."""
-    flops = 3 * BATCH * forward_flops(our_unet(), (1, 4, 32, 32), (1,), None)
-    for name, options in VARIANTS.items():
-        report(f"U-Net step, ours, {name}", BATCH, flops, partial(our_step, options))
-        report(f"U-Net step, diffusers, {name}", BATCH, flops, partial(their_step, options))
-
-
-def profile() -> None:
-    """Where the time of our compiled training step goes."""
-    step = our_step(VARIANTS["channels_last, compiled"])
-    measured(step)
+def kernels(bench: Bench, name: str, task: Task) -> tuple[float, dict[str, float]]:
+    """Seconds of a call in all kernels, and in the 20 longest; on a CPU, in operations."""
     with torch.profiler.profile() as seen:
-        step()
-    print(seen.key_averages().table(sort_by="cuda_time_total", row_limit=40), flush=True)
+        for _ in range(PROFILED):
+            task()
+        if bench.cuda:
+            torch.cuda.synchronize()
+    key, kind = ("self_device_time_total", "CUDA") if bench.cuda else ("self_cpu_time_total", "CPU")
+    averages = seen.key_averages()
+    (bench.out / f"{name}.txt").write_text(averages.table(sort_by=key, row_limit=100, max_name_column_width=100))
+    seen.export_chrome_trace(str(bench.out / f"{name}.json.gz"))
+    own = [a for a in averages if a.device_type.name == kind and not a.is_user_annotation]
+    seconds = {a.key: getattr(a, key) / 1e6 / PROFILED for a in own}
+    return sum(seconds.values()), dict(sorted(seconds.items(), key=lambda item: -item[1])[:20])
 
 
-def encoders() -> None:
-    """Encoding at 256 px."""
-    x = torch.randn(BATCH, 3, 256, 256, device="cuda")
-    config = OmegaConf.to_container(OmegaConf.load(CONF / "vae/kl_f8.yaml"))
-    ours = partial(Autoencoder, **config)  # type: ignore[arg-type]
-    theirs = partial(
-        AutoencoderKL,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        latent_channels=4,
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-    )
-    flops = BATCH * forward_flops(ours().encoder, (1, 3, 256, 256))
-    for name, options in VARIANTS.items():
-        for who, make in (("ours", ours), ("diffusers", theirs)):
-
-            def prepare(make: Callable[[], Any] = make, options: dict[str, Any] = options) -> Callable[[], None]:
-                net = prepared(lambda: make().encoder, **options).eval()
-
-                @torch.inference_mode()
-                def encode() -> None:
-                    with torch.autocast("cuda", torch.bfloat16):
-                        net(x)
-
-                return encode
-
-            report(f"KL-f8 encoding, {who}, {name}", BATCH, flops, prepare)
+def synthetic_latents(recipe: Recipe, folder: Path) -> None:
+    """A cache of noise, of an autoencoder that was never trained: speed asks no more of them."""
+    folder.mkdir()
+    model = Autoencoder(**recipe.vae)
+    card = {"kind": "autoencoder", "autoencoder": recipe.vae}
+    export_autoencoder(LoadedAutoencoder(folder, model, card, ""), folder / AUTOENCODER)
+    channels, *plane = recipe.latent_shape
+    shape, count = (2 * channels, *plane), 4 * recipe.batch
+    values = np.random.default_rng(0).standard_normal((count, 1, *shape)).astype(np.float16)
+    identity = {
+        "format": FORMAT,
+        "autoencoder": fingerprint(model),
+        "preprocessing": {},
+        "views": 1,
+        "class_names": [str(i) for i in range(recipe.classes)],
+        "shape": list(shape),
+        "mean": [0.0] * channels,
+        "std": [1.0] * channels,
+    }
+    write_cache(folder, values, identity)
 
 
-SECTIONS = {"unets": unets, "encoders": encoders, "profile": profile}
+def train(bench: Bench, recipe: Recipe) -> None:
+    """`ldm train-diffusion` by what it logs, without its first stretch, in which it compiles."""
+    what = f"ldm train-diffusion, {BATCHES} batches"
+    if bench.passes_over(what):
+        return
+    options = [f"steps={BATCHES}", f"every={BATCHES}", "keep=1", "run=bench", "latents=latents"]
+    command = [sys.executable, "-m", "ldm", "train-diffusion", *recipe.overrides, *options,
+               "trainer.limit_val_batches=0"]  # fmt: skip
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            synthetic_latents(recipe, Path(folder, "latents"))
+            done = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": path}, text=True,
+                                  capture_output=True, timeout=bench.seconds_left() + 60)  # fmt: skip
+            if done.returncode:
+                raise RuntimeError(" / ".join(done.stderr.strip().splitlines()[-3:]))
+            found = logged(Path(folder, "runs/bench/metrics.csv"))
+    except Exception as error:
+        bench.failed(what, error)
+        return
+    bare = bench.recipe.get("ours", {}).get("images_per_s")
+    if bare:
+        found["of_bare_step"] = found["speed/images_per_s"] / bare
+    text = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+    bench.row(what, f"batch {recipe.batch}, {text}", batch=recipe.batch, **found)
+
+
+def logged(file: Path) -> dict[str, float]:
+    """Medians of speed/*, but for its first values."""
+    with open(file, newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row.get("speed/images_per_s")][1:]
+    names = [name for name in rows[0] if name.startswith("speed/") and rows[0][name]]
+    return {name: middle([float(row[name]) for row in rows]) for name in names}
+
+
+SECTIONS: dict[str, Callable[[Bench, Recipe], None]] = {
+    f.__name__: f for f in (step, encode, profile, factors, train, autotune)
+}
+KEPT = {"train": 150.0}  # seconds that earlier sections leave to it
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
+    parser.add_argument("--out", type=Path, default=Path("."))
+    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    given = parser.parse_args()
+    chosen = given.sections or [name for name in SECTIONS if name != "autotune"]
+    if unknown := set(chosen) - set(SECTIONS):
+        parser.error(f"no section {', '.join(sorted(unknown))}: there are {', '.join(SECTIONS)}")
+    cuda = given.device == "cuda"
+    if cuda and not torch.cuda.is_available():
+        parser.error("torch finds no CUDA GPU here; --device cpu --tiny tries the program, make bench measures the CPU")
+    if not cuda and not given.tiny:
+        parser.error("these networks are a GPU's: --device cpu wants --tiny")
+    rounds = {"rounds": 2, "repeats": 1, "warmups": 1} if given.tiny else {"rounds": 8, "repeats": 3, "warmups": 5}
+    bench = Bench(torch.device(given.device), given.out, given.minutes, **rounds)
+    recipe = read_recipe(given.tiny, cuda)
+    card = torch.cuda.get_device_name() if cuda else "CPU"
+    bench.row("machine", f"{card}, torch {torch.__version__}, {json.dumps(vars(recipe.setting))}", card=card,
+              torch=torch.__version__, peak_flops=bench.peak)  # fmt: skip
+    if not cuda:
+        bench.say("memory and MFU: passed over, they are a GPU's")
+    for i, name in enumerate(chosen):
+        bench.section, bench.kept = name, sum(KEPT.get(later, 0.0) for later in chosen[i + 1 :])
+        try:
+            SECTIONS[name](bench, recipe)
+        except Exception as error:  # a GPU in error fails whatever it is asked; `train` has a process of its own
+            bench.failed(name, error)
 
 
 if __name__ == "__main__":
-    if not torch.cuda.is_available():
-        sys.exit("jobs/bench_gpu.py measures a CUDA GPU, and torch finds none here; make bench measures the CPU")
-    if unknown := set(sys.argv[1:]) - set(SECTIONS):
-        sys.exit(f"no section {', '.join(unknown)}: there are {', '.join(SECTIONS)}")
-    chosen = [SECTIONS[name] for name in sys.argv[1:] or SECTIONS]
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-    print(f"{torch.cuda.get_device_name()}, bf16, batch {BATCH}, torch {torch.__version__}\n")
-    print("| what | images a second | MFU | GiB |\n|---|---|---|---|")
-    for section in chosen:
-        section()
+    main()
