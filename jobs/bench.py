@@ -15,10 +15,11 @@ from typing import Any
 import bench_latents
 import torch
 from diffusers import AutoencoderKL, UNet2DModel
-from timing import Task, better, interleaved, middle, row
+from timing import Task, better, interleaved, middle, row, wake
 from torch import Tensor, nn
 
 from ldm.diffusion import samplers
+from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import LinearPath
 from ldm.diffusion.times import Uniform, uniform_grid
@@ -29,26 +30,24 @@ from ldm.models.unet import UNet
 from ldm.training.speed import forward_flops
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+PRODUCT = 2 * 2048**3  # FLOP of two large float32 matrices
 FUSED = partial(torch.optim.AdamW, fused=True)
 
 
 def train_step(model: nn.Module, forward: Callable[[], Tensor], optimizer: Any) -> Task:
-    """Forward, backward and, where there is one, the optimiser's step."""
+    """Forward, backward towards a fixed target and, where there is one, the optimiser's step."""
+    wake(model)
+    with torch.no_grad():
+        target = torch.randn_like(forward())
     made = optimizer(model.parameters()) if optimizer is not None else None
 
     def step() -> None:
         model.zero_grad()
-        forward().square().mean().backward()
+        (forward() - target).square().mean().backward()
         if made is not None:
             made.step()
 
     return step
-
-
-def gemm_rate() -> float:
-    """FLOP a second of a large float32 matrix product."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    return 2 * 2048**3 / min(interleaved({"gemm": lambda: a @ b}, 8)["gemm"])
 
 
 # the two stages' networks, 36.1 M and 10.8 M parameters, and diffusers' of the same shapes
@@ -96,8 +95,8 @@ def variants(make: dict[str, Callable[[], nn.Module]], task: Callable[[str, nn.M
 
 
 def share_of_bound(what: str, flops: float, times: dict[str, list[float]]) -> None:
-    """Prints our rate in our better format against a large matrix product's: what is left to win."""
-    rate, bound = flops / middle(better(times, ["ours nchw", "ours nhwc"])), gemm_rate()
+    """Prints our rate in our better format against that of the matrix products between: what is left to win."""
+    rate, bound = flops / middle(better(times, ["ours nchw", "ours nhwc"])), PRODUCT / middle(times["product"])
     print(
         f"    {flops / 1e9:.0f} GFLOP a {what} at {rate / 1e9:.0f} GFLOP/s: {rate / bound:.0%} of a matrix product's "
         f"{bound / 1e9:.0f}; at its rate {flops / bound:.3f} s"
@@ -105,7 +104,8 @@ def share_of_bound(what: str, flops: float, times: dict[str, list[float]]) -> No
 
 
 def compare(what: str, tasks: dict[str, Task], rounds: int) -> dict[str, list[float]]:
-    times = interleaved(tasks, rounds)
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    times = interleaved(tasks | {"product": lambda: a @ b}, rounds)
     ours, theirs = ([name for name in times if name.startswith(who)] for who in ("ours", "theirs"))
     row(what, better(times, ours), better(times, theirs))
     print("".join(f"    {name} {middle(taken):.3f} s;" for name, taken in times.items()), flush=True)
@@ -156,23 +156,51 @@ def autoencoder() -> None:
     share_of_bound("batch", 4 * forward_flops(model.encoder, image), times)
 
 
+class Nothing(nn.Module):
+    """A network that costs nothing: what is left of sampling is the sampler's own."""
+
+    null_class = 10
+
+    def forward(self, x_t: Tensor, *_: Tensor) -> Tensor:
+        return x_t
+
+
 def sampler() -> None:
-    """Sampling against its network evaluations alone."""
-    net, steps = our_unet().eval(), 8
+    """What 8 steps of a sampler take without their network, against the network's evaluations."""
+    net, nothing = our_unet().eval(), Nothing()
     objective = Objective(
         path=LinearPath(), parameterization="velocity", weighting=Unweighted(), time_sampler=Uniform()
     )
     x, y, t = torch.randn(16, 4, 16, 16), torch.randint(10, (16,)), torch.rand(16)
-    times = uniform_grid(objective.path, steps, 1.0)
-    with torch.inference_mode():
-        taken = interleaved(
-            {
-                "bare": lambda: [net(x, t, y) for _ in range(steps)],
-                "sampled": lambda: samplers.euler(Record(objective.denoiser(net, y)), objective.path, x, times),
-            },
-            9,
+    times = uniform_grid(objective.path, 8, 1.0)
+    for function, scale in ((samplers.euler, 1.0), (samplers.heun, 2.0), (samplers.dpmpp_2m, 2.0)):
+        denoise = objective.denoiser(Guidance(scale=scale)(nothing, nothing.null_class), y)
+        counted = Record(denoise)
+        function(counted, objective.path, x, times)
+        count = counted.evaluations * (1 if scale == 1.0 else 2)
+        with torch.inference_mode():
+            taken = interleaved(
+                {
+                    "own": partial(function, Record(denoise), objective.path, x, times),
+                    "bare": lambda: net(x, t, y),
+                },
+                7,
+            )
+        own, bare = middle(taken["own"]), count * middle(taken["bare"])
+        name = f"{function.__name__}, {'unguided' if scale == 1.0 else 'guided'}"
+        print(
+            f"| 8 steps of {name}: its own, and {count} evaluations | {own:.4f} s | {bare:.3f} s | {own / bare:.2%} |"
         )
-    row("8 steps of euler against 8 evaluations", taken["sampled"], taken["bare"])
+
+
+TO_FIRST_BATCH = """
+import os
+from ldm.cli import main
+from ldm.training.progress import ProgressModule
+
+ProgressModule.on_train_batch_start = lambda *_: os._exit(0)
+main()
+"""
 
 
 def start() -> None:
@@ -189,12 +217,17 @@ def start() -> None:
             run(*ldm, "train-autoencoder", *options, *tiny)()
             subprocess.run(["rm", "-rf", f"{folder}/runs"], check=True)
 
+        def first() -> None:
+            run(sys.executable, "-c", TO_FIRST_BATCH, "train-autoencoder", *options, *tiny)()
+            subprocess.run(["rm", "-rf", f"{folder}/runs"], check=True)
+
         tasks = {
             "import torch": run(sys.executable, "-c", "import torch"),
             "import lightning": run(sys.executable, "-c", "import lightning"),
             "ldm --help": run(*ldm, "--help"),
             "ldm train-autoencoder --help": run(*ldm, "train-autoencoder", "--help"),
-            "ldm train-autoencoder, one batch": training,
+            "ldm train-autoencoder, to its first batch": first,
+            "ldm train-autoencoder, one batch, with its pictures and checkpoint": training,
         }
         for name, taken in interleaved(tasks, 3).items():
             print(f"| {name} | {middle(taken):.2f} s | | |", flush=True)

@@ -33,6 +33,7 @@ def cache(model: nn.Module) -> None:
         for i, small in enumerate(noise):
             Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC).save(Path(folder, f"{i:04d}.png"))
         source = Folder(root=folder, resolution=64, val_fraction=0.005)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the command has it
         encode = torch.inference_mode()(lambda image: model.encode(to_x(image)).moments())
         images = [torch.zeros(batch, 3, 64, 64, dtype=torch.uint8)] * (count // batch)
         rounds = iter(range(100))

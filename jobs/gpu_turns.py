@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from gpu_rows import Bench, said
-from timing import Task, interleaved, middle
+from timing import Task, interleaved, middle, wake
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
@@ -77,13 +77,6 @@ class Contender:
 
 
 Pair = dict[str, Contender]  # "ours" and "theirs"
-
-
-def wake(net: nn.Module) -> None:
-    """Weights that start at zero would make gradients zero, and zeros are multiplied at less power: faster."""
-    for weight in net.parameters():
-        if weight.dim() > 1 and not weight.any():
-            nn.init.normal_(weight, std=0.02)
 
 
 def train_step(net: nn.Module, contender: Contender, setting: Setting, batch: int) -> Task:

@@ -1,9 +1,11 @@
-"""Timing of several tasks that take turns, and lines of a table of ratios: what the benchmarks share."""
+"""Timing of several tasks that take turns, fairly, and lines of a table of ratios: what the benchmarks share."""
 
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+
+from torch import nn
 
 Task = Callable[[], Any]
 
@@ -44,3 +46,10 @@ def row(what: str, ours: list[float], theirs: list[float], unit: str = "s") -> N
 def better(times: dict[str, list[float]], names: list[str]) -> list[float]:
     """Of several variants, the one with the smallest median."""
     return min((times[name] for name in names), key=middle)
+
+
+def wake(net: nn.Module) -> None:
+    """Weights that start at zero would make gradients zero, and zeros are multiplied at less power: faster."""
+    for weight in net.parameters():
+        if weight.dim() > 1 and not weight.any():
+            nn.init.normal_(weight, std=0.02)

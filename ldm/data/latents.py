@@ -1,6 +1,7 @@
 """Reading the latent cache: memory-mapped blocks, a global shuffle, mirrors by turns."""
 
 import bisect
+import contextlib
 import logging
 import resource
 import sys
@@ -19,12 +20,13 @@ from ldm.data.latent_cache import FORMAT, MANIFEST
 from ldm.data.order import Key, Order, OrderedBatches, Stretches
 from ldm.data.sources import Split
 from ldm.diffusion.coupling import Coupling
-from ldm.files import existing_folder, read_json, sha256
+from ldm.files import existing_folder, read_json, sha256, write_json
 from ldm.latents import LatentStats
 
 log = logging.getLogger(__name__)
 
-Verify = Literal["full", "size"]
+VERIFIED = "verified.json"  # what a shard was when its checksum was found right
+Verify = Literal["once", "full", "size"]
 Batch = tuple[Tensor, ...]  # moments [B, 2C, h, w] fp16, labels [B], perhaps noise paired with them [B, C, h, w]
 
 
@@ -33,7 +35,8 @@ class LatentCache:
 
     Args:
         folder: where `ldm cache-latents` wrote it.
-        verify: "full" checks every shard's checksum, "size" only its size (for caches that take long to read).
+        verify: "full" checks every shard's checksum; "once" the same, but for shards whose size and time of change are
+            those that an earlier check has found right; "size" only sizes.
 
     Raises:
         ValueError: if the manifest is missing or of another format, or a shard is missing or damaged.
@@ -43,25 +46,38 @@ class LatentCache:
         self.folder = existing_folder(folder, "latents")
         if not (self.folder / MANIFEST).exists():
             raise ValueError(f"latents={folder} holds no {MANIFEST}: run `ldm cache-latents` to its end first")
-        if verify not in ("full", "size"):
-            raise ValueError(f"verify must be full or size, not {verify!r}")
+        if verify not in ("once", "full", "size"):
+            raise ValueError(f"verify must be once, full or size, not {verify!r}")
         self.manifest = read_json(self.folder / MANIFEST)
         if self.manifest.get("format") != FORMAT:
             raise ValueError(f"{folder} has the cache format {self.manifest.get('format')}; this code reads {FORMAT}")
-        for shard in self.manifest["shards"]["train"] + self.manifest["shards"]["val"]:
-            self._verify(shard, verify)
+        self._verify(self.manifest["shards"]["train"] + self.manifest["shards"]["val"], verify)
         self.stats = LatentStats(torch.tensor(self.manifest["mean"]), torch.tensor(self.manifest["std"]))
         self.class_names: list[str] = self.manifest["class_names"]
         self.latent_shape = (self.manifest["shape"][0] // 2, *self.manifest["shape"][1:])  # C, h, w
 
-    def _verify(self, shard: dict[str, Any], verify: Verify) -> None:
+    def _verify(self, shards: list[dict[str, Any]], verify: Verify) -> None:
+        file, known = self.folder / VERIFIED, {}
+        if verify == "once":
+            with contextlib.suppress(ValueError):  # missing or damaged: as if nothing had been checked
+                known = read_json(file)
+        found = {shard["name"]: self._check(shard, verify, known.get(shard["name"])) for shard in shards}
+        if verify != "size" and found != known:
+            with contextlib.suppress(OSError):  # somebody else's folder: then each start checks
+                write_json(file, found)
+
+    def _check(self, shard: dict[str, Any], verify: Verify, known: list[Any] | None) -> list[Any]:
+        """The shard's checksum and time of change; ValueError if it is missing or damaged."""
         path, fix = self.folder / shard["name"], "run the same `ldm cache-latents` again to mend it"
         if not path.exists():
             raise ValueError(f"{path}, which the manifest lists, is missing: {fix}")
-        if path.stat().st_size != shard["bytes"]:
-            raise ValueError(f"{path} has {path.stat().st_size} bytes, the manifest says {shard['bytes']}: {fix}")
-        if verify == "full" and sha256(path) != shard["sha256"]:
+        state = path.stat()
+        if state.st_size != shard["bytes"]:
+            raise ValueError(f"{path} has {state.st_size} bytes, the manifest says {shard['bytes']}: {fix}")
+        found = [shard["sha256"], state.st_mtime_ns]
+        if verify != "size" and found != known and sha256(path) != shard["sha256"]:
             raise ValueError(f"{path} differs from the manifest's checksum: {fix}")
+        return found
 
 
 class _Block(NamedTuple):

@@ -18,6 +18,7 @@ class Console(RichProgressBar):
     def __init__(self, run: Path, steps: int, resume: Path | None) -> None:
         super().__init__(refresh_rate=5)
         self.run, self.steps, self.resume = run, steps, resume
+        self.shown: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -39,9 +40,14 @@ class Console(RichProgressBar):
         log.info("; ".join(parts))
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The loss, and the speed as it was last logged."""
-        found = {key: value for key, value in super().get_metrics(trainer, pl_module).items() if key != "v_num"}
-        return found | self._pace(trainer, pl_module)
+        """The losses, and the speed as it was last logged; now and then, for to read them is to wait for the GPU."""
+        module: Any = pl_module
+        if not self.shown or module.batches_seen % self.refresh_rate == 0:
+            self.shown = self._losses(trainer) | self._pace(trainer, module)
+        return self.shown
+
+    def _losses(self, trainer: Trainer) -> dict[str, Any]:
+        return {k: f"{float(v):.4g}" for k, v in trainer.callback_metrics.items() if k in ("train/loss", "val/loss")}
 
     def _pace(self, trainer: Trainer, module: Any) -> dict[str, Any]:
         rate = float(trainer.logged_metrics.get("speed/images_per_s", 0))
@@ -53,8 +59,6 @@ class Console(RichProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         if trainer.is_global_zero:
-            values = {
-                k: f"{float(v):.4g}" for k, v in trainer.callback_metrics.items() if k in ("train/loss", "val/loss")
-            }
-            said = ", ".join(f"{key} {value}" for key, value in (values | self._pace(trainer, pl_module)).items())
+            values = self._losses(trainer) | self._pace(trainer, pl_module)
+            said = ", ".join(f"{key} {value}" for key, value in values.items())
             log.info("%s: batch %d of %d: %s", self.run, pl_module.batches_seen, self.steps, said)

@@ -107,7 +107,8 @@ class ProgressModule(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.batches_seen += 1
         self.images_seen += self.global_batch
-        self.log_terms("train", self.now)
+        # on the CPU, as below: Lightning makes tensors of plain numbers on the GPU, and waits for it
+        self.log_terms("train", {name: torch.tensor(rate) for name, rate in self.now.items()})
         self.log_axis()
         self.after_batch(self.trainer, self, batch_idx)
 
@@ -130,7 +131,7 @@ class ProgressModule(LightningModule):
         """Log scalars as stage/name; a validation's are averaged over its batches, of so many images, and ranks."""
         weight: Any = float(images)  # whole, its mean over ranks would be rounded down
         for name, value in terms.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", sync_dist=stage == "val", batch_size=weight)
+            self.log(f"{stage}/{name}", value, sync_dist=stage == "val", batch_size=weight)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         counters = {name: getattr(self, name) for name in ("batches_seen", "images_seen", "rollbacks", "global_batch")}

@@ -61,6 +61,7 @@ FREE = {"run", "steps", "every", "keep", "num_workers", "batch_size", "trainer",
 FREE |= {"init", "features", "accumulate", "health", "guard", "disc_guard", "probe"}
 # of stage 2: fingerprints say whether they are the same; and what the sample grids are made by
 FREE |= {"latents", "autoencoder", "verify", "sampler", "grid", "guidance"}
+FREE |= {"net.checkpoint"}  # memory for time
 
 # keys that runs begun before there were these do not name, and what they did
 LATER = {"autoencoder.shortcut": False, "config.vae.shortcut": False}
@@ -77,7 +78,7 @@ def resume_point(run: Path, wanted: dict[str, Any]) -> tuple[Path | None, int]:
     file, checkpoint = checkpoints.find(run, wanted["kind"])
     card = checkpoint[checkpoints.CARD]
     was, now = LATER | flat(card), flat(wanted)
-    free = ("autoencoder_path", *(f"config.{key}" for key in FREE))
+    free = ("autoencoder_path", "net.checkpoint", *(f"config.{key}" for key in FREE))
     changed = [k for k in now if was.get(k) != now[k] and not any(k == f or k.startswith(f"{f}.") for f in free)]
     if changed:
         named = ", ".join(f"{k.removeprefix('config.')}={was.get(k)} (now {now[k]})" for k in changed[:3])

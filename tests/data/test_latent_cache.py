@@ -9,9 +9,11 @@ import pytest
 import torch
 from image_files import write_images
 
+from ldm.data import latents
 from ldm.data.latent_cache import CacheWriter, cache_identity
 from ldm.data.latents import CachedMoments, LatentCache
 from ldm.data.sources import Folder
+from ldm.files import sha256
 from ldm.images import to_x
 from ldm.models.autoencoder import Autoencoder
 
@@ -146,6 +148,24 @@ def test_images_that_came_or_went_since_are_noticed(writer, photos):
     changed = replace(writer, source=source)
     with pytest.raises(ValueError, match=r"images is [0-9a-f]{16}, not [0-9a-f]{16}"):
         write_all(changed)
+
+
+def test_checksums_are_checked_once_and_again_where_a_shard_has_changed(writer, monkeypatch):
+    write_all(writer)
+    read = []
+    monkeypatch.setattr(latents, "sha256", lambda path: read.append(path.name) or sha256(path))
+    for verify, times in (("size", 0), ("once", 1), ("once", 0), ("full", 1), ("once", 0)):
+        read.clear()
+        LatentCache(str(writer.folder), verify)
+        shards = sorted(path.name for path in writer.folder.glob("*.tar"))
+        assert sorted(read) == shards * times, verify
+    (writer.folder / latents.VERIFIED).write_text("{")
+    LatentCache(str(writer.folder), "once")
+    assert sorted(read) == shards
+    first = writer.folder / shards[0]
+    first.write_bytes(first.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="differs from the manifest's checksum"):
+        LatentCache(str(writer.folder), "once")
 
 
 @pytest.mark.parametrize(
