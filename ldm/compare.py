@@ -9,7 +9,8 @@ from ldm.files import flat
 WRONG = "NOT comparable"
 RECONSTRUCTION = {"psnr": None, "ssim": None, "lpips": "lpips_weights", "rfd": "extractor"}  # and the network of each
 
-OF_PIXELS = ("images", "pixels", "extractor", "extractor_resize")  # of a set's card: what does not name its place
+# of a set's card: what does not name its place
+OF_PIXELS = ("images", "pixels", "extractor", "extractor_resize", "precision")
 
 # what changes an unbiased score's noise, but not what it is to be expected to be
 NOISE = {

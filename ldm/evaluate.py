@@ -72,7 +72,7 @@ def chosen(config: DictConfig, run: Path, source: Any, device: Any) -> tuple[dic
     if config.reference is None or config.memorisation or config.reconstruction:
         compare_preparation(stamp.get("preprocessing") or {}, source, refuse=bool(config.memorisation))
     train, held_out = SourceSet(source, ("train",)), SourceSet(source, ("val",))
-    against = of_reference(config, train, device)
+    against = {} if samples is None or config.features is None else of_reference(config, train, device)
     example = torch.zeros(2, 3, source.resolution, source.resolution, dtype=torch.uint8)
     digits = config.reference is None or stamp.get("preprocessing") == source.preprocessing()  # or someone's images
     name = features_for(config.features, digits=isinstance(source, Digits) and (digits or config.features == "pixels"))
@@ -152,9 +152,12 @@ def of_reference(config: DictConfig, train: Any, device: Any) -> dict[str, Any]:
     from ldm.metrics.statistics import known_statistics
     from ldm.ranks import precision
 
-    neighbours = {name: whole(config.neighbours, name) for name in config.neighbours}
-    if config.keep <= max(neighbours.values()):
-        raise ValueError(f"keep={config.keep} must be more than neighbours={neighbours}")
+    keep, asked = whole(config, "keep"), config.neighbours
+    if not isinstance(asked, DictConfig):
+        raise ValueError(f"neighbours={asked} must be two numbers: neighbours.precision_recall=, .density_coverage=")
+    neighbours = {name: whole(asked, name) for name in ("precision_recall", "density_coverage")}
+    if keep <= max(neighbours.values()):
+        raise ValueError(f"keep={keep} must be more than neighbours={neighbours}")
     reference, known = train, {}
     if config.reference is not None:
         path = Path(config.reference)
@@ -164,7 +167,7 @@ def of_reference(config: DictConfig, train: Any, device: Any) -> dict[str, Any]:
         "reference": reference,
         "known": known,
         "folder": None if config.statistics is None else Path(config.statistics),
-        "keep": whole(config, "keep"),
+        "keep": keep,
         "neighbours": neighbours,
         "precision": precision(device),
         "seed": config.seed,
@@ -229,10 +232,11 @@ def report(metrics: dict[str, Any], run: Path) -> dict[str, float]:
         print(f"features: {depends['extractor']}; reference: {reference.get('set', 'known statistics')}")
         count, real = depends["samples"], reference["images"]
         if min(count, real or count) < FEW:
-            perfect = f"{distance['expected_of_perfect_samples']:.4g}"
+            bias = distance["expected_of_perfect_samples"]
+            perfect = f"{bias:.4g} (for Gaussian features)" if bias is not None else "what so few images do not tell"
             print(
                 f"{count} samples against {real or 'unknown'} images, fewer than {FEW}: perfect samples would score "
-                f"{perfect} (for Gaussian features), and only distances of equally many may be compared"
+                f"{perfect}, and only distances of equally many may be compared"
             )
     if "kernel_distance" in metrics and "precision" not in metrics:
         kept = metrics["kernel_distance"]["depends"]["kept"]

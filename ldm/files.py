@@ -4,11 +4,17 @@ import errno
 import hashlib
 import json
 import os
+import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+# what reading a damaged zip, or .npz, may raise
+DAMAGED_ZIP = (OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ldm.data.images import in_order
 from ldm.data.listing import list_images
 from ldm.data.shards import INDEX, Shards
 from ldm.data.sources import Folder, Part, Sample, Source, Split, digest
-from ldm.files import read_json, sha256
+from ldm.files import DAMAGED_ZIP, read_json, sha256
 from ldm.metrics.statistics import Subset, pixel_hashes
 
 SAMPLES, STAMP = "samples.npz", "sample.json"
@@ -57,22 +57,24 @@ class Array:
     @classmethod
     def load(cls, file: Path) -> "Array":
         """ValueError, naming the file, if it is damaged or something else."""
-        try:
-            with zipfile.ZipFile(file) as archive:
-                if (bad := archive.testzip()) is not None:
-                    raise ValueError(f"the checksum of {bad} is wrong")
-                images = _mapped(archive, "arr_0.npy")
-                labels = _mapped(archive, "arr_1.npy") if "arr_1.npy" in archive.namelist() else None
-        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{file} is damaged, or holds no arr_0: {error}") from None
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0:
-            raise ValueError(f"{file}: arr_0 must be uint8 [N, H, W, 3], not {images.dtype} {list(images.shape)}")
         fingerprint = sha256(file)[:16]
         stamp = read_json(file.parent / STAMP) if file.name == SAMPLES and (file.parent / STAMP).exists() else {}
         if stamp.get("sha256", fingerprint) != fingerprint:
             raise ValueError(f"{file} is not the one that {STAMP} beside it describes: sample again, or remove {STAMP}")
-        if labels is not None and labels.shape != (len(images),):
-            raise ValueError(f"{file}: arr_1 must hold {len(images)} labels, not {list(labels.shape)}")
+        try:
+            with zipfile.ZipFile(file) as archive:
+                if "sha256" not in stamp and (bad := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of {bad} is wrong")
+                images = _mapped(archive, "arr_0.npy")
+                labels = _mapped(archive, "arr_1.npy") if "arr_1.npy" in archive.namelist() else None
+        except (KeyError, *DAMAGED_ZIP) as error:
+            raise ValueError(f"{file} is damaged, or holds no arr_0: {error}") from None
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0:
+            raise ValueError(f"{file}: arr_0 must be uint8 [N, H, W, 3], not {images.dtype} {list(images.shape)}")
+        if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
+            raise ValueError(
+                f"{file}: arr_1 must hold {len(images)} whole numbers, not {labels.dtype} {list(labels.shape)}"
+            )
         return cls(file, images, labels, stamp, {"set": file.name, "sha256": fingerprint, "size": images.shape[1]})
 
     @property
@@ -84,7 +86,7 @@ class Array:
         images, labels = self.images[rank::world], labels[rank::world]
         for start in range(0, len(images), batch_size):
             part = torch.from_numpy(np.array(images[start : start + batch_size])).permute(0, 3, 1, 2).contiguous()
-            yield part, torch.from_numpy(np.array(labels[start : start + batch_size])).long()
+            yield part, torch.from_numpy(labels[start : start + batch_size].astype(np.int64))
 
 
 def _mapped(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -99,7 +101,9 @@ def _mapped(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         older = np.lib.format.read_magic(file) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if older else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-        if dtype.hasobject or 0 in shape:
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects")
+        if 0 in shape:
             return np.empty(shape, dtype)
         return np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran else "C")
 
@@ -197,20 +201,25 @@ def some(images: ImageSet, num: int, batch_size: int) -> Tensor:
 
 def spread(source: Source, split: Split, num: int, batch_size: int) -> Batches:
     """Batches with `num` images of all over a split, whose order may be that of classes; the same on all ranks."""
-    decoded = ((source.decode(sample), sample.label) for sample in _spread(source.parts(split, 128), num))
-    found = list(islice(((image, label) for image, label in decoded if image is not None), num))
-    for start in range(0, len(found), batch_size):
-        images, labels = zip(*found[start : start + batch_size], strict=True)
-        yield torch.stack([source.center_view(image) for image in images]), torch.tensor(labels)
+    samples = _in_turn(source.parts(split, 128), min(num, 64))
+    decoded = ((source.decode(sample), sample.label) for sample in samples)
+    views = ((source.center_view(image), label) for image, label in decoded if image is not None)
+    left = islice(views, num)
+    while part := list(islice(left, batch_size)):
+        images, labels = zip(*part, strict=True)
+        yield torch.stack(images), torch.tensor(labels)
 
 
-def _spread(parts: list[Part], num: int) -> Iterator[Sample]:
-    """Equally many samples of up to 64 parts in turn."""
-    count = min(num, len(parts), 64)
-    streams = deque(parts[i * len(parts) // count].samples() for i in range(count))
+def _in_turn(parts: list[Part], count: int) -> Iterator[Sample]:
+    """A sample each of evenly spaced parts, again and again; of the parts between, where those have no more."""
+    first = sorted({i * len(parts) // count for i in range(count)})
+    others = deque(part for i, part in enumerate(parts) if i not in first)
+    streams = deque(parts[i].samples() for i in first)
     while streams:
         stream = streams.popleft()
-        taken = list(islice(stream, -(-num // count)))
-        yield from taken
-        if taken:
+        sample = next(stream, None)
+        if sample is not None:
+            yield sample
             streams.append(stream)
+        elif others:
+            streams.append(others.popleft().samples())

@@ -35,8 +35,8 @@ class LatentCache:
 
     Args:
         folder: where `ldm cache-latents` wrote it.
-        verify: "full" checks every shard's checksum; "once" the same, but for shards whose size and time of change are
-            those that an earlier check has found right; "size" only sizes.
+        verify: "full" checks every shard's checksum; "once" the same, but for files that an earlier check has found
+            right and that have not changed since, by their times; "size" only sizes. Each rank does so.
 
     Raises:
         ValueError: if the manifest is missing or of another format, or a shard is missing or damaged.
@@ -59,22 +59,22 @@ class LatentCache:
     def _verify(self, shards: list[dict[str, Any]], verify: Verify) -> None:
         file, known = self.folder / VERIFIED, {}
         if verify == "once":
-            with contextlib.suppress(ValueError):  # missing or damaged: as if nothing had been checked
-                known = read_json(file)
+            with contextlib.suppress(ValueError, OSError):  # missing or damaged: as if nothing had been checked
+                known = dict(read_json(file))
         found = {shard["name"]: self._check(shard, verify, known.get(shard["name"])) for shard in shards}
         if verify != "size" and found != known:
             with contextlib.suppress(OSError):  # somebody else's folder: then each start checks
                 write_json(file, found)
 
     def _check(self, shard: dict[str, Any], verify: Verify, known: list[Any] | None) -> list[Any]:
-        """The shard's checksum and time of change; ValueError if it is missing or damaged."""
+        """What tells this file, unlike a copy of it, from others; ValueError if it is missing or damaged."""
         path, fix = self.folder / shard["name"], "run the same `ldm cache-latents` again to mend it"
         if not path.exists():
             raise ValueError(f"{path}, which the manifest lists, is missing: {fix}")
         state = path.stat()
         if state.st_size != shard["bytes"]:
             raise ValueError(f"{path} has {state.st_size} bytes, the manifest says {shard['bytes']}: {fix}")
-        found = [shard["sha256"], state.st_mtime_ns]
+        found = [shard["sha256"], state.st_ino, state.st_mtime_ns, state.st_ctime_ns]
         if verify != "size" and found != known and sha256(path) != shard["sha256"]:
             raise ValueError(f"{path} differs from the manifest's checksum: {fix}")
         return found

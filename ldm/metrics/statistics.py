@@ -2,7 +2,6 @@
 
 import io
 import json
-import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ldm.files import atomic_write, sha256
+from ldm.files import DAMAGED_ZIP, atomic_write, sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +56,8 @@ class Statistics:
             mean, covariance = (torch.from_numpy(arrays[name + end].astype(np.float64)) for name in ("mu", "sigma"))
             if covariance.shape != (*mean.shape, *mean.shape):
                 raise ValueError(f"mu{end} has {list(mean.shape)} numbers, sigma{end} {list(covariance.shape)}")
+            if "count" in arrays and arrays["count"] < 2:
+                raise ValueError(f"its count is {arrays['count']}")
             return cls(
                 count=int(arrays["count"]) if "count" in arrays else None,
                 mean=mean,
@@ -78,7 +79,7 @@ def known_statistics(path: Path) -> dict[str, Statistics]:
         if names and "features" not in names:
             raise ValueError("it has mu_s and sigma_s without mu and sigma")
         return {kind: Statistics.load(path, end) for kind, end in names.items()}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED_ZIP as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 

@@ -56,7 +56,12 @@ class Console(RichProgressBar):
         left = (self.steps - module.batches_seen) * module.global_batch / rate
         return {"images/s": f"{rate:.0f}", "left": str(timedelta(seconds=round(left)))}
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.shown = {}
+        super().on_validation_end(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.shown = {}
         super().on_train_epoch_end(trainer, pl_module)
         if trainer.is_global_zero:
             values = self._losses(trainer) | self._pace(trainer, pl_module)

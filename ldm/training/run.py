@@ -125,7 +125,7 @@ def tuned(networks: list[nn.Module], chosen: dict[str, Any]) -> tuple[dict[str, 
     """What conf/trainer says of how networks run: their weights are laid out here, and compiled by a callback; the rest
     are Lightning's own options."""
     options = dict(chosen)
-    channels_last, compiled = options.pop("channels_last"), options.pop("compile")
+    channels_last, compiled = options.pop("channels_last"), options.pop("compile") or False
     if not isinstance(compiled, bool) and compiled not in MODES:
         raise ValueError(f"trainer.compile={compiled} must be true, false or a mode: {', '.join(MODES)}")
     if chosen["strategy"] == "fsdp" and (channels_last or compiled):

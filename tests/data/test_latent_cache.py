@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import shutil
 from dataclasses import replace
 from itertools import islice
 
@@ -150,7 +151,7 @@ def test_images_that_came_or_went_since_are_noticed(writer, photos):
         write_all(changed)
 
 
-def test_checksums_are_checked_once_and_again_where_a_shard_has_changed(writer, monkeypatch):
+def test_checksums_are_checked_once_and_again_where_a_shard_has_changed(writer, tmp_path, monkeypatch):
     write_all(writer)
     read = []
     monkeypatch.setattr(latents, "sha256", lambda path: read.append(path.name) or sha256(path))
@@ -159,8 +160,13 @@ def test_checksums_are_checked_once_and_again_where_a_shard_has_changed(writer, 
         LatentCache(str(writer.folder), verify)
         shards = sorted(path.name for path in writer.folder.glob("*.tar"))
         assert sorted(read) == shards * times, verify
-    (writer.folder / latents.VERIFIED).write_text("{")
-    LatentCache(str(writer.folder), "once")
+    for damaged in ("{", "[]", '{"train-000000.tar": 3}'):
+        (writer.folder / latents.VERIFIED).write_text(damaged)
+        LatentCache(str(writer.folder), "once")
+        assert sorted(read) == shards
+        read.clear()
+    shutil.copytree(writer.folder, tmp_path / "copy")  # with the times of change, and with what was verified of them
+    LatentCache(str(tmp_path / "copy"), "once")
     assert sorted(read) == shards
     first = writer.folder / shards[0]
     first.write_bytes(first.read_bytes()[:-1] + b"x")
