@@ -22,7 +22,7 @@ def main(config: DictConfig, run: Path) -> None:
     index, count = parse_slice(config.slice)
     source, autoencoder = build(config.data), load_autoencoder(config.autoencoder)
     device = pick_device(config.device)
-    model = autoencoder.model.to(device)
+    model = autoencoder.model.to(device).to(memory_format=torch.channels_last)  # faster (docs/performance.md)
 
     @torch.inference_mode()
     def encode(image: torch.Tensor) -> torch.Tensor:
