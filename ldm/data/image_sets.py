@@ -168,8 +168,9 @@ def open_set(path: Path, like: Source, key: Literal["samples", "reference"]) -> 
     if file.suffix == ".npz":
         found = Array.load(file)
         if (sides := found.images.shape[1:3]) != (like.resolution, like.resolution):
-            size = f"{sides[1]} x {sides[0]}"
-            raise ValueError(f"{key}={path} has images of {size} pixels, data.resolution={like.resolution}")
+            size, square = f"{sides[1]} x {sides[0]}", sides[0] == sides[1]
+            fix = f"pass data.resolution={sides[0]}" if square else "they must be square"
+            raise ValueError(f"{key}={path} has images of {size} pixels, data.resolution={like.resolution}: {fix}")
         return found
     finished = f"{key}={path}" if key == "samples" else None
     resize = None if finished else like.resize
