@@ -12,7 +12,7 @@ from ldm.data.image_sets import spread
 from ldm.data.sources import Source
 from ldm.diffusion import likelihood as terms
 from ldm.images import to_x
-from ldm.metrics.statistics import fingerprint, pixel_hashes
+from ldm.metrics.statistics import fingerprint, pixel_sum
 
 
 def check(source: Source, card: dict[str, Any], found: LoadedAutoencoder) -> None:
@@ -53,8 +53,10 @@ def bits_per_dim(
     rows: dict[str, list[Any]] = {"decoder": [], "entropy": [], "latent": [], "error": []}
     evaluations = []
     batches, pixels_seen = list(spread(source, "val", num, batch_size)), 0
+    if not batches:
+        raise ValueError("no held-out image could be decoded")
     for image, y in track(batches, description="likelihood"):
-        pixels_seen += sum(pixel_hashes(image).tolist())
+        pixels_seen += pixel_sum(image)
         image, y = image.to(device), y.to(device)
         with torch.no_grad():
             posterior = autoencoder.encode(to_x(image))

@@ -74,8 +74,10 @@ def chosen(config: DictConfig, run: Path, source: Any, device: Any) -> tuple[dic
     train, held_out = SourceSet(source, ("train",)), SourceSet(source, ("val",))
     against = {} if samples is None or config.features is None else of_reference(config, train, device)
     example = torch.zeros(2, 3, source.resolution, source.resolution, dtype=torch.uint8)
-    digits = config.reference is None or stamp.get("preprocessing") == source.preprocessing()  # or someone's images
-    name = features_for(config.features, digits=isinstance(source, Digits) and (digits or config.features == "pixels"))
+    asked = config.features
+    if asked == "auto" and config.reference is not None and stamp.get("preprocessing") != source.preprocessing():
+        asked = "inception"  # data may be the digits by default alone
+    name = features_for(asked, digits=isinstance(source, Digits))
     extractor: Any = None if name is None else load_features(name, example).to(device)
 
     found: list[Any] = []

@@ -13,7 +13,7 @@ from ldm.images import to_image, to_x
 from ldm.losses.reconstruction import PerceptualLoss
 from ldm.metrics.features import Extractor
 from ldm.metrics.reconstruction import ReconstructionMetrics
-from ldm.metrics.statistics import fingerprint, pixel_hashes
+from ldm.metrics.statistics import fingerprint, pixel_sum
 from ldm.scores import Reader
 from ldm.tiling import tiled
 
@@ -52,7 +52,7 @@ class Reconstruction:
         side, overlap = (self.tile, self.tile // 4) if self.tile else (1 << 30, 0)
         with torch.inference_mode():
             for image, _ in read(self.held_out, "reconstruction"):
-                pixels += sum(pixel_hashes(image).tolist())
+                pixels += pixel_sum(image)
                 z = tiled(lambda x: model.encode(x).mean, to_x(image), side, overlap)
                 scores.update(to_image(tiled(model.decode, z, side // factor, overlap // factor)), image)
         scores.to(torch.device("cpu"))  # where ranks exchange finished results

@@ -26,7 +26,7 @@ from ldm.metrics.distribution import inception_score, kernel_distance, neighbour
 from ldm.metrics.features import Extractor
 from ldm.metrics.frechet import expected_bias, frechet_distance
 from ldm.metrics.neighbours import Neighbours
-from ldm.metrics.statistics import Statistics, fingerprint, pixel_hashes
+from ldm.metrics.statistics import Statistics, fingerprint, pixel_sum
 
 FEW = 10_000  # samples below which the Frechet distance's bias is worth saying
 FORMAT = 3  # of kept statistics
@@ -220,10 +220,10 @@ class Memorisation:
             )
             found, total = Neighbours(own, others, queries[0]), 0
             for image, _ in read(self.train, "nearest training images"):
-                total += sum(pixel_hashes(image).tolist())
+                total += pixel_sum(image)
                 for view in (image, image.flip(-1))[: 1 + self.train.source.flip]:
                     found.update(self.extractor(view).cpu(), view)
-        return found.settle(), total, sum(pixel_hashes(queries[1]).tolist())
+        return found.settle(), total, pixel_sum(queries[1])
 
     def compute(self, shares: list[tuple[Neighbours, int, int]]) -> dict[str, Any]:
         found = reduce(Neighbours.merge, (share for share, _, _ in shares))

@@ -148,10 +148,15 @@ def _state(place: str) -> tuple[str, int, int] | str:
 
 def _as_it_is(image: Image.Image, source: Source, name: str) -> Tensor:
     """[3, R, R] uint8: samples are not enlarged or cropped to be scored."""
-    if image.size != (source.resolution, source.resolution):
-        size = f"{image.width} x {image.height}"
-        raise ValueError(f"{name} has images of {size} pixels, data.resolution={source.resolution}")
+    check_size(name, image.width, image.height, source.resolution)
     return source.center_view(image)
+
+
+def check_size(name: str, width: int, height: int, resolution: int) -> None:
+    """ValueError, with the fix, for images of another size than data's."""
+    if (width, height) != (resolution, resolution):
+        fix = f"pass data.resolution={width}" if width == height else "they must be square"
+        raise ValueError(f"{name} has images of {width} x {height} pixels, data.resolution={resolution}: {fix}")
 
 
 def open_set(path: Path, like: Source, key: Literal["samples", "reference"]) -> ImageSet:
@@ -167,10 +172,8 @@ def open_set(path: Path, like: Source, key: Literal["samples", "reference"]) -> 
     file = path / SAMPLES if (path / SAMPLES).exists() else path
     if file.suffix == ".npz":
         found = Array.load(file)
-        if (sides := found.images.shape[1:3]) != (like.resolution, like.resolution):
-            size, square = f"{sides[1]} x {sides[0]}", sides[0] == sides[1]
-            fix = f"pass data.resolution={sides[0]}" if square else "they must be square"
-            raise ValueError(f"{key}={path} has images of {size} pixels, data.resolution={like.resolution}: {fix}")
+        _, height, width, _ = found.images.shape
+        check_size(f"{key}={path}", width, height, like.resolution)
         return found
     finished = f"{key}={path}" if key == "samples" else None
     resize = None if finished else like.resize
@@ -202,7 +205,8 @@ def some(images: ImageSet, num: int, batch_size: int) -> Tensor:
 
 def spread(source: Source, split: Split, num: int, batch_size: int) -> Batches:
     """Batches with `num` images of all over a split, whose order may be that of classes; the same on all ranks."""
-    samples = _in_turn(source.parts(split, 128), min(num, 64))
+    parts = source.parts(split, 128)
+    samples = _in_turn(parts, min(num, len(parts), 64))
     decoded = ((source.decode(sample), sample.label) for sample in samples)
     views = ((source.center_view(image), label) for image, label in decoded if image is not None)
     left = islice(views, num)
@@ -213,7 +217,7 @@ def spread(source: Source, split: Split, num: int, batch_size: int) -> Batches:
 
 def _in_turn(parts: list[Part], count: int) -> Iterator[Sample]:
     """A sample each of evenly spaced parts, again and again; of the parts between, where those have no more."""
-    first = sorted({i * len(parts) // count for i in range(count)})
+    first = [i * len(parts) // count for i in range(count)]
     others = deque(part for i, part in enumerate(parts) if i not in first)
     streams = deque(parts[i].samples() for i in first)
     while streams:

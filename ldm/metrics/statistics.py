@@ -128,6 +128,11 @@ def pixel_hashes(image: Tensor) -> Tensor:
     return torch.tensor([_integer(one.tobytes()) for one in image.cpu().contiguous().numpy()], dtype=torch.int64)
 
 
+def pixel_sum(image: Tensor) -> int:
+    """Of the hashes of images, uint8 [B, 3, H, W]: what a set's batches add up to its fingerprint."""
+    return sum(pixel_hashes(image).tolist())
+
+
 def fingerprint(total: int) -> str:
     """Sixteen hexadecimal digits of the sum of a set's pixel hashes: equal for equal images, in whatever order."""
     return f"{total % (1 << 64):016x}"

@@ -1,6 +1,8 @@
 """Sets of images: some of all over a split, and arrays as other programs write them."""
 
 import zipfile
+from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -10,18 +12,17 @@ from ldm.data.image_sets import Array, spread
 from ldm.data.sources import Folder, Part, Sample
 
 
+@dataclass(frozen=True, kw_only=True)
 class Numbers(Folder):
     """Images that are numbers, in parts of these sizes."""
 
-    sizes: tuple[int, ...] = ()
+    sizes: tuple[int, ...]
 
     def parts(self, split, size):
-        starts = np.cumsum([0, *self.sizes])
+        def part(end, count):
+            return Part("", "", lambda: (Sample("", b"", "", i) for i in range(end - count, end)))
 
-        def part(start, count):
-            return Part("", "", lambda: (Sample("", b"", "", start + i) for i in range(count)))
-
-        return [part(int(start), count) for start, count in zip(starts, self.sizes, strict=False)]
+        return [part(end, count) for end, count in zip(accumulate(self.sizes), self.sizes, strict=True)]
 
     def decode(self, sample):
         return None if sample.label == 7 else sample.label
@@ -33,8 +34,7 @@ class Numbers(Folder):
 @pytest.mark.parametrize("num", [1, 8, 65, 129, 500, 9000])
 @pytest.mark.parametrize("sizes", [(128,) * 400, (10,) * 900 + (3,), (51200,)])
 def test_images_are_taken_from_all_over_a_split(num, sizes):
-    source = Numbers(root="", resolution=1)
-    object.__setattr__(source, "sizes", sizes)
+    source = Numbers(root="", resolution=1, sizes=sizes)
     batches = list(spread(source, "train", num, 50))
     images, labels = (torch.cat(column) for column in zip(*batches, strict=True))
     count = min(num, sum(sizes) - 1)  # one can't be decoded
