@@ -55,7 +55,7 @@ compare: $(STAMP) ## quality against network evaluations on digits: docs/compare
 	$(BIN)/python jobs/compare.py runs docs/compare.png
 
 bench: $(STAMP) ## time our networks beside diffusers' in one process
-	$(BIN)/python jobs/bench.py
+	$(BIN)/python jobs/bench/bench.py
 
 lock: ## renew requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --extra dev pyproject.toml -o requirements.lock

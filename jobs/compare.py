@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ldm.checkpoint import load_diffusion, matching_autoencoder
-from ldm.data.images import in_order
+from ldm.data.image_data import in_order
 from ldm.data.sources import Digits
 from ldm.diffusion import samplers
 from ldm.diffusion.guidance import Guidance

@@ -24,7 +24,15 @@ def train(strategy: str, steps: int, folder: str, overrides: list[str]) -> tuple
     run = f"{folder}/{strategy}-{steps}"
     options = [f"trainer.strategy={strategy}", f"steps={steps}", "every=1000", f"hydra.run.dir={run}", *overrides]
     options += ["trainer.accelerator=cpu", "trainer.limit_val_batches=0", "batch_size=8"]
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", str(RANKS), "-m", "ldm.train_diffusion", *options]
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(RANKS),
+        "-m",
+        "ldm.commands.train_diffusion",
+        *options,
+    ]
     before = received()
     subprocess.run([sys.executable, *command], check=True, capture_output=True)
     sent = received() - before

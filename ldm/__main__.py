@@ -1,6 +1,6 @@
 """`python -m ldm`."""
 
-from ldm.cli import main
+from ldm.commands.cli import main
 
 if __name__ == "__main__":
     main()

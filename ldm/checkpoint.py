@@ -16,9 +16,9 @@ from hydra.utils import get_object, instantiate
 from torch import nn
 
 from ldm.diffusion.objective import Objective
-from ldm.files import atomic_write
 from ldm.latents import LatentStats
 from ldm.models.autoencoder import Autoencoder
+from ldm.runtime.files import atomic_write
 
 log = logging.getLogger(__name__)
 

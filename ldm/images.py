@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.files import atomic_write
+from ldm.runtime.files import atomic_write
 
 
 def to_x(image: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from forms import as_folder, as_npz, digits
-from tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, run_command
+from support.forms import as_folder, as_npz, digits
+from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, run_command
 
 Command = Callable[..., None]
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import CPU, run_command
+from support.tiny import CPU, run_command
 
 pytestmark = pytest.mark.slow
 

@@ -28,7 +28,7 @@ def test_each_sbatch_script_says_its_cost_result_and_line(script):
 
 @pytest.mark.slow
 def test_the_gpu_bench_runs_its_sections_on_a_cpu(tmp_path):
-    command = [sys.executable, ROOT / "jobs/bench_gpu.py", "--tiny", "--device", "cpu", "--out", tmp_path]
+    command = [sys.executable, ROOT / "jobs/bench/bench_gpu.py", "--tiny", "--device", "cpu", "--out", tmp_path]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     rows = [json.loads(line) for line in (tmp_path / "bench_gpu.jsonl").read_text().splitlines()]
     assert not [row for row in rows if "error" in row]

@@ -16,7 +16,7 @@ def test_commands_work_from_the_wheel(tmp_path):
     assert (tmp_path / "site/ldm/conf/objective/flow.yaml").exists()
     code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
     code += "import ldm; assert 'site' in ldm.__file__, ldm.__file__\n"
-    code += "sys.argv = ['ldm', 'train-diffusion', '--cfg', 'job']; from ldm.cli import main; main()"
+    code += "sys.argv = ['ldm', 'train-diffusion', '--cfg', 'job']; from ldm.commands.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "LinearPath" in done.stdout

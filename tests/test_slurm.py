@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION
+from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION
 from training.test_autoencoder_training import EXACT
 from training.test_resume import COMPARED, assert_equal
 

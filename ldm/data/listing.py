@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.files import existing_folder
+from ldm.runtime.files import existing_folder
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 UNLABELLED = ["all"]  # the one class of a source without labels

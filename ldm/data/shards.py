@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ldm.data.listing import EXTENSIONS
 from ldm.data.order import Order
 from ldm.data.sources import Part, Sample, Source, Split, digest
-from ldm.files import atomic_write, read_json, write_json
+from ldm.runtime.files import atomic_write, read_json, write_json
 
 log = logging.getLogger(__name__)
 

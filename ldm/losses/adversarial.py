@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.ranks import mean_over_ranks
+from ldm.runtime.ranks import mean_over_ranks
 
 CLAMP = 1e4  # of the adaptive weight, as in LDM
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ldm.files import DAMAGED_ZIP, atomic_write, sha256
+from ldm.runtime.files import DAMAGED_ZIP, atomic_write, sha256
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 
-from ldm.files import atomic_write
+from ldm.runtime.files import atomic_write
 
 
 class Curves(Callback):

@@ -5,7 +5,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from ldm.ranks import mean_over_ranks
+from ldm.runtime.ranks import mean_over_ranks
 from ldm.training.gradients import DivergenceError
 
 log = logging.getLogger(__name__)

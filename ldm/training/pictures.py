@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.generate import Generator
 from ldm.images import grid, save_png, to_x
-from ldm.lineage import show
+from ldm.runtime.loggers import show
 from ldm.training.sharding import is_sharded
 
 

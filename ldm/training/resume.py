@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm import checkpoint as checkpoints
-from ldm.files import flat, read_json, write_json
+from ldm.runtime.files import flat, read_json, write_json
 from ldm.training.gradients import DivergenceError
 from ldm.training.progress import ProgressModule
 

@@ -14,10 +14,10 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from ldm import stop
-from ldm.files import read_json
-from ldm.lineage import Artifact, close, link
-from ldm.ranks import launch
+from ldm.runtime import stop
+from ldm.runtime.files import read_json
+from ldm.runtime.loggers import Artifact, close, link
+from ldm.runtime.ranks import launch
 from ldm.training.console import Console
 from ldm.training.curves import Curves, validated
 from ldm.training.ema import EMA

@@ -10,8 +10,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from ldm import checkpoint as checkpoints
-from ldm import stop
-from ldm.files import atomic_write, remove_leftovers
+from ldm.runtime import stop
+from ldm.runtime.files import atomic_write, remove_leftovers
 from ldm.training.curves import validated
 
 log = logging.getLogger(__name__)

@@ -1,5 +1,5 @@
 import pytest
-from image_files import write_images
+from support.image_files import write_images
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@ from itertools import islice
 
 import pytest
 import torch
-from image_files import write_images
+from support.image_files import write_images
 
-from ldm.data.image_sets import SourceSet
 from ldm.data.order import Order
 from ldm.data.shards import Shards, _ShardStream, pack
 from ldm.data.sources import Folder
+from ldm.evaluation.image_sets import SourceSet
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from image_files import write_images
 from PIL import Image
+from support.image_files import write_images
 
-from ldm.data.images import in_order
+from ldm.data.image_data import in_order
 from ldm.data.listing import held_out
 from ldm.data.order import Order
 from ldm.data.sources import Digits, Folder

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from closed_forms import ALL_PATHS, PATHS, GaussianData, MixtureData
+from support.closed_forms import ALL_PATHS, PATHS, GaussianData, MixtureData
 
 
 @pytest.fixture(params=PATHS)

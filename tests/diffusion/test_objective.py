@@ -1,7 +1,7 @@
 import pytest
 import torch
-from closed_forms import LDM_BETAS
 from diffusers import DDPMScheduler
+from support.closed_forms import LDM_BETAS
 
 from ldm.diffusion.coupling import OptimalTransport
 from ldm.diffusion.objective import Objective

@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from closed_forms import ALL_PATHS, LDM_BETAS
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+from support.closed_forms import ALL_PATHS, LDM_BETAS
 
 from ldm.diffusion.path import (
     BetaTablePath,

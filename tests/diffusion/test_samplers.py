@@ -5,7 +5,7 @@ from functools import cache, partial
 import numpy as np
 import pytest
 import torch
-from closed_forms import PATHS, MixtureData, exact_denoiser, sliced_wasserstein
+from support.closed_forms import PATHS, MixtureData, exact_denoiser, sliced_wasserstein
 
 from ldm.diffusion.objective import Objective, on_path
 from ldm.diffusion.parameterization import PARAMETERIZATIONS, scale, target_coefficients

@@ -3,7 +3,7 @@
 import diffusers
 import pytest
 import torch
-from closed_forms import LDM_BETAS
+from support.closed_forms import LDM_BETAS
 
 from ldm.diffusion.objective import Objective, on_path
 from ldm.diffusion.path import BetaTablePath, LinearPath, VEPath

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from closed_forms import LDM_BETAS, PATHS
+from support.closed_forms import LDM_BETAS, PATHS
 
 from ldm.diffusion.parameterization import PARAMETERIZATIONS, determinant, target_coefficients
 from ldm.diffusion.path import BetaTablePath, VEPath

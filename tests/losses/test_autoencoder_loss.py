@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ldm.latents import DiagonalGaussian
-from ldm.losses.autoencoder import AutoencoderLoss
+from ldm.losses.autoencoder_loss import AutoencoderLoss
 from ldm.losses.regularizer import KL
 
 WEIGHTS = {

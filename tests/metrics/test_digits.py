@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm.data.images import in_order
+from ldm.data.image_data import in_order
 from ldm.data.sources import Digits
 from ldm.metrics.classifier import PixelClassifier
 from ldm.metrics.reconstruction import ReconstructionMetrics

@@ -3,7 +3,7 @@ import scipy.stats
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from ldm.metrics.latents import LatentStatistics
+from ldm.metrics.latent_statistics import LatentStatistics
 
 
 def test_statistics_are_those_of_many_samples():

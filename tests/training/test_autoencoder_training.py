@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import CPU, TINY_AUTOENCODER
+from support.tiny import CPU, TINY_AUTOENCODER
 
 from ldm.checkpoint import newest, read
 from ldm.latents import DiagonalGaussian
@@ -74,7 +74,7 @@ def test_accumulation_equals_one_big_batch(ldm, untrained):
 def test_two_processes_equal_one_with_the_joint_batch(ldm, untrained, norm):
     r1 = ["loss.r1=0"] if norm == "batch" else []  # R1 needs logits of one image each
     options = [*EXACT, f"discriminator.norm={norm}", *r1, "trainer.limit_val_batches=1.0"]
-    launch = [sys.executable, "-m", "ldm.train_autoencoder", *options]
+    launch = [sys.executable, "-m", "ldm", "train-autoencoder", *options]
     subprocess.run([*launch, "run=one", "batch_size=8"], check=True, capture_output=True)
     two = ["run=two", "batch_size=4", "trainer.devices=2"]
     subprocess.run([*launch, *two], check=True, capture_output=True)

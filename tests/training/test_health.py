@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import CPU, TINY_AUTOENCODER
+from support.tiny import CPU, TINY_AUTOENCODER
 from training.test_autoencoder_training import rows
 
 from ldm.checkpoint import newest, read

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, fails
+from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, fails
 
 from ldm.checkpoint import newest, read
 from ldm.training.run import tuned

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, run_command
+from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, run_command
 from training.test_resume import COMPARED, assert_equal, read
 
 from ldm import checkpoint as checkpoints
-from ldm.files import read_json, sha256
-from ldm.training.diffusion import DiffusionModule
+from ldm.runtime.files import read_json, sha256
+from ldm.training.diffusion_module import DiffusionModule
 from ldm.training.saves import AtomicCheckpointIO
 
 OPTIONS = [*TINY_DIFFUSION, *CPU, "steps=6", "every=3", "net.dropout=0.3", "trainer.limit_val_batches=2"]
@@ -110,7 +110,7 @@ def digesting(module_class, file):
 
 
 def child(folder, name, options, seed_file):
-    from ldm.training.autoencoder import AutoencoderModule
+    from ldm.training.autoencoder_module import AutoencoderModule
 
     os.chdir(folder)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -124,7 +124,7 @@ def child(folder, name, options, seed_file):
 def start(folder, name, options, seed_file=os.devnull):
     """A process that starts in a moment: forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.test_preemption", "ldm.data.latents", "ldm.training.run"])
+    context.set_forkserver_preload(["training.test_preemption", "ldm.data.cache_reader", "ldm.training.run"])
     process = context.Process(target=child, args=(folder, name, options, seed_file))
     process.start()
     return process

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION
+from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION
 
 from ldm.checkpoint import newest
 from ldm.checkpoint import read as read_file

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import CPU, TINY_DIFFUSION
+from support.tiny import CPU, TINY_DIFFUSION
 from training.test_resume import read
 
 from ldm.checkpoint import load_diffusion
@@ -15,7 +15,7 @@ OPTIONS = [*TINY_DIFFUSION, *CPU, "schedule.decay=constant", "+optimizer.eps=1e-
 
 
 def two(folder, *options):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "ldm.train_diffusion"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "ldm", "train-diffusion"]
     subprocess.run([*command, *OPTIONS, "batch_size=4", *options], cwd=folder, check=True, capture_output=True)
 
 

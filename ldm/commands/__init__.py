@@ -1,0 +1,1 @@
+"""`ldm COMMAND`: each parses its options once, then calls the rooms below."""

@@ -1,0 +1,247 @@
+"""What makes a function a command: Hydra's composition, a run folder, and errors of one line."""
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ldm.runtime import stop
+from ldm.runtime.files import atomic_write, read_json, write_json, write_once
+
+log = logging.getLogger(__name__)
+
+PACKAGED, CHECKOUT = Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf"
+TRACE = "HYDRA_FULL_ERROR"
+USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
+CONFIG = "config.yaml"
+
+TRAINS = ("train_autoencoder", "train_diffusion", "probe")  # they own the signals
+RESUMES = dict.fromkeys(TRAINS, "; the same command goes on from the last checkpoint")
+RESUMES["cache_latents"] = "; the same command goes on with the shards that are missing"
+
+POINT = "point.json"  # of a sweep's point: its config, whether it is finished, what it returned or why it failed
+
+
+def _point_name(overrides: str) -> str:
+    """The folder of a sweep's point: its overrides, as far as a file system takes them."""
+    name = overrides.replace("/", "%2F")
+    return name if len(name) <= 200 else f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+# at import: a launcher's job reads the config before it runs any code of ours
+OmegaConf.register_new_resolver("ldm.point", _point_name, replace=True)
+
+
+def enter(command: str) -> None:
+    """Run `ldm COMMAND` on what sys.argv holds after the command's name.
+
+    A user's mistake ends in one line and exit status 1; HYDRA_FULL_ERROR=1 shows the stack trace.
+    """
+    name = command.replace("-", "_")
+    if name in TRAINS and not {"-m", "--multirun"} & set(sys.argv):  # the parent of a sweep just ends
+        stop.listen()
+    asked = os.environ.get(TRACE)
+    os.environ[TRACE] = "1"  # so that Hydra raises what it finds wrong instead of printing several lines
+    try:
+        compose_and_run(command, show_trace=asked == "1")
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except USER_ERRORS as error:
+        if asked == "1":
+            raise
+        sys.exit(f"ldm: error: {one_line(error)}")
+    except KeyboardInterrupt:
+        sys.exit(f"ldm: interrupted{RESUMES.get(name, '')}")
+    finally:
+        stop.unlisten()
+        if asked is None:
+            del os.environ[TRACE]
+
+
+def compose_and_run(command: str, show_trace: bool) -> None:
+    """Have Hydra compose conf/NAME.yaml with the overrides, once or for each point of a sweep, and run each."""
+    name = command.replace("-", "_")
+
+    def run(config: DictConfig) -> float | None:
+        if command not in sys.argv[1:2]:  # as it was: Lightning starts the other ranks by the same line
+            sys.argv.insert(1, command)
+        task: Task = import_module(f"ldm.commands.{name}").main
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            return run_point(task, config, name)
+        return run_alone(task, config, name, show_trace)
+
+    conf = PACKAGED if PACKAGED.is_dir() else CHECKOUT
+    hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(run)()
+
+
+Task = Callable[[DictConfig, Path], float | None]
+
+
+def run_alone(task: Task, config: DictConfig, name: str, show_trace: bool) -> float | None:
+    """The command itself, outside a sweep."""
+    folder = run_folder()
+    try:
+        return call(task, config, folder, name)
+    except stop.StoppedError as stopped:
+        end_after_stop(stopped)
+        return None
+    except USER_ERRORS as error:
+        _remove_if_unused(folder)
+        if show_trace:
+            raise
+        sys.exit(f"ldm: error: {one_line(error)}")
+
+
+def run_point(task: Task, config: DictConfig, name: str) -> float | None:
+    """A point of a sweep, which notes how it went in point.json; one that is finished is not run again.
+
+    What it returns is what the sweep optimises.
+    """
+    folder = run_folder()
+    point: dict[str, Any] = {"config": {}, "finished": False, "value": None, "error": None}
+
+    def note(**news: Any) -> None:
+        if _rank() == 0:
+            write_json(folder / POINT, point | news)
+
+    try:
+        _check_owner(folder, name)
+        given = {key: value for key, value in plain(config).items() if key != "logger"}
+        before = read_json(folder / POINT) if (folder / POINT).exists() else {}
+        if before.get("finished") and before["config"] == json.loads(json.dumps(given)):
+            log.info("%s is finished: skipped", folder)
+            return before["value"]
+        point["config"] = given
+        note()
+        value = call(task, config, folder, name)
+        note(finished=True, value=value)
+        return value
+    except stop.StoppedError as stopped:
+        end_after_stop(stopped)
+        return None
+    except Exception as error:  # Hydra goes on with the others, and says at the end which failed
+        log.error("%s failed: %s", folder, one_line(error))
+        note(error=one_line(error))
+        raise
+    finally:
+        stop.unlisten()
+
+
+def call(task: Task, config: DictConfig, folder: Path, name: str) -> float | None:
+    """Call the task in its folder, on whichever rank this is."""
+    if name in TRAINS:
+        stop.listen()  # a launcher may have started this process without `enter`
+    _check_owner(folder, name)
+    if _rank() > 0:  # rank 0 speaks for all
+        logging.getLogger().setLevel(logging.ERROR)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return task(config, folder)
+
+
+def run_folder() -> Path:
+    """The run folder, relative to where the command was started."""
+    return Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
+
+
+def end_after_stop(stopped: stop.StoppedError) -> None:
+    """Say what the stop came to, let a launcher do its part, and end."""
+    if stopped.outcome:
+        print(f"ldm: {stopped}: {stopped.outcome}", file=sys.stderr)
+    stop.hand_over(stopped.signum)
+    sys.exit(128 + stopped.signum if stopped.outcome else 0)  # a failing rank has srun end rank 0, too
+
+
+def _rank() -> int:
+    from ldm.runtime.ranks import launch  # torch is not needed for --help
+
+    return launch().rank
+
+
+def _remove_if_unused(folder: Path) -> None:
+    """Leave no folder behind that a refused command has but logged into."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"log.txt"}:
+        shutil.rmtree(folder)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception, with that of what Hydra wrapped, on one line."""
+    cause = error.__cause__
+    if isinstance(error, HydraException | OmegaConfBaseException) and cause is not None:
+        inner = one_line(cause)
+        if isinstance(cause, USER_ERRORS) and not isinstance(cause, HydraException | OmegaConfBaseException):
+            return inner  # raised by our own constructors, and clear without Hydra's frame
+        return f"{' '.join(str(error).split())} ({inner})"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _check_owner(folder: Path, name: str) -> None:
+    """Refuse a folder that another command made."""
+    if (folder / CONFIG).exists():
+        owner = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))["command"]  # type: ignore[index, call-overload]
+        if owner != name:
+            raise ValueError(f"{folder} belongs to ldm {owner}: choose another run=")
+
+
+def write_config(config: DictConfig, folder: Path) -> None:
+    """Write the resolved config into the run folder: once all checks have passed, so that a refusal changes nothing."""
+    resolved = plain(config) | {"command": HydraConfig.get().job.config_name}
+    with atomic_write(folder / CONFIG) as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(resolved)).encode())
+
+
+def whole(config: DictConfig, key: str) -> int:
+    """A whole number of at least 1, also where it was written as 1e5."""
+    value = config[key]
+    if not isinstance(value, int | float) or value != int(value) or value < 1:
+        raise ValueError(f"{key}={value} must be a whole number of at least 1")
+    return int(value)
+
+
+def construct(target: Callable[..., Any], config: DictConfig | dict[str, Any], key: str) -> Any:
+    """Call target with a config node's keys: an unknown or missing one is a user's error, of the node named `key`."""
+    try:
+        return target(**(config if isinstance(config, dict) else plain(config)))
+    except TypeError as error:
+        raise ValueError(f"{key}: {error}") from None
+
+
+def build_loggers(config: DictConfig, folder: Path) -> list[Any]:
+    """The loggers beside the CSV log. One with a null id gets an id that stays this run folder's own; the points of a
+    sweep are a group, each named by its overrides."""
+    loggers = []
+    for name, node in config.items():
+        if "group" in node and node.group is None and HydraConfig.get().mode is RunMode.MULTIRUN:
+            OmegaConf.update(node, "group", folder.parent.name)
+            OmegaConf.update(node, "name", folder.name)
+        if "id" in node and node.id is None:
+            fresh = secrets.token_hex(4).encode()
+            OmegaConf.update(node, "id", write_once(folder / f"{name!s}-id.txt", fresh).decode())
+        if "mode" in node and node.mode is None:
+            OmegaConf.update(node, "mode", "online" if os.environ.get("WANDB_API_KEY") else "offline")
+        loggers.append(build(node))
+    return loggers
+
+
+def plain(config: Any) -> Any:
+    """A config as plain dicts and lists, interpolations resolved; a missing value is an error."""
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+def build(config: Any) -> Any:
+    """Instantiate a config node; lists and dicts come out plain."""
+    return instantiate(config, _convert_="all")

@@ -1,0 +1,217 @@
+"""The latent cache: what is written, how a rerun or a job array continues, and what a reader may rely on.
+
+    FOLDER/train-000000.tar   up to BLOCK images a member: KEY.moments.npy, fp16 [n, views, 2C, h, w]; KEY.labels.npy
+    FOLDER/train-000000.json  the shard's identity, count, size, checksum and float64 sums, written after the tar
+    FOLDER/manifest.json      everything merged, written once all shards are there
+    FOLDER/autoencoder.ckpt   the weights that encoded them
+
+views is 2 if the source may be mirrored, else 1. The second encodes mirrored pixels: mirroring latents is not the same.
+"""
+
+import io
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import webdataset as wds
+from torch import Tensor
+
+from ldm.data.sources import Part, Sample, Source, Split
+from ldm.runtime.files import atomic_write, read_json, remove_leftovers, sha256, write_json
+
+FORMAT = 1
+BLOCK = 1024  # images a tar member: large enough to read fast, small enough to hold
+MANIFEST = "manifest.json"
+AUTOENCODER = "autoencoder.ckpt"
+Encode = Callable[[Tensor], Tensor]  # image [B, 3, R, R] uint8 -> moments [B, 2C, h, w]
+_T = TypeVar("_T")
+_View = tuple[Tensor, int]  # image [3, R, R] uint8, its label
+
+
+def cache_identity(source: Source, fingerprint: str) -> dict[str, Any]:
+    """What every shard of one cache has in common."""
+    return {
+        "format": FORMAT,
+        "autoencoder": fingerprint,
+        "preprocessing": source.preprocessing(),
+        "views": 2 if source.flip else 1,
+        "dtype": "float16",
+        "class_names": source.class_names,
+    }
+
+
+def difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Say in words what differs between two identities."""
+    keys = [k for k in here if there.get(k) != here[k]]
+    return "; ".join(f"{k} is {there.get(k)}, not {here[k]}" for k in keys)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheWriter:
+    """Encodes parts of a source into shards; what is there and whole is left alone.
+
+    Args:
+        folder, source, encode, identity: where to, of what, by what; what all shards have in common.
+        shard_size: images a shard, where the source has no shards of its own.
+        batch_size: images that are encoded at once.
+        num_workers: threads that decode images meanwhile.
+    """
+
+    folder: Path
+    source: Source
+    encode: Encode
+    identity: dict[str, Any]
+    shard_size: int
+    batch_size: int
+    num_workers: int
+
+    def parts(self) -> list[tuple[Split, Part]]:
+        """All parts of both splits: what a job array divides."""
+        splits: tuple[Split, ...] = ("train", "val")
+        return [(split, part) for split in splits for part in self.source.parts(split, self.shard_size)]
+
+    def _identity_of(self, part: Part) -> dict[str, Any]:
+        return self.identity | {"images": part.content}
+
+    def is_done(self, part: Part) -> bool:
+        """Whether the part's shard is complete, checksum included; ValueError if it belongs to another cache."""
+        card, tar = self.folder / f"{part.name}.json", self.folder / f"{part.name}.tar"
+        if not card.exists():
+            return False
+        shard = read_json(card)
+        wanted = self._identity_of(part)
+        if shard["identity"] != wanted:
+            raise ValueError(
+                f"{self.folder} holds shards of another cache ({difference(shard['identity'], wanted)}): "
+                "choose another run=, or delete that folder"
+            )
+        return tar.exists() and tar.stat().st_size == shard["bytes"] and sha256(tar) == shard["sha256"]
+
+    def write(self, part: Part) -> None:
+        """Encode one part: the tar first, then its card."""
+        sums, count, tar_path = _Sums(), 0, self.folder / f"{part.name}.tar"
+        remove_leftovers(tar_path)
+        with atomic_write(tar_path) as file, wds.TarWriter(file, encoder=False, mtime=0) as tar:
+            for i, (moments, labels) in enumerate(self._blocks(part)):
+                sums.add(moments)
+                count += len(labels)
+                key = f"{part.name}-{i:04d}"
+                tar.write({"__key__": key, "moments.npy": _npy(moments), "labels.npy": _npy(labels)})
+        if count == 0:
+            raise ValueError(f"{part.name} holds no image that can be decoded")
+        card = {
+            "identity": self._identity_of(part),
+            "shape": list(moments.shape[2:]),
+            "count": count,
+            "bytes": tar_path.stat().st_size,
+            "sha256": sha256(tar_path),
+            "sums": sums.as_dict(),
+        }
+        write_json(self.folder / f"{part.name}.json", card)
+
+    def _blocks(self, part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (moments [n, views, 2C, h, w] fp16, labels [n] int64)."""
+        pending: list[_View] = []
+        moments: list[np.ndarray] = []
+        labels: list[int] = []
+        for view in _with_end(self._views(part)):
+            if view is not None:
+                pending.append(view)
+            if pending and (view is None or len(pending) == self.batch_size):
+                moments.append(self._encode_views(torch.stack([image for image, _ in pending])))
+                labels += [label for _, label in pending]
+                pending = []
+            if labels and (view is None or len(labels) >= BLOCK):
+                yield np.concatenate(moments), np.array(labels, dtype=np.int64)
+                moments, labels = [], []
+
+    def _views(self, part: Part) -> Iterator[_View]:
+        """What can be decoded, in order, by threads two batches ahead of the encoder: Pillow's work lets others run."""
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            ahead: deque[Future[_View | None]] = deque()
+            for sample in _with_end(part.samples()):
+                if sample is not None:
+                    ahead.append(pool.submit(self._view, sample))
+                while ahead and (sample is None or len(ahead) > 2 * self.batch_size):
+                    if (view := ahead.popleft().result()) is not None:
+                        yield view
+
+    def _view(self, sample: Sample) -> _View | None:
+        image = self.source.decode(sample)
+        return None if image is None else (self.source.center_view(image), sample.label)
+
+    def _encode_views(self, image: Tensor) -> np.ndarray:
+        views = [image, image.flip(-1)][: self.identity["views"]]
+        encoded = torch.stack([self.encode(view) for view in views], dim=1).half()
+        if not encoded.isfinite().all():
+            raise ValueError(
+                "the autoencoder's moments are not finite in fp16: train it longer or with a larger regularizer.weight="
+            )
+        return encoded.cpu().numpy()
+
+    def merge(self) -> dict[str, Any] | None:
+        """Write and return the manifest if every shard is there; None while some are missing."""
+        cards = [(split, part, self.folder / f"{part.name}.json") for split, part in self.parts()]
+        if not all(path.exists() for _, _, path in cards):
+            return None
+        shards: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
+        sums = _Sums()
+        for split, part, path in cards:
+            card = read_json(path)
+            if card["identity"] != self._identity_of(part):
+                raise ValueError(f"{path} is another cache's: {difference(card['identity'], self._identity_of(part))}")
+            shards[split].append({"name": f"{part.name}.tar"} | {k: card[k] for k in ("count", "bytes", "sha256")})
+            if split == "train":
+                sums.merge(card["sums"])
+        mean, std = sums.mean_std()
+        manifest = self.identity | {
+            "shape": card["shape"],
+            "count": {split: sum(shard["count"] for shard in shards[split]) for split in shards},
+            "mean": mean.tolist(),
+            "std": std.tolist(),
+            "shards": shards,
+        }
+        write_json(self.folder / MANIFEST, manifest)
+        return manifest
+
+
+class _Sums:
+    """Float64 sums that give the mean and variance of posterior samples: E[z] = E[mean], E[z^2] = E[mean^2 + std^2]."""
+
+    def __init__(self) -> None:
+        self.count, self.first, self.second = 0, np.zeros(1), np.zeros(1)  # [C], broadcast from [1]
+
+    def add(self, moments: np.ndarray) -> None:
+        mean, std = np.split(moments.astype(np.float64), 2, axis=2)  # [n, views, C, h, w] each
+        self.count += mean.size // mean.shape[2]
+        self.first = self.first + mean.sum(axis=(0, 1, 3, 4))
+        self.second = self.second + (mean**2 + std**2).sum(axis=(0, 1, 3, 4))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "first": self.first.tolist(), "second": self.second.tolist()}
+
+    def merge(self, other: dict[str, Any]) -> None:
+        self.count += other["count"]
+        self.first = self.first + np.array(other["first"])
+        self.second = self.second + np.array(other["second"])
+
+    def mean_std(self) -> tuple[np.ndarray, np.ndarray]:
+        mean = self.first / self.count
+        return mean, np.sqrt(self.second / self.count - mean**2)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def _with_end(items: Iterable[_T]) -> Iterator[_T | None]:
+    """The items, then None: so that what is pending is flushed by the same lines."""
+    yield from items
+    yield None

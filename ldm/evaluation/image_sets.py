@@ -1,0 +1,230 @@
+"""Sets of images that are compared: an .npz, a folder, shards; ours or other people's."""
+
+import os
+import struct
+import zipfile
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.data.image_data import in_order
+from ldm.data.listing import list_images
+from ldm.data.shards import INDEX, Shards
+from ldm.data.sources import Folder, Part, Sample, Source, Split, digest
+from ldm.metrics.statistics import Subset, pixel_hashes
+from ldm.runtime.files import DAMAGED_ZIP, read_json, sha256
+
+SAMPLES, STAMP = "samples.npz", "sample.json"
+Batches = Iterator[tuple[Tensor, Tensor]]  # images, uint8 [B, 3, H, W], and labels, [B]
+
+
+class ImageSet(Protocol):
+    """Images with labels (0 where there are none)."""
+
+    @property
+    def card(self) -> dict[str, Any]: ...  # what determines its pixels
+
+    @property
+    def stamp(self) -> dict[str, Any]: ...  # what `ldm sample` says of them; {} of all others
+
+    @property
+    def place(self) -> str: ...  # where it lies: what a folder's card can't tell from another with files of equal names
+
+    def batches(self, batch_size: int, num_workers: int, rank: int, world: int) -> Batches:
+        """This rank's share, each image once over all ranks."""
+        ...
+
+
+@dataclass(frozen=True)
+class Array:
+    """An .npz with arr_0, uint8 [N, H, W, 3], and perhaps arr_1, labels [N]: `ldm sample`'s, ADM's and others'."""
+
+    path: Path
+    images: np.ndarray
+    labels: np.ndarray | None
+    stamp: dict[str, Any]
+    card: dict[str, Any]
+
+    @classmethod
+    def load(cls, file: Path) -> "Array":
+        """ValueError, naming the file, if it is damaged or something else."""
+        fingerprint = sha256(file)[:16]
+        stamp = read_json(file.parent / STAMP) if file.name == SAMPLES and (file.parent / STAMP).exists() else {}
+        if stamp.get("sha256", fingerprint) != fingerprint:
+            raise ValueError(f"{file} is not the one that {STAMP} beside it describes: sample again, or remove {STAMP}")
+        try:
+            with zipfile.ZipFile(file) as archive:
+                if "sha256" not in stamp and (bad := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of {bad} is wrong")
+                images = _mapped(archive, "arr_0.npy")
+                labels = _mapped(archive, "arr_1.npy") if "arr_1.npy" in archive.namelist() else None
+        except (KeyError, *DAMAGED_ZIP) as error:
+            raise ValueError(f"{file} is damaged, or holds no arr_0: {error}") from None
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0:
+            raise ValueError(f"{file}: arr_0 must be uint8 [N, H, W, 3], not {images.dtype} {list(images.shape)}")
+        if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
+            raise ValueError(
+                f"{file}: arr_1 must hold {len(images)} whole numbers, not {labels.dtype} {list(labels.shape)}"
+            )
+        return cls(file, images, labels, stamp, {"set": file.name, "sha256": fingerprint, "size": images.shape[1]})
+
+    @property
+    def place(self) -> str:
+        return ""  # its card has its checksum
+
+    def batches(self, batch_size: int, num_workers: int, rank: int, world: int) -> Batches:  # noqa: ARG002
+        labels = np.zeros(len(self.images), dtype=np.int64) if self.labels is None else self.labels
+        images, labels = self.images[rank::world], labels[rank::world]
+        for start in range(0, len(images), batch_size):
+            part = torch.from_numpy(np.array(images[start : start + batch_size])).permute(0, 3, 1, 2).contiguous()
+            yield part, torch.from_numpy(labels[start : start + batch_size].astype(np.int64))
+
+
+def _mapped(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an .npz, mapped into memory where it is not compressed: ranks of a machine share its pages."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        with archive.open(name) as member:
+            return np.lib.format.read_array(member)
+    with Path(str(archive.filename)).open("rb") as file:
+        file.seek(info.header_offset + 26)  # the lengths of the member's name and of its extra field
+        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+        older = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if older else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects")
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        return np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+
+
+@dataclass(frozen=True)
+class SourceSet:
+    """Splits of a source of images, prepared as it says; or, `finished`, images that must have its resolution as they
+    are, and are named so where they have not."""
+
+    source: Source
+    splits: tuple[Split, ...]
+    finished: str | None = None
+    stamp: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        return digest(*(_state(place) for split in self.splits for place in self.source.places(split)))
+
+    @cached_property
+    def card(self) -> dict[str, Any]:
+        contents = [part.content for split in self.splits for part in self.source.parts(split, 4096)]
+        name = type(self.source).__name__.lower()
+        return {
+            "set": name,
+            "splits": "+".join(self.splits),
+            "content": digest(*contents),
+        } | self.source.preprocessing()
+
+    def batches(self, batch_size: int, num_workers: int, rank: int, world: int) -> Batches:
+        view = partial(_as_it_is, source=self.source, name=self.finished) if self.finished else None
+        for split in self.splits:
+            yield from in_order(self.source, split, batch_size, num_workers, rank, world, view)
+
+
+def _state(place: str) -> tuple[str, int, int] | str:
+    """What tells a file from others and from what it was before; of a URL, only itself."""
+    if not os.path.isfile(place):  # which, unlike Path's, allows commands of any length
+        return place
+    path = Path(place).resolve()
+    return str(path), path.stat().st_size, path.stat().st_mtime_ns
+
+
+def _as_it_is(image: Image.Image, source: Source, name: str) -> Tensor:
+    """[3, R, R] uint8: samples are not enlarged or cropped to be scored."""
+    check_size(name, image.width, image.height, source.resolution)
+    return source.center_view(image)
+
+
+def check_size(name: str, width: int, height: int, resolution: int) -> None:
+    """ValueError, with the fix, for images of another size than data's."""
+    if (width, height) != (resolution, resolution):
+        fix = f"pass data.resolution={width}" if width == height else "they must be square"
+        raise ValueError(f"{name} has images of {width} x {height} pixels, data.resolution={resolution}: {fix}")
+
+
+def open_set(path: Path, like: Source, key: Literal["samples", "reference"]) -> ImageSet:
+    """What lies at a path: a run of `ldm sample`, an .npz, a folder that `ldm pack` made, a folder of images.
+
+    Args:
+        path: of all of it: neither split is held out.
+        like: the source whose resolution they have; a reference in folders or shards is resized and cropped as it says.
+        key: of the configuration.
+    """
+    if not path.exists():
+        raise ValueError(f"{key}={path} holds no {SAMPLES}: run `ldm sample` first, or name what exists")
+    file = path / SAMPLES if (path / SAMPLES).exists() else path
+    if file.suffix == ".npz":
+        found = Array.load(file)
+        _, height, width, _ = found.images.shape
+        check_size(f"{key}={path}", width, height, like.resolution)
+        return found
+    finished = f"{key}={path}" if key == "samples" else None
+    resize = None if finished else like.resize
+    prepared: dict[str, Any] = {"resolution": like.resolution, "resize": resize, "on_error": like.on_error}
+    if (path / INDEX).exists():
+        return SourceSet(Shards(root=str(path), **prepared), ("train", "val"), finished)
+    if (path / "config.yaml").exists():
+        raise ValueError(f"{key}={path} holds no {SAMPLES}: run `ldm sample` first, or name another run")
+    if shards := sorted(map(str, path.glob("*.tar"))):  # other people's: no names of classes
+        urls = "::".join(shards)
+        return SourceSet(Shards(urls=urls, val_urls=urls, num_classes=1, **prepared), ("train",), finished)
+    list_images(str(path), key)  # an error now, which names the key
+    return SourceSet(Folder(root=str(path), val_root=str(path), **prepared), ("train",), finished)
+
+
+def holds_images(file: Path) -> bool:
+    """Whether an .npz of statistics has images beside them, as ADM's have: for precision and recall."""
+    with np.load(file) as arrays:
+        return "arr_0" in arrays
+
+
+def some(images: ImageSet, num: int, batch_size: int) -> Tensor:
+    """uint8 [num, 3, H, W]: of all a set's classes, in whatever order it holds them; the same on all ranks."""
+    chosen = Subset(num)
+    for image, _ in images.batches(batch_size, 0, 0, 1):
+        chosen.add(pixel_hashes(image), image)
+    return chosen.take()
+
+
+def spread(source: Source, split: Split, num: int, batch_size: int) -> Batches:
+    """Batches with `num` images of all over a split, whose order may be that of classes; the same on all ranks."""
+    parts = source.parts(split, 128)
+    samples = _in_turn(parts, min(num, len(parts), 64))
+    decoded = ((source.decode(sample), sample.label) for sample in samples)
+    views = ((source.center_view(image), label) for image, label in decoded if image is not None)
+    left = islice(views, num)
+    while part := list(islice(left, batch_size)):
+        images, labels = zip(*part, strict=True)
+        yield torch.stack(images), torch.tensor(labels)
+
+
+def _in_turn(parts: list[Part], count: int) -> Iterator[Sample]:
+    """A sample each of evenly spaced parts, again and again; of the parts between, where those have no more."""
+    first = [i * len(parts) // count for i in range(count)]
+    others = deque(part for i, part in enumerate(parts) if i not in first)
+    streams = deque(parts[i].samples() for i in first)
+    while streams:
+        stream = streams.popleft()
+        sample = next(stream, None)
+        if sample is not None:
+            yield sample
+            streams.append(stream)
+        elif others:
+            streams.append(others.popleft().samples())

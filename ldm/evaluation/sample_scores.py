@@ -1,0 +1,237 @@
+"""What `ldm evaluate` can say of samples (of models: model_scores.py). Each score is one class of two methods:
+
+look      on every rank: pass over this rank's share of the images
+compute   on rank 0, from all ranks' shares: entries of metrics.json, each beside what it depends on
+
+To add one: such a class here, and a line in `ldm.commands.evaluate.chosen`.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from ldm.data.sources import digest
+from ldm.evaluation.image_sets import ImageSet, SourceSet, some
+from ldm.images import grid, save_png
+from ldm.metrics.classifier import Classifier
+from ldm.metrics.collect import Collected, collect, merged, sampling
+from ldm.metrics.distribution import inception_score, kernel_distance, neighbourhoods
+from ldm.metrics.features import Extractor
+from ldm.metrics.frechet import expected_bias, frechet_distance
+from ldm.metrics.neighbours import Neighbours
+from ldm.metrics.statistics import Statistics, fingerprint, pixel_sum
+
+FEW = 10_000  # samples below which the Frechet distance's bias is worth saying
+FORMAT = 3  # of kept statistics
+NAMES = {"features": "frechet_distance", "spatial": "spatial_frechet_distance"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """Reads this rank's share of a set in batches on its device, with a bar on rank 0."""
+
+    device: torch.device
+    batch_size: int
+    num_workers: int
+    rank: int
+    world: int
+
+    def __call__(self, images: ImageSet, what: str) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = images.batches(self.batch_size, self.num_workers, self.rank, self.world)
+        for image, label in track(batches, description=what, disable=self.rank != 0):
+            yield image.to(self.device), label
+
+
+class Score(Protocol):
+    """One of the classes below."""
+
+    def look(self, read: Reader) -> Any: ...
+
+    def compute(self, shares: list[Any]) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureScores:
+    """Frechet and kernel distance, precision, recall, density, coverage; with Inception also sFID and its score.
+
+    Args:
+        samples: what is scored.
+        reference: the real images.
+        known: their statistics from elsewhere, which go before; of images beside them, features alone are taken.
+        extractor: of the features.
+        folder: where statistics of a reference are kept and found again; None: nowhere.
+        keep: rows of features kept a side: kernel distance and neighbourhoods are computed of these.
+        neighbours: k of precision_recall, and of density_coverage.
+        precision: how features are computed.
+        seed: of the subsets of the kernel distance, and of the splits of the Inception score.
+    """
+
+    samples: ImageSet
+    reference: ImageSet | None
+    known: dict[str, Statistics]
+    extractor: Extractor
+    folder: Path | None
+    keep: int
+    neighbours: dict[str, int]
+    precision: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        if "features" in self.known:  # before either set is read
+            self._same_features(self.known["features"], self.extractor.num_features)
+
+    def _files(self) -> dict[str, Path]:
+        """Where this reference's statistics are kept, by the kind of its features."""
+        if self.folder is None or self.reference is None:
+            return {}
+        key = (FORMAT, self.extractor.identity, self.precision, self.reference.card, self.reference.place, self.keep)
+        return {kind: self.folder / f"{digest(*key, kind)}.npz" for kind in self.extractor.kinds}
+
+    def look(self, read: Reader) -> tuple[Collected, Collected | None]:
+        # the samples first: what is wrong with them shows before the longer pass
+        samples = collect(read(self.samples, "samples"), self.extractor, self.keep, logits=True)
+        files = self._files().values()
+        if self.reference is None or (files and all(file.exists() for file in files)):
+            return samples, None
+        return samples, collect(read(self.reference, "reference"), self.extractor, self.keep)
+
+    def _reference(self, shares: list[Collected | None]) -> dict[str, Statistics]:
+        own = {} if self.reference is None else self._of_images(self.reference, shares)
+        if not self.known or not own:
+            return self.known or own
+        return self.known | {"features": replace(self.known["features"], features=own["features"].features)}
+
+    def _of_images(self, reference: ImageSet, shares: list[Collected | None]) -> dict[str, Statistics]:
+        files, found = self._files(), [share for share in shares if share is not None]
+        if len(found) < len(shares):  # kept before, or by another command while some ranks were on their way
+            return {kind: Statistics.load(file) for kind, file in files.items()}
+        total = merged(found)
+        own = {"extractor": self.extractor.identity, "extractor_resize": self.extractor.resize}
+        own["precision"] = self.precision
+        card = reference.card | own | {"pixels": total.fingerprint}
+        statistics = {kind: total.statistics(kind, card) for kind in self.extractor.kinds}
+        for kind, file in files.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            statistics[kind].save(file)
+        return statistics
+
+    def compute(self, shares: list[Any]) -> dict[str, Any]:
+        samples = merged([ours for ours, _ in shares])
+        real = self._reference([theirs for _, theirs in shares])
+        count = samples.images
+        of_samples = {"samples": count, "classes": sampling(samples.labels)}
+        of_samples |= {"extractor": self.extractor.identity, "extractor_resize": self.extractor.resize}
+        depends = of_samples | {"reference": real["features"].card | {"images": real["features"].count}}
+        scores: dict[str, Any] = {}
+        few = [n for n in (count, real["features"].count) if n is not None]
+        for kind, ours in ((kind, samples.statistics(kind, {})) for kind in samples.moments):
+            if kind in real:
+                self._same_features(real[kind], len(ours.mean))
+                # which only a reference of many more images than features can tell
+                told = (real[kind].count or 2 * len(ours.mean)) >= 2 * len(ours.mean)
+                bias = sum(expected_bias(real[kind].covariance, n) for n in few) if told else None
+                found = {"value": frechet_distance(real[kind], ours), "expected_of_perfect_samples": bias}
+                scores[NAMES[kind]] = found | {"depends": depends}
+        scores["frechet_distance"]["of"] = {"pixels": samples.fingerprint}
+        scores |= self._of_rows(samples.kept["features"].take(), real["features"].features, depends)
+        if "logits" in samples.kept:
+            found = inception_score(samples.kept["logits"].take(), self.seed)
+            scores["inception_score"] = found | {"depends": of_samples | {"seed": self.seed, "splits": found["splits"]}}
+        return scores
+
+    def _of_rows(self, rows: Tensor, real: Tensor | None, depends: dict[str, Any]) -> dict[str, Any]:
+        """What needs features of single images, [N, D] and [M, D], on either side."""
+        if real is None or min(len(rows), len(real)) < 2:
+            return {}
+        depends = depends | {"kept": [len(rows), len(real)]}
+        distance = kernel_distance(real, rows, self.seed)
+        scores = {"kernel_distance": distance | {"depends": depends | {"seed": self.seed}}}
+        if min(len(rows), len(real)) <= max(self.neighbours.values()):
+            return scores
+        for name, value in neighbourhoods(real, rows, **self.neighbours).items():
+            k = self.neighbours["precision_recall" if name in ("precision", "recall") else "density_coverage"]
+            scores[name] = {"value": value, "depends": depends | {"neighbours": k}}
+        return scores
+
+    def _same_features(self, theirs: Statistics, wanted: int) -> None:
+        if (other := theirs.card.get("extractor", self.extractor.identity)) != self.extractor.identity:
+            raise ValueError(f"the reference's statistics are of {other}, the samples' of {self.extractor.identity}")
+        if len(theirs.mean) != wanted:
+            raise ValueError(
+                f"the reference's statistics are of {len(theirs.mean)} features, this extractor has {wanted}: "
+                "pass the features= that they were made with"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassAccuracy:
+    """How many samples a classifier gives their own label, and, for its worth, how many held-out images."""
+
+    samples: ImageSet
+    held_out: ImageSet
+    classifier: Classifier
+
+    def look(self, read: Reader) -> list[Counter[int]]:
+        """Labels, and those of them that are right; of samples, of held-out images."""
+        counts = []
+        for images, what in ((self.samples, "class accuracy"), (self.held_out, "class accuracy of held-out images")):
+            seen, right = Counter[int](), Counter[int]()
+            with torch.inference_mode():
+                for image, label in read(images, what):
+                    seen.update(label.tolist())
+                    right.update(label[self.classifier.predict(image).cpu() == label].tolist())
+            counts += [seen, right]
+        return counts
+
+    def compute(self, shares: list[list[Counter[int]]]) -> dict[str, Any]:
+        totals: list[Counter[int]] = [sum(column, Counter()) for column in zip(*shares, strict=True)]
+        seen, right, seen_real, right_real = (total.total() for total in totals)
+        depends = {"samples": seen, "classes": sampling(totals[0]), "classifier": self.classifier.identity}
+        own = {"value": right / seen, "classifier_on_held_out_images": right_real / seen_real}
+        return {"class_accuracy": own | {"depends": depends}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memorisation:
+    """Whether samples are copies of training images (or of their mirrors, where training had these): the nearest of
+    these, in feature space, to `num` samples."""
+
+    samples: ImageSet
+    train: SourceSet
+    held_out: ImageSet
+    extractor: Extractor
+    num: int
+    picture: Path
+
+    def look(self, read: Reader) -> tuple[Neighbours, int, int]:
+        """What is nearest, and the sums of the hashes of this rank's training images, of all held-out images."""
+        queries = [some(images, self.num, read.batch_size) for images in (self.samples, self.held_out)]
+        with torch.inference_mode():
+            own, others = (
+                torch.cat([self.extractor(part.to(read.device)).cpu() for part in images.split(read.batch_size)])
+                for images in queries
+            )
+            found, total = Neighbours(own, others, queries[0]), 0
+            for image, _ in read(self.train, "nearest training images"):
+                total += pixel_sum(image)
+                for view in (image, image.flip(-1))[: 1 + self.train.source.flip]:
+                    found.update(self.extractor(view).cpu(), view)
+        return found.settle(), total, pixel_sum(queries[1])
+
+    def compute(self, shares: list[tuple[Neighbours, int, int]]) -> dict[str, Any]:
+        found = reduce(Neighbours.merge, (share for share, _, _ in shares))
+        save_png(self.picture, grid(*found.rows()))
+        depends = {"looked_up": found.num, "extractor": self.extractor.identity, "mirrors": self.train.source.flip}
+        for name, images, total in (
+            ("training_images", self.train, sum(total for _, total, _ in shares)),
+            ("held_out_images", self.held_out, shares[0][2]),  # the same ones on all ranks
+        ):
+            depends[name] = images.card | {"pixels": fingerprint(total)}
+        return {"memorisation": found.compute() | {"depends": depends}}

@@ -1,0 +1,195 @@
+"""Autoencoders: CompVis' and Stable Diffusion's checkpoints, diffusers' AutoencoderKL.
+
+Weights are read without executing anything (safetensors, or torch.load with weights_only); the shape is read off them,
+and every tensor must have its place.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.exchange.weight_files import CONFIG, State, fill, read_diffusers_weights, read_tensors, write_diffusers
+from ldm.models.autoencoder import Autoencoder
+from ldm.runtime.files import read_json
+
+PREFIX = "first_stage_model."
+OURS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+
+# diffusers' name -> ours, applied in turn; {up} counts from the other end
+RENAMES = (
+    (r"\bdown_blocks\.(\d+)\.", r"down.\1."),
+    (r"\bup_blocks\.(\d+)\.", r"up.\1."),
+    (r"\bmid_block\.resnets\.0\.", "mid.block_1."),
+    (r"\bmid_block\.resnets\.1\.", "mid.block_2."),
+    (r"\bmid_block\.attentions\.0\.", "mid.attn_1."),
+    (r"\bresnets\.(\d+)\.", r"block.\1."),
+    (r"\battentions\.(\d+)\.", r"attn.\1."),
+    (r"\bconv_shortcut\.", "nin_shortcut."),
+    (r"\bdownsamplers\.0\.", "downsample."),
+    (r"\bupsamplers\.0\.", "upsample."),
+    (r"\bconv_norm_out\.", "norm_out."),
+    (r"\bgroup_norm\.", "norm."),
+    (r"\b(?:to_q|query)\.", "q."),
+    (r"\b(?:to_k|key)\.", "k."),
+    (r"\b(?:to_v|value)\.", "v."),
+    (r"\b(?:to_out\.0|proj_attn)\.", "proj_out."),
+)
+
+
+def import_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, Any], dict[str, Any] | None]:
+    """Read a .ckpt, .pt, .bin or .safetensors file, or a diffusers folder.
+
+    Returns:
+        the model, its constructor's arguments, and the scaling that came with it (see `export_diffusers`), if any.
+
+    Raises:
+        ValueError: if the file is damaged, holds code, or holds no KL autoencoder of LDM's architecture.
+    """
+    if path.is_dir():
+        state, groups, scaling = _read_diffusers(path)
+    else:
+        state, groups, scaling = _read_compvis(path)
+    shape = infer_shape(state, path) | ({"norm_groups": groups} if groups != 32 else {})
+    model = Autoencoder(**shape)
+    fill(model, state, path, shape)
+    return model, shape, scaling or None
+
+
+def _read_diffusers(folder: Path) -> tuple[State, int, dict[str, Any]]:
+    """Weights in our names, groups of a norm, and scaling of a diffusers folder, or of the vae/ in a pipeline's."""
+    folder = folder / "vae" if (folder / "vae" / CONFIG).exists() else folder
+    if (folder / "checkpoints").is_dir() and not (folder / CONFIG).exists():
+        raise ValueError(f"source={folder} is a run of ldm's own already: pass to=diffusers to export it")
+    config = read_json(folder / CONFIG)
+    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        raise ValueError(f"{folder} holds diffusers' {config['_class_name']}, not an AutoencoderKL")
+    for key, wanted in (("act_fn", "silu"), ("mid_block_add_attention", True)):
+        if config.get(key, wanted) != wanted:
+            raise ValueError(f"{folder / CONFIG} has {key}={config[key]}; LDM's architecture has {wanted}")
+    state = from_diffusers(read_diffusers_weights(folder))
+    keys = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+    return state, config.get("norm_num_groups", 32), {k: config[k] for k in keys if config.get(k)}
+
+
+def _read_compvis(path: Path) -> tuple[State, int, dict[str, Any]]:
+    """The same of a file: an autoencoder alone, or inside a whole model; averaged weights where it has both."""
+    found = read_tensors(path)
+    factor = found.get("scale_factor")
+    scaling = {"scaling_factor": float(factor)} if factor is not None and factor.numel() == 1 else {}
+    if any(key.startswith("decoder.up_blocks.") for key in found):
+        return from_diffusers(found), 32, scaling
+    state = {k.removeprefix(PREFIX): v for k, v in found.items() if k.startswith(PREFIX)} or found
+    if "quantize.embedding.weight" in state:
+        raise ValueError(f"{path} holds a VQ autoencoder; only KL autoencoders can be imported")
+    state = {k: v for k, v in state.items() if k.startswith(OURS)}
+    return {k: found.get("model_ema." + k.replace(".", ""), v) for k, v in state.items()}, 32, scaling
+
+
+def infer_shape(state: State, path: Path) -> dict[str, Any]:
+    """The constructor's arguments of the autoencoder whose weights these are, in our names."""
+
+    def need(name: str) -> Tensor:
+        if name not in state:
+            raise ValueError(f"{path} lacks {name}: it holds no autoencoder of LDM's architecture")
+        return state[name]
+
+    def count(pattern: str) -> int:
+        return 1 + max((int(m[1]) for k in state if (m := re.match(pattern, k))), default=-1)
+
+    conv_in = need("encoder.conv_in.weight")
+    need("encoder.down.0.block.0.conv1.weight")
+    levels = range(count(r"encoder\.down\.(\d+)\."))
+    widths = [need(f"encoder.down.{i}.block.0.conv1.weight").shape[0] for i in levels]
+    if "quant_conv.weight" not in state and "post_quant_conv.weight" not in state:
+        _add_identities(state, need("decoder.conv_in.weight").shape[1])
+    latent, moments = need("post_quant_conv.weight").shape[1], need("quant_conv.weight").shape
+    if moments[0] != 2 * latent or moments[0] != moments[1]:
+        raise ValueError(f"{path}: quant_conv maps {moments[1]} to {moments[0]} channels, not 2 x {latent} to as many")
+    channels = conv_in.shape[0]
+    if any(width % channels for width in widths):
+        raise ValueError(f"{path}: the widths {widths} are no multiples of the first convolution's {channels}")
+    return {
+        "in_channels": conv_in.shape[1],
+        "channels": channels,
+        "channel_mult": [width // channels for width in widths],
+        "num_res_blocks": count(r"encoder\.down\.0\.block\.(\d+)\."),
+        "latent_channels": latent,
+        "attention_resolutions": [2**i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in state],
+    }
+
+
+def _add_identities(state: State, latent: int) -> None:
+    """The 1x1 convolutions that newer autoencoders (SD 3, Flux) leave out."""
+    for name, channels in (("quant_conv", 2 * latent), ("post_quant_conv", latent)):
+        state[f"{name}.weight"] = torch.eye(channels)[:, :, None, None]
+        state[f"{name}.bias"] = torch.zeros(channels)
+
+
+def from_diffusers(state: State) -> State:
+    """diffusers' names and shapes -> LDM's."""
+    ours, levels = {}, 1 + max((int(m[1]) for k in state if (m := re.search(r"up_blocks\.(\d+)\.", k))), default=0)
+    for key, tensor in state.items():
+        name = key
+        for pattern, replacement in RENAMES:
+            name = re.sub(pattern, replacement, name)
+        name = re.sub(r"\bup\.(\d+)\.", lambda m: f"up.{levels - 1 - int(m[1])}.", name)
+        if re.search(r"\.(q|k|v|proj_out)\.weight$", name) and tensor.dim() == 2:
+            tensor = tensor[:, :, None, None]  # a linear layer there, a 1x1 convolution here
+        ours[name] = tensor
+    return ours
+
+
+def to_diffusers(state: State, levels: int) -> State:
+    """LDM's names and shapes -> diffusers'."""
+    theirs = {}
+    for key, tensor in state.items():
+        name = re.sub(r"\bup\.(\d+)\.", lambda m: f"up_blocks.{levels - 1 - int(m[1])}.", key)
+        name = re.sub(r"\bdown\.(\d+)\.", r"down_blocks.\1.", name)
+        name = name.replace("mid.block_1.", "mid_block.resnets.0.").replace("mid.block_2.", "mid_block.resnets.1.")
+        name = re.sub(r"\bblock\.(\d+)\.", r"resnets.\1.", name).replace("nin_shortcut.", "conv_shortcut.")
+        name = name.replace("downsample.", "downsamplers.0.").replace("upsample.", "upsamplers.0.")
+        name = re.sub(r"\bnorm_out\.", "conv_norm_out.", name)
+        if re.search(r"\battn(_1)?\.", name):
+            name = name.replace("mid.attn_1.", "mid_block.attentions.0.")
+            name = re.sub(r"\battn\.(\d+)\.", r"attentions.\1.", name)
+            name = re.sub(r"\.norm\.", ".group_norm.", name).replace(".proj_out.", ".to_out.0.")
+            name = re.sub(r"\.([qkv])\.", r".to_\1.", name)
+            tensor = tensor[:, :, 0, 0] if tensor.dim() == 4 else tensor
+        theirs[name] = tensor
+    return theirs
+
+
+def export_diffusers(
+    model: Autoencoder, shape: dict[str, Any], scaling: dict[str, Any], folder: Path, resolution: int | None
+) -> None:
+    """Write config.json and safetensors that `diffusers.AutoencoderKL.from_pretrained(folder)` reads.
+
+    scaling: diffusers' latents_mean and latents_std, [C] each, or scaling_factor (and shift_factor).
+    """
+    if not model.variational:
+        raise ValueError("this is a plain autoencoder (regularizer=none): diffusers' AutoencoderKL wants a posterior")
+    if shape.get("shortcut"):
+        raise ValueError("this autoencoder has vae.shortcut=true, for which diffusers' AutoencoderKL has no place")
+    widths = [shape["channels"] * m for m in shape["channel_mult"]]
+    groups = shape.get("norm_groups", 32)
+    if any(width % groups for width in widths):
+        raise ValueError(f"diffusers' AutoencoderKL has {groups} groups in every norm; {widths} are no multiples of it")
+    attends = [2**i in shape.get("attention_resolutions", ()) for i in range(len(widths))]
+    config = {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": "0.32.0",
+        "act_fn": "silu",
+        "block_out_channels": widths,
+        "down_block_types": [f"{'Attn' * a}DownEncoderBlock2D" for a in attends],
+        "up_block_types": [f"{'Attn' * a}UpDecoderBlock2D" for a in reversed(attends)],
+        "in_channels": shape.get("in_channels", 3),
+        "out_channels": shape.get("in_channels", 3),
+        "latent_channels": shape["latent_channels"],
+        "layers_per_block": shape["num_res_blocks"],
+        "norm_num_groups": groups,
+        "sample_size": resolution or 256,
+    }
+    write_diffusers(folder, config | scaling, to_diffusers(model.state_dict(), len(widths)))

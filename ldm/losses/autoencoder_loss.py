@@ -1,0 +1,173 @@
+"""Stage 1's objective: what the generator and the discriminator are asked for, and from which batch on."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ldm.latents import DiagonalGaussian, at_least_float32
+from ldm.losses.adversarial import DISCRIMINATOR_LOSSES, generator_loss, lecam_penalty, r1_penalty
+from ldm.losses.augment import Augment
+from ldm.losses.perceptual import PerceptualLoss, l1
+from ldm.losses.regularizer import NoRegularizer
+from ldm.models.autoencoder import Autoencoder
+from ldm.runtime.ranks import mean_over_ranks
+
+Terms = dict[str, Tensor]  # scalars to log, detached
+ANCHOR_DECAY = 0.99  # of LeCam's running means, as in its authors' code
+
+
+class Reconstruction(NamedTuple):
+    """One pass through the autoencoder with the parts of its loss that need no discriminator."""
+
+    target: Tensor  # what x_hat must become: x, or x transformed together with its latent
+    x_hat: Tensor
+    nll: Tensor  # scalar
+    penalty: Tensor  # scalar
+    terms: Terms
+
+
+class AutoencoderLoss(nn.Module):
+    """NLL + regulariser + adversarial term (Rombach et al. 2022, appendix G):
+
+        rec = |x - x_hat| + perceptual_weight LPIPS                  an element's error; LPIPS is one number an image
+        nll = rec / exp(logvar) + logvar
+
+    Args:
+        regularizer: of the latent space.
+        perceptual_weight: of LPIPS; at 0 it is not computed in training.
+        perceptual_pretrained: true, false or a path: see `PerceptualLoss`.
+        reduction: "sum" adds nll over an image's 3HW elements, as LDM does; "mean" divides all by 3HW, so that clipping
+            thresholds do not depend on the resolution. All weights mean the same in both.
+        learn_logvar: whether the scalar logvar is trained, with the generator, or stays 0.
+        disc_loss: hinge or vanilla, of the discriminator; the generator's is -E D(x_hat) for both.
+        disc_weight: of the adversarial term, times the adaptive weight; 0 is no discriminator.
+        disc_start: batches before the discriminator trains.
+        disc_warmup: batches that it then trains before the autoencoder feels it.
+        disc_ramp: batches over which its weight then grows linearly to disc_weight.
+        disc_forward: what the discriminator trains on: "reuse" takes the generator step's reconstruction; "fresh" makes
+            another with the updated autoencoder and a new posterior sample, as LDM does, for one more forward pass.
+        disc_augment: any of color, translation, cutout (DiffAugment).
+        r1: gamma of the R1 penalty, taken each `r1_every` batches at r1_every times its weight.
+        lecam: weight of the LeCam regulariser.
+    """
+
+    def __init__(
+        self,
+        *,
+        regularizer: NoRegularizer,
+        perceptual_weight: float,
+        perceptual_pretrained: bool | str,
+        reduction: Literal["mean", "sum"],
+        learn_logvar: bool,
+        disc_loss: Literal["hinge", "vanilla"],
+        disc_weight: float,
+        disc_start: int,
+        disc_warmup: int,
+        disc_ramp: int,
+        disc_forward: Literal["reuse", "fresh"],
+        disc_augment: list[str],
+        r1: float,
+        r1_every: int,
+        lecam: float,
+    ) -> None:
+        super().__init__()
+        for name, value, allowed in (
+            ("reduction", reduction, ("mean", "sum")),
+            ("disc_loss", disc_loss, tuple(DISCRIMINATOR_LOSSES)),
+            ("disc_forward", disc_forward, ("reuse", "fresh")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"loss.{name} must be {' or '.join(allowed)}, not {value!r}")
+        if r1_every < 1 or min(perceptual_weight, disc_weight, disc_start, disc_warmup, disc_ramp, r1, lecam) < 0:
+            raise ValueError("loss.r1_every must be at least 1, and no weight or number of batches in loss negative")
+        self.regularizer, self.perceptual_weight, self.reduction = regularizer, perceptual_weight, reduction
+        self.perceptual = PerceptualLoss(pretrained=perceptual_pretrained)
+        self.logvar = nn.Parameter(torch.zeros(()), requires_grad=learn_logvar)
+        self.disc_loss, self.disc_weight = DISCRIMINATOR_LOSSES[disc_loss], disc_weight
+        self.disc_start, self.disc_warmup, self.disc_ramp = disc_start, disc_warmup, disc_ramp
+        self.fresh, self.augment = disc_forward == "fresh", Augment(disc_augment)
+        self.r1, self.r1_every, self.lecam = r1, r1_every, lecam
+        self.register_buffer("anchors", torch.zeros(2))  # running means of the logits: real, fake
+        self.anchors: Tensor
+
+    # when
+
+    def disc_trains(self, batches_seen: int) -> bool:
+        """Whether the discriminator takes a step in this batch."""
+        return self.disc_weight > 0 and batches_seen >= self.disc_start
+
+    def disc_factor(self, batches_seen: int) -> float:
+        """disc_weight as the autoencoder feels it in this batch: 0 until the warm-up's end, then up the ramp."""
+        felt = batches_seen - self.disc_start - self.disc_warmup + 1  # batches, this one included
+        return self.disc_weight * max(0.0, min(1.0, felt / max(1, self.disc_ramp)))
+
+    # the generator's
+
+    def _per_image(self, x: Tensor) -> int:
+        return x[0].numel() if self.reduction == "sum" else 1
+
+    def nll(self, x: Tensor, x_hat: Tensor) -> tuple[Tensor, Terms]:
+        """The reconstruction's negative log-likelihood, mean over the batch: a scalar."""
+        absolute = l1(x, x_hat)  # [B]
+        unused = self.training and self.perceptual_weight == 0  # VGG16 costs more than a small autoencoder
+        perceptual = torch.zeros_like(absolute) if unused else self.perceptual(x, x_hat)  # [B]
+        nll = (absolute + self.perceptual_weight * perceptual) / self.logvar.exp() + self.logvar
+        return self._per_image(x) * nll.mean(), {"l1": absolute.detach().mean(), "lpips": perceptual.detach().mean()}
+
+    def penalty(self, x: Tensor, posterior: DiagonalGaussian) -> tuple[Tensor, Terms]:
+        """The regulariser, mean over the batch, in the same units as the NLL: a scalar."""
+        penalty = self._per_image(x) * self.regularizer.penalty(posterior, x).mean()
+        kl = {"kl": posterior.kl().detach().flatten(1).sum(1).mean()} if self.regularizer.variational else {}
+        return penalty, kl
+
+    def draw(self, autoencoder: Autoencoder, x: Tensor) -> tuple[DiagonalGaussian, Tensor, Tensor]:
+        """Encode, draw, transform, decode: the posterior, the target and x_hat."""
+        posterior = autoencoder.encode(x)
+        z = posterior.sample() if self.regularizer.variational else posterior.mean
+        target, z = self.regularizer.transform(x, z)
+        return posterior, target, autoencoder.decode(z)
+
+    def reconstruct(self, autoencoder: Autoencoder, x: Tensor) -> Reconstruction:
+        """Draw and compare."""
+        posterior, target, x_hat = self.draw(autoencoder, x)
+        nll, terms = self.nll(target, x_hat)
+        penalty, kl = self.penalty(x, posterior)
+        terms |= kl | {"loss": (nll + penalty).detach(), "logvar": self.logvar.detach().clone()}
+        return Reconstruction(target, x_hat, nll, penalty, terms)
+
+    def adversarial(self, discriminator: nn.Module, x_hat: Tensor) -> Tensor:
+        """The generator's adversarial term, unweighted: a scalar."""
+        return generator_loss(at_least_float32(discriminator(self.augment(x_hat))))
+
+    # the discriminator's
+
+    def discriminate(self, x: Tensor, x_hat: Tensor, discriminator: nn.Module, batches: int) -> tuple[Tensor, Terms]:
+        """Its loss on real and reconstructed images, `batches` after it started; the latter detached."""
+        real = at_least_float32(discriminator(self.augment(x)))
+        fake = at_least_float32(discriminator(self.augment(x_hat.detach())))
+        loss = self.disc_loss(real, fake)
+        logits_real, logits_fake = real.detach().mean(), fake.detach().mean()
+        terms = {
+            "disc_loss": loss.detach(),
+            "logits_real": logits_real,
+            "logits_fake": logits_fake,
+            "logits_gap": logits_real - logits_fake,
+            "disc_accuracy": 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean()),
+        }
+        if self.lecam > 0:
+            penalty = lecam_penalty(real, fake, *self.anchors)
+            loss = loss + self.lecam * penalty
+            terms["lecam"] = penalty.detach()
+        if self.r1 > 0 and batches % self.r1_every == 0:
+            penalty = r1_penalty(discriminator, x)
+            loss = loss + self.r1_every * 0.5 * self.r1 * penalty
+            terms["r1"] = penalty.detach()
+        return loss, terms
+
+    def follow(self, logits_real: Tensor, logits_fake: Tensor, batches: int) -> None:
+        """Move LeCam's anchors toward a batch's mean logits, over all ranks; the first batch sets them."""
+        decay = ANCHOR_DECAY if batches > 0 else 0.0
+        logits = mean_over_ranks(torch.stack([logits_real, logits_fake]))
+        if logits.isfinite().all():  # one bad batch, whose step is skipped, must not stay in the mean for ever
+            self.anchors.lerp_(logits, 1 - decay)

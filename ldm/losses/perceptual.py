@@ -1,0 +1,84 @@
+"""Reconstruction: L1 plus LPIPS on VGG16 features (Zhang et al. 2018)."""
+
+import logging
+import warnings
+from pathlib import Path
+from urllib.error import URLError
+
+import lpips
+import torch
+from torch import Tensor
+
+from ldm.runtime.files import sha256
+
+log = logging.getLogger(__name__)
+VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+
+
+class PerceptualLoss:
+    """LPIPS of x and x_hat in [-1, 1]: [B].
+
+    Always in evaluation mode (its dropout would make the loss noisy), frozen, and no nn.Module: it enters neither
+    checkpoints nor averages nor DDP, and copies of its owner share it.
+
+    `identity` says which VGG16 it is.
+
+    Args:
+        pretrained: True downloads torchvision's VGG16 once, a path loads that file from disk, False leaves VGG16
+            at its random initialisation (a weak but real perceptual loss: for tests and offline demonstrations).
+        key: of the configuration, for messages.
+
+    Raises:
+        ValueError: if the weights can't be had.
+    """
+
+    identity = "random VGG16 weights"
+
+    def __init__(self, *, pretrained: bool | str, key: str = "loss.perceptual_pretrained") -> None:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            # lpips 0.1.4 calls torchvision's constructor and torch.load in their old forms
+            warnings.filterwarnings("ignore", module=r"torchvision|lpips")
+            warnings.filterwarnings("ignore", message=r".*weights_only.*", category=FutureWarning)
+            torch.manual_seed(0)  # random weights are the same ones in every run and on every rank
+            self.net = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False).eval()
+        if pretrained is False:
+            log.warning("LPIPS runs on random VGG16 weights (%s=false)", key)
+        else:
+            self._load_vgg16(None if pretrained is True else Path(pretrained), key)
+
+    def _load_vgg16(self, path: Path | None, key: str) -> None:
+        where = path or Path(torch.hub.get_dir()) / "checkpoints" / Path(VGG16_URL).name
+        try:
+            if path is None:
+                state = torch.hub.load_state_dict_from_url(VGG16_URL, map_location="cpu", weights_only=True)
+            else:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, URLError) as error:
+            raise ValueError(
+                f"LPIPS needs VGG16's ImageNet weights, and {where} is not there ({error}). Put {VGG16_URL} at that "
+                f"path, or name the file in {key}=PATH; =false takes random VGG16 weights"
+            ) from None
+        if "features.0.weight" not in state:
+            raise ValueError(f"{key}={where} is not torchvision's VGG16 ({VGG16_URL})")
+        convolutions = {
+            f"{name}.{kind}": state[f"features.{name.rsplit('.', 1)[1]}.{kind}"]
+            for name, module in self.net.net.named_modules()
+            if isinstance(module, torch.nn.Conv2d)
+            for kind in ("weight", "bias")
+        }
+        self.net.net.load_state_dict(convolutions)
+        self.identity = f"VGG16 weights, sha256 {sha256(where)[:16]}"
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "PerceptualLoss":
+        return self
+
+    def __call__(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        if next(self.net.parameters()).device != x.device:
+            self.net.to(x.device)
+        kind = next(self.net.parameters()).dtype if x.dtype == torch.float64 else x.dtype  # VGG16 stays in float32
+        return self.net(x.to(kind), x_hat.to(kind)).flatten().to(x.dtype)
+
+
+def l1(x: Tensor, x_hat: Tensor) -> Tensor:
+    """Mean absolute error per element: [B]."""
+    return (x - x_hat).abs().flatten(1).mean(1)

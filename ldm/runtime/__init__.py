@@ -1,0 +1,1 @@
+"""Files, ranks, signals, loggers: what every room may stand on, and nothing of images or models."""

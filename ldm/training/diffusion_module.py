@@ -1,0 +1,132 @@
+"""Stage 2: a denoising network on cached latents."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from ldm.diffusion.guidance import drop_labels
+from ldm.diffusion.objective import Objective
+from ldm.diffusion.parameterization import angle
+from ldm.latents import LatentStats, sample_moments
+from ldm.runtime.ranks import mean_over_ranks
+from ldm.training.progress import ProgressModule, seed_from
+from ldm.training.sharding import shard, whole
+from ldm.training.speed import forward_flops
+
+
+class TimeBins:
+    """The mean loss of each tenth of the path since the last look, over all ranks."""
+
+    def __init__(self, bins: int = 10) -> None:
+        self.bins = bins
+        self.sums = torch.zeros(2, bins)  # of losses, and their number
+
+    def add(self, loss: Tensor, t: Tensor) -> None:
+        """loss [B] at times t [B]."""
+        self.sums = self.sums.to(loss.device)
+        at = (t * self.bins).long().clamp(0, self.bins - 1)
+        self.sums.index_add_(1, at, torch.stack([loss.detach().float(), torch.ones_like(loss)]))
+
+    def take(self, stage: str, device: torch.device) -> dict[str, Tensor]:
+        """{"stage_by_time/0.3": mean over [0.3, 0.4)} for bins with any; starts anew. On the ranks' device: sums that
+        were loaded are on the CPU, where NCCL exchanges nothing."""
+        total, count = mean_over_ranks(self.sums.to(device))
+        self.sums = torch.zeros_like(self.sums)
+        return {f"{stage}_by_time/{i / self.bins:.1f}": total[i] / count[i] for i in range(self.bins) if count[i] > 0}
+
+
+class DiffusionModule(ProgressModule):
+    """Fresh posterior samples and label dropout, then the objective.
+
+    A weighting that learns (`LearnedUncertainty`) is trained, saved and averaged with the network.
+    """
+
+    def __init__(
+        self,
+        *,
+        net: nn.Module,
+        objective: Objective,
+        stats: LatentStats,
+        label_dropout: float,
+        optimizer: Callable[[Iterable[Parameter]], Optimizer],
+        **progress: Any,
+    ) -> None:
+        super().__init__(**progress)
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"label_dropout={label_dropout} must lie in [0, 1]")
+        self.net, self.objective, self.stats, self.label_dropout = net, objective, stats, label_dropout
+        self.weighting = objective.weighting if isinstance(objective.weighting, nn.Module) else nn.Identity()
+        self.make_optimizer = optimizer
+        self.bins = {"train": TimeBins(), "val": TimeBins()}
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        return self.with_rates([self.make_optimizer([*self.net.parameters(), *self.weighting.parameters()])])
+
+    def configure_model(self) -> None:
+        """Under trainer.strategy=fsdp, shard what is trained."""
+        if self._device_mesh is not None:
+            shard([self.net, self.weighting], self._device_mesh["data_parallel"])
+
+    def on_fit_start(self) -> None:
+        # once: a copy in every step would wait for the GPU
+        self.stats = LatentStats(self.stats.mean.to(self.device), self.stats.std.to(self.device))
+
+    def flops_per_image(self) -> float:
+        """Three forward passes: a backward one costs two."""
+        return 3 * forward_flops(self.net, (1, *self.card["latent_shape"]), (1,), None)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        # fused optimisers take fp16's scale away themselves, in their step
+        scale = self.loss_scale if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
+        self.log("train/grad_norm", whole(get_total_norm(gradients)) / scale)
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        moments, y, *noise = batch  # [B, 2C, h, w], [B], perhaps [B, C, h, w]
+        seed_from(self.seed, 2, self.batches_seen)  # of all ranks, for `_rows`
+        uniform = self._rows(len(y), lambda n: torch.rand(n, device=y.device))
+        y = drop_labels(y, self.label_dropout, self.net.null_class, uniform)  # type: ignore[arg-type]
+        loss = self._loss("train", moments, y, *noise)
+        self.log_terms("train", {"loss": loss.detach()})
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """The same loss on held-out latents with labels, at times and with noise that are the same every time."""
+        moments, y = batch
+        self.log_terms("val", {"loss": self._loss("val", moments, y)}, images=len(y))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["train_by_time"] = self.bins["train"].sums
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.bins["train"].sums = checkpoint["train_by_time"]
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        for stage, bins in self.bins.items():
+            self.log_dict(bins.take(stage, self.device))
+
+    def _rows(self, n: int, draw: Callable[[int], Tensor]) -> Tensor:
+        """This rank's n of what one process would draw for the global batch: the number of ranks changes nothing."""
+        start = self.global_rank * n
+        return draw(n * self.trainer.world_size)[start : start + n]
+
+    def _loss(self, stage: str, moments: Tensor, y: Tensor, eps: Tensor | None = None) -> Tensor:
+        n, shape, device = len(moments), (moments.shape[1] // 2, *moments.shape[2:]), moments.device
+        spread, normal = (self._rows(n, lambda n: torch.randn(n, *shape, device=device)) for _ in range(2))
+        x0 = self.stats.normalize(sample_moments(moments, spread))  # [B, C, h, w]
+        t = self._rows(n, lambda n: self.objective.time_sampler(n, self.objective.path, device))  # [B]
+        eps = self.objective.coupling(x0, normal, y) if eps is None else eps
+        if stage == "train":
+            seed_from(self.seed, 3, self.batches_seen, self.global_rank)  # each rank's own, for dropout
+        loss, t = self.objective.loss(self.net, x0, y, t=t, eps=eps)  # [B] each
+        # EDM's times lie next to 0, where its noise levels do not
+        self.bins[stage].add(loss, angle(self.objective.path(t)) if self.objective.unit_input else t)
+        return loss.mean()

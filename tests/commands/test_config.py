@@ -1,0 +1,250 @@
+"""Every file of conf/ composes, and what it names can be built."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+import ldm.checkpoint as ldm_checkpoint
+import ldm.data.cache_reader as ldm_latents
+from ldm.commands.entry import build, plain
+from ldm.diffusion.objective import Objective
+from ldm.diffusion.path import CosinePath
+from ldm.latents import LatentStats
+from ldm.losses.autoencoder_loss import AutoencoderLoss
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.discriminator import PatchDiscriminator
+from ldm.models.unet import UNet
+from ldm.training.speed import forward_flops
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+
+
+def options(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(primary, *overrides):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(primary, [*overrides])
+    return config
+
+
+@pytest.mark.parametrize("name", options("objective"))
+def test_objectives(name):
+    Objective(**build(composed("train_diffusion", f"objective={name}").objective))
+
+
+def test_flow_and_ddpm_differ_in_the_objective_only():
+    flow, ddpm = (plain(composed("train_diffusion", f"objective={name}")) for name in ("flow", "ddpm"))
+    assert [key for key in flow if flow[key] != ddpm[key]] == ["objective"]
+
+
+@pytest.mark.parametrize("name", options("net"))
+def test_nets(name):
+    net = plain(composed("train_diffusion", f"net={name}").net) | {"in_channels": 4, "num_classes": 3}
+    with torch.device("meta"):
+        assert build(OmegaConf.create(net)).null_class == 3
+
+
+@pytest.mark.parametrize("name", options("vae"))
+def test_autoencoders(name):
+    with torch.device("meta"):
+        Autoencoder(**plain(composed("train_autoencoder", f"vae={name}").vae))
+
+
+@pytest.mark.parametrize("name", options("loss"))
+@pytest.mark.parametrize("regularizer", options("regularizer"))
+def test_losses_and_regularizers(name, regularizer):
+    overrides = (f"loss={name}", f"regularizer={regularizer}", "loss.perceptual_pretrained=false")
+    config = composed("train_autoencoder", *overrides)
+    loss = AutoencoderLoss(regularizer=build(config.regularizer), **plain(config.loss))
+    assert loss.logvar.requires_grad == (name == "ldm")
+
+
+@pytest.mark.parametrize("name", options("sampler"))
+def test_samplers(name):
+    sampler = build(composed("sample", f"sampler={name}").sampler)
+    assert sampler["function"].func.__name__ == name
+    assert sampler["stochastic"] == ("noise" in sampler["function"].func.__annotations__)
+
+
+@pytest.mark.parametrize("name", options("grid"))
+def test_grids(name):
+    times = build(composed("sample", f"grid={name}").grid)(CosinePath(), 5, 1.0)
+    assert len(times) == 6
+
+
+@pytest.mark.parametrize("name", [name for name in options("path") if name != "trained"])
+def test_paths_to_sample_on(name):
+    c = build(composed("sample", f"path={name}").path)(torch.tensor(0.5))
+    assert c.alpha > 0
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_experiments_say_their_command_and_compose(name):
+    path = CONF / "experiment" / f"{name}.yaml"
+    package, command = path.read_text().splitlines()[:2]
+    assert package == "# @package _global_"
+    _, ldm, primary, *overrides = command.split("  ")[0].split()
+    assert ldm == "ldm"
+    assert f"experiment={name}" in overrides
+    config = composed(primary.replace("-", "_"), *overrides)
+    wanted = {key: value for key, value in OmegaConf.load(path).items() if key not in ("defaults", "data")}
+    assert OmegaConf.merge(config, wanted) == config  # nothing in the primary config overrides an experiment
+    assert config.steps % config.every == 0
+    if "net" in config:
+        Objective(**build(config.objective))
+    if "vae" in config:
+        Autoencoder(**plain(config.vae))
+        PatchDiscriminator(**plain(config.discriminator))
+        build(config.data)
+        assert not config.trainer.compile  # which stage 1 refuses
+
+
+@pytest.mark.parametrize("f", ["f8", "f4"])
+def test_the_commands_around_imagenet_compose(f):
+    text = (CONF / f"experiment/imagenet256_{f}.yaml").read_text().replace("\\\n#", "")
+    commands = [line.split() for line in re.findall(r"^#   ((?:ldm|sbatch) .*)", text, re.MULTILINE)]
+    names = []
+    for first, *rest in commands:
+        overrides = [word for word in rest if "=" in word and not word.startswith("--")]
+        (name,) = [rest[0]] if first == "ldm" else [Path(word).stem for word in rest if word.endswith(".sbatch")]
+        composed(name.replace("-", "_"), *overrides)
+        names.append(name)
+    assert names == ["convert", "cache_latents", "train_diffusion", "sample", "evaluate"]
+
+
+def test_every_trainer_and_logger_composes():
+    for group in ("trainer", "logger"):
+        for name in options(group):
+            composed("train_diffusion", f"{group}={name}")
+
+
+IMAGENET, HELD_OUT = 1_281_167, 50_000
+BF16, TF32 = 989e12, 495e12  # an H100's dense peaks
+
+
+def srun(monkeypatch, nodes, tasks):
+    """The environment of rank 0 of a job of so many nodes and tasks a node."""
+    job = {"JOB_ID": 1, "STEP_ID": 0, "JOB_NAME": "ldm", "NNODES": nodes, "NTASKS": nodes * tasks}
+    rank = {"NTASKS_PER_NODE": tasks, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
+    for key, value in (job | rank).items():
+        monkeypatch.setenv(f"SLURM_{key}", str(value))
+
+
+@pytest.fixture
+def imagenet(ldm, monkeypatch):
+    """f -> what the command of imagenet256_f8 or _f4 hands to Lightning: on the meta device, without a cache."""
+    fits, init = [], UNet.__init__
+
+    def init_on_meta(self, **options):
+        with torch.device("meta"):
+            init(self, **options)
+
+    monkeypatch.setattr(UNet, "__init__", init_on_meta)
+    monkeypatch.setattr(lightning.Trainer, "fit", lambda *args, **_: fits.append(args))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # put back: trainer.benchmark sets it
+
+    def start(f):
+        vae = plain(composed("train_autoencoder", f"vae=kl_{f}").vae)
+        with torch.device("meta"):
+            autoencoder = Autoencoder(**vae)
+        channels, side = vae["latent_channels"], 256 // autoencoder.downsample_factor
+        folder = Path("latents")
+        folder.mkdir(exist_ok=True)
+        (folder / "manifest.json").write_text("{}")
+        cache = SimpleNamespace(
+            folder=folder,
+            manifest={"autoencoder": "0123", "mean": [0.0] * channels, "std": [1.0] * channels, "preprocessing": {}},
+            stats=LatentStats(torch.zeros(channels), torch.ones(channels)),
+            class_names=[f"n{i:08d}" for i in range(1000)],
+            latent_shape=(channels, side, side),
+        )
+        loaded = SimpleNamespace(model=autoencoder, fingerprint="0123", path=Path("autoencoder.ckpt"))
+        monkeypatch.setattr(ldm_checkpoint, "matching_autoencoder", lambda *_: loaded)
+        monkeypatch.setattr(ldm_latents, "LatentCache", lambda *_: cache)
+        here = ("trainer.accelerator=cpu", "optimizer.fused=false")  # fused is not for the meta device
+        ldm("train-diffusion", f"experiment=imagenet256_{f}", *here)
+        trainer, module, data = fits.pop()
+        module.trainer = trainer
+        module.configure_optimizers()
+        return trainer, module, data, autoencoder
+
+    return start
+
+
+@pytest.mark.parametrize("f", ["f8", "f4"])
+def test_imagenet_as_a_lab_would_run_it(imagenet, monkeypatch, f):
+    text = " ".join(line.lstrip("# ") for line in (CONF / f"experiment/imagenet256_{f}.yaml").read_text().splitlines())
+    script = " ".join(re.findall(r"^#SBATCH (.*)", (ROOT / "jobs/train_diffusion.sbatch").read_text(), re.MULTILINE))
+
+    def said(pattern, where=text):
+        return [float(number.replace(",", "")) for number in re.search(pattern, where).groups()]
+
+    # the header's line, with what the script says where the line says nothing
+    line = re.search(rf"sbatch ((?:--\S+ )*)jobs/train_diffusion.sbatch experiment=imagenet256_{f} ", text).group(1)
+    (nodes,) = said(r"--nodes=(\d+)", f"{line} {script}")
+    (tasks,) = said(r"--ntasks-per-node=(\d+)", script)
+    assert [nodes, tasks] == said(r"(\d+) nodes? of (\d+) H100")
+    srun(monkeypatch, int(nodes), int(tasks))
+    trainer, module, data, autoencoder = imagenet(f)
+
+    ranks, steps = trainer.world_size, module.schedule.steps
+    assert ranks == nodes * tasks
+    assert [module.global_batch, steps] == said(r"global batch ([\d,]+), ([\d,]+) batches")
+    assert trainer.max_epochs * trainer.limit_train_batches == steps
+    assert trainer.precision == "bf16-mixed"
+    assert data.batch_size == module.batch_size
+    assert module.rates == [1e-4]
+    assert module.schedule(steps) == 1
+    assert module.net.out[2].weight.is_contiguous(memory_format=torch.channels_last)
+    called = {type(callback).__name__: callback for callback in trainer.callbacks}
+    assert {"EMA", "Compiled", "Saves"} <= called.keys()
+    generator = called["SampleGrid"].generator
+    assert len(generator.grid(generator.objective.path, generator.steps, 1.0)) == generator.steps + 1
+
+    # the cost follows from one assumption, which docs/scale.md and the jobs share
+    (share,) = said(r"a GPU does (\d+) % of its peak")
+    assert said(r"A GPU does (\d+) % of its dense peak", (ROOT / "docs/scale.md").read_text()) == [share]
+    for name in ("train_diffusion", "train_autoencoder", "cache_latents", "sample"):
+        head = " ".join((ROOT / f"jobs/{name}.sbatch").read_text().replace("\n#", "").split())
+        assert f"if a GPU does {share:.0f} % of its peak (assumed, not measured: docs/scale.md)" in head
+    near = lambda value: pytest.approx(value, rel=0.02)  # noqa: E731
+    images, flops = steps * module.global_batch, module.flops_per_image()
+    assert said(r"(\d+) M images, (\d+) epochs") == near([images / 1e6, images / IMAGENET])
+    rate = share / 100 * BF16 / flops
+    assert said(r"(\d+) GFLOP an image trained \(counted\), (\d+) images/s a GPU") == near([flops / 1e9, rate])
+    hours = images / rate / 3600
+    assert said(r"([\d.]+) hours, (\d+) GPU-hours\.") == near([hours / ranks, hours])
+    shape = module.card["latent_shape"]
+    assert said(r"latents of (\d) x (\d+) x (\d+)") == list(shape)
+    views, numbers = 2 * (IMAGENET + HELD_OUT), 2 * shape[0] * shape[1] * shape[2]
+    encoding = forward_flops(autoencoder.encoder, (1, 3, 256, 256)) / (share / 100 * TF32) / 3600
+    assert said(r"Latents: ([\d.]+) GPU-hours, (\d+) GB") == near([views * encoding, views * numbers * 2 / 1e9])
+    passes = 2 * (2 * generator.steps - 1)  # heun's evaluations, guided
+    sampling = passes * flops / 3 + forward_flops(autoencoder.decoder, (1, *shape))
+    assert said(r"50,000 samples: ([\d.]+) GPU-hours") == near([50_000 * sampling / (share / 100 * TF32) / 3600])
+
+
+def test_imagenet_on_other_numbers_of_ranks_is_refused(imagenet, monkeypatch):
+    def refused(f):
+        with pytest.raises(SystemExit) as info:
+            imagenet(f)
+        return str(info.value.code)
+
+    assert "trainer.num_nodes=8: start the command on each of them" in refused("f4")
+    srun(monkeypatch, nodes=1, tasks=8)
+    assert "trainer.num_nodes=8, but srun started 1" in refused("f4")
+    srun(monkeypatch, nodes=2, tasks=8)
+    assert "trainer.num_nodes=1, but srun started 2" in refused("f8")
+    srun(monkeypatch, nodes=1, tasks=4)
+    assert "trainer.devices=8, but srun started 4" in refused("f8")

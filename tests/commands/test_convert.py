@@ -1,0 +1,105 @@
+"""`ldm convert`, and what an imported autoencoder is good for."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DModel
+from safetensors.torch import save_file
+from support.tiny import CPU, TINY_AUTOENCODER
+
+from ldm.checkpoint import load_autoencoder
+from ldm.exchange.unet_weights import PREFIX
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.unet import UNet
+
+SHAPE = {"channels": 32, "channel_mult": [1, 2, 2], "num_res_blocks": 1, "latent_channels": 4}
+
+
+@pytest.fixture
+def published(ldm):
+    """A safetensors file as published ones are, in the working folder."""
+    save_file({f"first_stage_model.{k}": v for k, v in Autoencoder(**SHAPE).state_dict().items()}, "sd.safetensors")
+    return Path("sd.safetensors")
+
+
+def test_import_cache_tune_and_export(ldm, published):
+    ldm("convert", "run=sd", f"source={published}")
+    imported = load_autoencoder("runs/sd")
+    assert imported.card["autoencoder"] == SHAPE | {"in_channels": 3, "attention_resolutions": []}
+    with pytest.raises(SystemExit, match="nothing says how these latents are scaled: pass latents=RUN"):
+        ldm("convert", "run=out", "source=runs/sd", "to=diffusers")
+    ldm("cache-latents", "run=latents", "autoencoder=runs/sd", "shard_size=2000")
+    ldm("convert", "run=out", "source=runs/sd", "to=diffusers", "latents=runs/latents")
+    manifest = json.loads(Path("runs/latents/manifest.json").read_text())
+    exported = AutoencoderKL.from_pretrained("runs/out").eval()
+    assert (exported.config.latents_mean, exported.config.latents_std) == (manifest["mean"], manifest["std"])
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        ours, theirs = imported.model.encode(x).mean, exported.encode(x).latent_dist.mean
+    assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+    small = [option for option in TINY_AUTOENCODER if not option.startswith("vae.")]
+    ldm(
+        "train-autoencoder",
+        *small,
+        *CPU,
+        "run=tuned",
+        "init=runs/sd",
+        "trained=decoder",
+        "steps=2",
+        "vae.norm_groups=32",
+    )
+    tuned = load_autoencoder("runs/tuned").model
+    assert torch.equal(tuned.encoder.conv_in.weight, imported.model.encoder.conv_in.weight)
+    with pytest.raises(SystemExit, match="made with the autoencoder"):
+        ldm("convert", "run=wrong", "source=runs/tuned", "to=diffusers", "latents=runs/latents")
+
+
+def test_scores_an_autoencoder_alone_and_by_tiles(ldm, published):
+    ldm("convert", "run=sd", f"source={published}")
+    scores = {}
+    for run, options in (("whole", []), ("tiles", ["tile=16"])):
+        ldm("evaluate", f"run={run}", "samples=null", "autoencoder=runs/sd", "lpips=false", *options)
+        scores[run] = json.loads(Path(f"runs/{run}/metrics.json").read_text())["reconstruction"]
+    assert scores["whole"].keys() >= {"psnr", "ssim", "lpips", "rfd"}
+    assert scores["tiles"]["depends"]["tile"] == 16
+    assert scores["tiles"]["psnr"] == pytest.approx(scores["whole"]["psnr"], abs=1.5)
+    with pytest.raises(SystemExit, match="tile=10 must be a multiple of 16"):
+        ldm("evaluate", "run=x", "samples=null", "autoencoder=runs/sd", "lpips=null", "tile=10")
+    with pytest.raises(SystemExit, match="pass autoencoder=PATH"):
+        ldm("evaluate", "run=x", "samples=null")
+
+
+def test_mistakes(ldm, published):
+    for source, said in (("nowhere.ckpt", "nowhere.ckpt does not exist"), (".", "config.json does not exist")):
+        with pytest.raises(SystemExit, match=said):
+            ldm("convert", f"source={source}")
+    with pytest.raises(SystemExit, match="to=onnx: what must be"):
+        ldm("convert", f"source={published}", "to=onnx")
+
+
+def test_a_whole_model_from_elsewhere_samples(ldm):
+    """A CompVis checkpoint of both stages: import each, sample, and export the U-Net again."""
+    unet = UNet(
+        in_channels=4, num_classes=1, model_channels=32, channel_mult=[1, 2], num_res_blocks=1,
+        attention_resolutions=[2], head_channels=16,
+    )  # fmt: skip
+    state = {f"first_stage_model.{k}": v for k, v in Autoencoder(**SHAPE).state_dict().items()}
+    state |= {f"{PREFIX}{k}": v for k, v in unet.state_dict().items() if k != "label_emb.weight"}
+    torch.save({"state_dict": state | {"scale_factor": torch.tensor(0.5)}}, "ldm.ckpt")
+    ldm("convert", "run=ae", "source=ldm.ckpt")
+    options = ["run=flow", "what=diffusion", "source=ldm.ckpt", "latent_size=8"]
+    for more, said in (
+        ([], "needs autoencoder=RUN"),
+        (["autoencoder=runs/ae"], "pass num_heads= or head_channels="),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            ldm("convert", *options, *more)
+    ldm("convert", *options, "autoencoder=runs/ae", "head_channels=16")
+    ldm("sample", "model=runs/flow", "num=2", "guidance=1", "sampler=ddim", "sampler.steps=2")
+    assert json.loads(Path("runs/samples/sample.json").read_text())["evaluations"] == 2
+    with pytest.raises(SystemExit, match=r"needs label_dropout > 0 in training"):
+        ldm("sample", "model=runs/flow", "num=2")
+    ldm("convert", "run=out", "what=diffusion", "to=diffusers", "source=runs/flow")
+    assert UNet2DModel.from_pretrained("runs/out").config.block_out_channels == [32, 64]

@@ -1,0 +1,63 @@
+"""Networks and runs that take seconds, and a way to run a command in this process."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from ldm.commands.cli import main
+
+TINY_AUTOENCODER = [
+    "vae.channels=8",
+    "discriminator.channels=8",
+    "steps=4",
+    "every=2",
+    "batch_size=4",
+    "loss.disc_start=1",
+    "trainer.limit_val_batches=1",
+    "trainer.log_every_n_steps=1",
+]
+TINY_DIFFUSION = [
+    "net.model_channels=24",
+    "sampler.steps=2",
+    "steps=4",
+    "every=2",
+    "batch_size=8",
+    "trainer.limit_val_batches=1",
+    "trainer.log_every_n_steps=1",
+]
+CPU = ["trainer.accelerator=cpu"]
+
+
+def run_command(name: str, *overrides: str) -> None:
+    """Run `ldm NAME OVERRIDES` in this process; a user's error is SystemExit with its line."""
+    GlobalHydra.instance().clear()
+    argv, sys.argv = sys.argv, ["ldm", name, *overrides]
+    try:
+        main()
+    finally:
+        sys.argv = argv
+
+
+def fails(name, *overrides):
+    """Run a command that must fail, and return its line."""
+    with pytest.raises(SystemExit) as info:
+        run_command(name, *overrides)
+    line = str(info.value.code)
+    assert line.startswith("ldm: error: ")
+    assert "\n" not in line
+    return line
+
+
+def inside(pipeline, ldm):
+    """Work in the pipeline's own folder."""
+    os.chdir(pipeline)
+    return ldm
+
+
+def noise_samples():
+    rng = np.random.default_rng(0)
+    np.savez("noise.npz", arr_0=rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8))
+    return "noise.npz"
