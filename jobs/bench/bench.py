@@ -207,7 +207,7 @@ def start() -> None:
     """From a command's start to its first batch, and what of it is Python's and torch's own."""
     ldm = [sys.executable, "-m", "ldm"]
     options = ["steps=1", "every=1", "trainer.accelerator=cpu", "trainer.limit_val_batches=0", "batch_size=2"]
-    tiny = ["vae.channels=8", "discriminator.channels=8", "loss.perceptual_weight=0", "loss.disc_weight=0"]
+    tiny = ["autoencoder.channels=8", "discriminator.channels=8", "loss.perceptual_weight=0", "loss.disc_weight=0"]
     with tempfile.TemporaryDirectory() as folder:
 
         def run(*command: str) -> Task:

@@ -28,8 +28,8 @@ def main(config: DictConfig, run: Path) -> float | None:
     source, steps = build(config.data), whole(config, "steps")
     seed_from(config.seed)
     regularizer = build(config.regularizer)
-    shape = plain(config.vae) | {"variational": regularizer.variational}
-    autoencoder = construct(Autoencoder, shape, "vae")
+    shape = plain(config.autoencoder) | {"variational": regularizer.variational}
+    autoencoder = construct(Autoencoder, shape, "autoencoder")
     discriminator = construct(PatchDiscriminator, config.discriminator, "discriminator")
     loss = construct(AutoencoderLoss, plain(config.loss) | {"regularizer": regularizer}, "loss")
     check(config, source, autoencoder, discriminator)
@@ -142,7 +142,7 @@ def start_from(path: str, autoencoder: Any, shape: dict[str, Any]) -> None:
         raise ValueError(
             f"init={path} is {'not ' * (not theirs['variational'])}variational: choose regularizer= likewise"
         )
-    wrong = [f"'vae.{key}={theirs[key]}'".replace(" ", "") for key in theirs if theirs[key] != ours[key]]
+    wrong = [f"'autoencoder.{key}={theirs[key]}'".replace(" ", "") for key in theirs if theirs[key] != ours[key]]
     if wrong:
         raise ValueError(f"init={path} has another shape: pass {' '.join(wrong)}")
     autoencoder.load_state_dict(loaded.model.state_dict())
@@ -160,4 +160,4 @@ def scores(config: DictConfig, source: Any) -> Any:
     name = features_for(config.features, digits=isinstance(source, Digits))
     example = torch.zeros(2, 3, source.resolution, source.resolution, dtype=torch.uint8)
     features = load_features(name, example) if name is not None else None
-    return ReconstructionScores(ReconstructionMetrics(None, features), config.vae.latent_channels)
+    return ReconstructionScores(ReconstructionMetrics(None, features), config.autoencoder.latent_channels)

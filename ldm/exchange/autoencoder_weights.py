@@ -172,7 +172,9 @@ def export_diffusers(
     if not model.variational:
         raise ValueError("this is a plain autoencoder (regularizer=none): diffusers' AutoencoderKL wants a posterior")
     if shape.get("shortcut"):
-        raise ValueError("this autoencoder has vae.shortcut=true, for which diffusers' AutoencoderKL has no place")
+        raise ValueError(
+            "this autoencoder has autoencoder.shortcut=true, for which diffusers' AutoencoderKL has no place"
+        )
     widths = [shape["channels"] * m for m in shape["channel_mult"]]
     groups = shape.get("norm_groups", 32)
     if any(width % groups for width in widths):

@@ -64,7 +64,7 @@ FREE |= {"latents", "autoencoder", "verify", "sampler", "grid", "guidance"}
 FREE |= {"net.checkpoint"}  # memory for time
 
 # keys that runs begun before there were these do not name, and what they did
-LATER = {"autoencoder.shortcut": False, "config.vae.shortcut": False}
+LATER = {"autoencoder.shortcut": False}
 
 
 def resume_point(run: Path, wanted: dict[str, Any]) -> tuple[Path | None, int]:

@@ -55,10 +55,10 @@ def test_nets(name):
         assert build(OmegaConf.create(net)).null_class == 3
 
 
-@pytest.mark.parametrize("name", options("vae"))
+@pytest.mark.parametrize("name", options("autoencoder"))
 def test_autoencoders(name):
     with torch.device("meta"):
-        Autoencoder(**plain(composed("train_autoencoder", f"vae={name}").vae))
+        Autoencoder(**plain(composed("train_autoencoder", f"autoencoder={name}").autoencoder))
 
 
 @pytest.mark.parametrize("name", options("loss"))
@@ -103,8 +103,8 @@ def test_experiments_say_their_command_and_compose(name):
     assert config.steps % config.every == 0
     if "net" in config:
         Objective(**build(config.objective))
-    if "vae" in config:
-        Autoencoder(**plain(config.vae))
+    if "regularizer" in config:
+        Autoencoder(**plain(config.autoencoder))
         PatchDiscriminator(**plain(config.discriminator))
         build(config.data)
         assert not config.trainer.compile  # which stage 1 refuses
@@ -155,10 +155,10 @@ def imagenet(ldm, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # put back: trainer.benchmark sets it
 
     def start(f):
-        vae = plain(composed("train_autoencoder", f"vae=kl_{f}").vae)
+        shape = plain(composed("train_autoencoder", f"autoencoder=kl_{f}").autoencoder)
         with torch.device("meta"):
-            autoencoder = Autoencoder(**vae)
-        channels, side = vae["latent_channels"], 256 // autoencoder.downsample_factor
+            autoencoder = Autoencoder(**shape)
+        channels, side = shape["latent_channels"], 256 // autoencoder.downsample_factor
         folder = Path("latents")
         folder.mkdir(exist_ok=True)
         (folder / "manifest.json").write_text("{}")

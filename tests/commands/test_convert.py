@@ -39,7 +39,7 @@ def test_import_cache_tune_and_export(ldm, published):
     with torch.no_grad():
         ours, theirs = imported.model.encode(x).mean, exported.encode(x).latent_dist.mean
     assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
-    small = [option for option in TINY_AUTOENCODER if not option.startswith("vae.")]
+    small = [option for option in TINY_AUTOENCODER if not option.startswith("autoencoder.")]
     ldm(
         "train-autoencoder",
         *small,
@@ -48,7 +48,7 @@ def test_import_cache_tune_and_export(ldm, published):
         "init=runs/sd",
         "trained=decoder",
         "steps=2",
-        "vae.norm_groups=32",
+        "autoencoder.norm_groups=32",
     )
     tuned = load_autoencoder("runs/tuned").model
     assert torch.equal(tuned.encoder.conv_in.weight, imported.model.encoder.conv_in.weight)

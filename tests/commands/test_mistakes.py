@@ -112,7 +112,7 @@ def test_other_mistakes_are_caught_before_any_compute(ldm, pipeline):
     assert "steps=5 must be a multiple of every=2" in fails("train-autoencoder", "run=s", *TINY_AUTOENCODER, "steps=5")
     line = fails("train-autoencoder", *TINY_AUTOENCODER, *CPU, "ema_decay=0.5")
     assert "was started with ema_decay=0.999 (now 0.5): keep that" in line
-    line = fails("train-autoencoder", *TINY_AUTOENCODER, *CPU, "vae.shortcut=true")
+    line = fails("train-autoencoder", *TINY_AUTOENCODER, *CPU, "autoencoder.shortcut=true")
     assert "was started with autoencoder.shortcut=False (now True)" in line
     assert "not a multiple of the autoencoder's factor 4" in fails("train-autoencoder", "run=r", "data.resolution=30")
     line = fails("train-diffusion", "run=e", "objective=flow", "objective.parameterization=eps")
@@ -122,7 +122,7 @@ def test_other_mistakes_are_caught_before_any_compute(ldm, pipeline):
 def test_a_refused_resume_names_what_changed_and_changes_nothing(ldm, pipeline):
     inside(pipeline, ldm)
     files = {p: p.read_bytes() for p in Path("runs/autoencoder").rglob("*") if p.is_file() and p.name != "log.txt"}
-    line = fails("train-autoencoder", *TINY_AUTOENCODER, *CPU, "vae.latent_channels=3", "optimizer.lr=1e-5")
+    line = fails("train-autoencoder", *TINY_AUTOENCODER, *CPU, "autoencoder.latent_channels=3", "optimizer.lr=1e-5")
     assert "autoencoder.latent_channels=4 (now 3)" in line
     assert "optimizer.lr=0.001 (now 1e-05)" in line
     assert {p: p.read_bytes() for p in files} == files
@@ -138,7 +138,11 @@ def test_a_refused_command_leaves_no_folder(ldm):
     [
         ("train-autoencoder", "steps=0", "steps=0 must be a whole number of at least 1"),
         ("train-autoencoder", "steps=1.5", "steps=1.5 must be a whole number"),
-        ("train-autoencoder", "+vae.foo=1", "vae: Autoencoder.__init__() got an unexpected keyword argument 'foo'"),
+        (
+            "train-autoencoder",
+            "+autoencoder.foo=1",
+            "autoencoder: Autoencoder.__init__() got an unexpected keyword argument 'foo'",
+        ),
         ("train-autoencoder", "+trainer.max_epochs=3", "trainer.max_epochs can't be chosen"),
         ("train-autoencoder", "trainer.accelerator=cuda", "trainer: "),
         ("train-autoencoder", "data.resolution=20", "data.resolution=20 is too small: the discriminator needs 24"),

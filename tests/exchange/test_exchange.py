@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from ldm.exchange.autoencoder_weights import PREFIX, export_diffusers, import_autoencoder
 from ldm.models.autoencoder import Autoencoder
 
-CONF = Path(__file__).parents[2] / "conf" / "vae"
+CONF = Path(__file__).parents[2] / "conf" / "autoencoder"
 TINY = {
     "channels": 32,
     "channel_mult": [1, 2, 2],
@@ -219,5 +219,5 @@ def test_what_diffusers_can_not_hold_is_not_exported(tmp_path):
         export_diffusers(Autoencoder(**narrow), narrow, {}, tmp_path, None)
     with pytest.raises(ValueError, match="plain autoencoder"):
         export_diffusers(Autoencoder(**TINY, variational=False), TINY, {}, tmp_path, None)
-    with pytest.raises(ValueError, match=r"vae\.shortcut=true"):
+    with pytest.raises(ValueError, match=r"autoencoder\.shortcut=true"):
         export_diffusers(Autoencoder(**TINY, shortcut=True), TINY | {"shortcut": True}, {}, tmp_path, None)

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from ldm.commands.cli import main
 
 TINY_AUTOENCODER = [
-    "vae.channels=8",
+    "autoencoder.channels=8",
     "discriminator.channels=8",
     "steps=4",
     "every=2",

@@ -117,8 +117,8 @@ def test_lr_per_image_is_times_the_global_batch_and_said(ldm):
 
 def test_decoder_alone(ldm, pipeline):
     autoencoder = f"{pipeline}/runs/autoencoder"
-    ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "run=short", "vae.shortcut=true")
-    for start, options in ((autoencoder, []), ("runs/short", ["vae.shortcut=true"])):
+    ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "run=short", "autoencoder.shortcut=true")
+    for start, options in ((autoencoder, []), ("runs/short", ["autoencoder.shortcut=true"])):
         run = f"run=tuned{len(options)}"
         ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, run, f"init={start}", "trained=decoder", *options)
         found = (read(newest(Path(folder)), "autoencoder")["state_dict"] for folder in (start, f"runs/{run[4:]}"))
@@ -128,8 +128,8 @@ def test_decoder_alone(ldm, pipeline):
         moved = [k for k in after if k.startswith("autoencoder.decoder") and not torch.equal(before[k], after[k])]
         assert "autoencoder.decoder.conv_out.weight" in moved
         assert ("autoencoder.decoder_shortcut.weight" in moved) == bool(options)
-    with pytest.raises(SystemExit, match=r"another shape: pass 'vae\.channels=8'"):
-        ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "run=x", f"init={autoencoder}", "vae.channels=16")
+    with pytest.raises(SystemExit, match=r"another shape: pass 'autoencoder\.channels=8'"):
+        ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "run=x", f"init={autoencoder}", "autoencoder.channels=16")
     with pytest.raises(SystemExit, match="pass init=RUN"):
         ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "run=x", "trained=decoder")
 

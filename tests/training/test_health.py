@@ -18,7 +18,7 @@ from ldm.training.health import Health
 def test_a_discriminator_a_hundred_times_too_fast_is_found_and_rolled_back(ldm):
     options = [
         *CPU,
-        "vae.channels=8",
+        "autoencoder.channels=8",
         "discriminator.channels=16",
         "steps=140",
         "every=20",
