@@ -38,7 +38,7 @@ from ldm.commands.entry import plain
 from ldm.data.cache_writer import AUTOENCODER, FORMAT
 from ldm.models.autoencoder import Autoencoder
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BATCHES, PROFILED = 40, 3
 TINY = ["net.model_channels=32", "net.channel_mult=[1,2]", "net.num_res_blocks=1", "net.attention_resolutions=[1,2]",
         "net.context_dim=32", "batch_size=2", "num_workers=0"]  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.image_files import write_images
 
-from ldm.data import latents
+from ldm.data import cache_reader
 from ldm.data.cache_reader import CachedMoments, LatentCache
 from ldm.data.cache_writer import CacheWriter, cache_identity
 from ldm.data.sources import Folder
@@ -154,14 +154,14 @@ def test_images_that_came_or_went_since_are_noticed(writer, photos):
 def test_checksums_are_checked_once_and_again_where_a_shard_has_changed(writer, tmp_path, monkeypatch):
     write_all(writer)
     read = []
-    monkeypatch.setattr(latents, "sha256", lambda path: read.append(path.name) or sha256(path))
+    monkeypatch.setattr(cache_reader, "sha256", lambda path: read.append(path.name) or sha256(path))
     for verify, times in (("size", 0), ("once", 1), ("once", 0), ("full", 1), ("once", 0)):
         read.clear()
         LatentCache(str(writer.folder), verify)
         shards = sorted(path.name for path in writer.folder.glob("*.tar"))
         assert sorted(read) == shards * times, verify
     for damaged in ("{", "[]", '{"train-000000.tar": 3}'):
-        (writer.folder / latents.VERIFIED).write_text(damaged)
+        (writer.folder / cache_reader.VERIFIED).write_text(damaged)
         LatentCache(str(writer.folder), "once")
         assert sorted(read) == shards
         read.clear()
