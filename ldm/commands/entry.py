@@ -1,7 +1,5 @@
 """What makes a function a command: Hydra's composition, a run folder, and errors of one line."""
 
-import hashlib
-import json
 import logging
 import os
 import secrets
@@ -20,8 +18,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.commands.sweep_points import PointCard
 from ldm.runtime import stop
-from ldm.runtime.files import atomic_write, read_json, write_json, write_once
+from ldm.runtime.files import atomic_write, write_once
 
 log = logging.getLogger(__name__)
 
@@ -33,18 +32,6 @@ CONFIG = "config.yaml"
 TRAINS = ("train_autoencoder", "train_diffusion", "probe")  # they own the signals
 RESUMES = dict.fromkeys(TRAINS, "; the same command goes on from the last checkpoint")
 RESUMES["cache_latents"] = "; the same command goes on with the shards that are missing"
-
-POINT = "point.json"  # of a sweep's point: its config, whether it is finished, what it returned or why it failed
-
-
-def _point_name(overrides: str) -> str:
-    """The folder of a sweep's point: its overrides, as far as a file system takes them."""
-    name = overrides.replace("/", "%2F")
-    return name if len(name) <= 200 else f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-
-
-# at import: a launcher's job reads the config before it runs any code of ours
-OmegaConf.register_new_resolver("ldm.point", _point_name, replace=True)
 
 
 def enter(command: str) -> None:
@@ -113,30 +100,21 @@ def run_point(task: Task, config: DictConfig, name: str) -> float | None:
     What it returns is what the sweep optimises.
     """
     folder = run_folder()
-    point: dict[str, Any] = {"config": {}, "finished": False, "value": None, "error": None}
-
-    def note(**news: Any) -> None:
-        if _rank() == 0:
-            write_json(folder / POINT, point | news)
-
+    card = PointCard(folder, writes=_rank() == 0)
     try:
         _check_owner(folder, name)
-        given = {key: value for key, value in plain(config).items() if key != "logger"}
-        before = read_json(folder / POINT) if (folder / POINT).exists() else {}
-        if before.get("finished") and before["config"] == json.loads(json.dumps(given)):
+        if not card.start(plain(config)):
             log.info("%s is finished: skipped", folder)
-            return before["value"]
-        point["config"] = given
-        note()
+            return card.value
         value = call(task, config, folder, name)
-        note(finished=True, value=value)
+        card.finish(value)
         return value
     except stop.StoppedError as stopped:
         end_after_stop(stopped)
         return None
     except Exception as error:  # Hydra goes on with the others, and says at the end which failed
         log.error("%s failed: %s", folder, one_line(error))
-        note(error=one_line(error))
+        card.fail(one_line(error))
         raise
     finally:
         stop.unlisten()

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ldm.commands.entry import POINT
+from ldm.commands.sweep_points import POINT
 from ldm.runtime.files import atomic_write, existing_folder, flat, read_json
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION
 
-from ldm.commands.entry import _point_name
+from ldm.commands.sweep_points import point_name
 
 POINT = [*TINY_DIFFUSION, *CPU, "steps=2"]
 
@@ -69,10 +69,10 @@ def test_an_unfinished_point_resumes(ldm, pipeline):
 
 
 def test_names_of_points_are_names_of_folders():
-    assert _point_name("a=1,b=runs/x") == "a=1,b=runs%2Fx"
+    assert point_name("a=1,b=runs/x") == "a=1,b=runs%2Fx"
     long = ",".join(f"key{i}=value" for i in range(50))
-    assert len(_point_name(long)) < 255
-    assert _point_name(long) != _point_name(long + "x")
+    assert len(point_name(long)) < 255
+    assert point_name(long) != point_name(long + "x")
 
 
 def test_optuna_searches_what_the_command_returns(ldm, pipeline):
