@@ -1,6 +1,9 @@
 """The house's rules: imports point down from floor to floor, each library has one door, nothing happens at import."""
 
 import ast
+import importlib
+import inspect
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -95,3 +98,61 @@ def test_ldm_help_imports_nothing_heavy():
 def test_no_file_is_longer_than_300_lines():
     long = {str(p.relative_to(ROOT)): n for p in MODULES if (n := len(p.read_text().splitlines())) > 300}
     assert not long
+
+
+# what may touch a library's private names, and which; all that is private to Lightning lies in one file
+PRIVATE = {
+    "training/ema.py": {"_foreach_lerp_"},  # torch's
+    "losses/adversarial.py": {"_foreach_add_"},
+    "training/speed.py": {"_subclasses"},  # torch's fake tensors
+    "runtime/loggers.py": {"_log_artifact"},  # wandb's
+}
+DOCUMENTED = {
+    "lightning",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.strategies",
+    "lightning.pytorch.plugins",
+    "lightning.pytorch.plugins.environments",
+    "lightning.fabric.plugins.environments",
+    "lightning.fabric.plugins.io",
+}
+LOOPS = {"fit_loop", "epoch_loop", "val_loop", "epoch_progress", "batch_progress", "precision_plugin"}
+IN_ONE_FILE = [path for path in MODULES if path.name != "lightning_internals.py"]
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+@pytest.mark.parametrize("path", IN_ONE_FILE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_is_private_to_lightning_lies_in_one_file(path):
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    imported = set(imports(path))
+    assert {name for name in imported if name.split(".")[0] == "lightning"} <= DOCUMENTED
+    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    assert not attributes & LOOPS
+    used = {name for name in attributes | {part for n in imported for part in n.split(".")} if is_private(name)}
+    functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    assigned = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    }
+    assert used - functions - assigned == PRIVATE.get(str(path.relative_to(ROOT / "ldm")), set())
+
+
+def test_no_class_of_ours_shares_a_private_name_with_the_lightning_class_below_it():
+    for path in IN_ONE_FILE:
+        if any(name.split(".")[0] == "lightning" for name in imports(path)):
+            module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+            for name, ours in inspect.getmembers(module, inspect.isclass):
+                bases = [base for base in ours.__mro__ if base.__module__.startswith("lightning.")]
+                if ours.__module__ == module.__name__ and bases:
+                    lightnings = set().union(
+                        *(re.findall(r"\bself\.(_\w+)", inspect.getsource(base)) for base in bases)
+                    )
+                    assert not lightnings & set(re.findall(r"\bself\.(_\w+)", inspect.getsource(ours))), name

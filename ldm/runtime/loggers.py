@@ -80,6 +80,8 @@ def close(loggers: list[Logger], failed: bool = False) -> None:
     """End each wandb run, so that the next one of this process (a sweep's point) is its own."""
     for logger in loggers:
         logger.finalize("failed" if failed else "success")
-        if isinstance(logger, WandbLogger) and logger._experiment is not None:
-            logger.experiment.finish(exit_code=int(failed))
-            logger._experiment = None
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            if wandb.run is not None:  # else the logger has never begun one, or it has been ended already
+                wandb.run.finish(exit_code=int(failed))

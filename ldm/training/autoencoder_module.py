@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -17,6 +16,7 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.training.gradients import StepGuard, without_sync
 from ldm.training.health import Health
+from ldm.training.lightning_internals import LightningOptimizer, loss_scaler
 from ldm.training.progress import ProgressModule, Schedule
 from ldm.training.speed import forward_flops
 
@@ -164,7 +164,7 @@ class AutoencoderModule(ProgressModule):
         """Step, unless the guard refuses; fp16's scaler must see infinities itself, to lower its scale."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         allowed, terms = guard.allows(parameters, self.loss_scale)
-        if allowed or (self.scaler is not None and not math.isfinite(terms["grad_norm"])):
+        if allowed or (loss_scaler(self.trainer) is not None and not math.isfinite(terms["grad_norm"])):
             optimizer.step()
         return {name: torch.tensor(value) for name, value in terms.items()}
 

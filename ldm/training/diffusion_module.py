@@ -14,6 +14,7 @@ from ldm.diffusion.objective import Objective
 from ldm.diffusion.parameterization import angle
 from ldm.latents import LatentStats, sample_moments
 from ldm.runtime.ranks import mean_over_ranks
+from ldm.training.lightning_internals import unscales_by_itself
 from ldm.training.progress import ProgressModule, seed_from
 from ldm.training.sharding import shard, whole
 from ldm.training.speed import forward_flops
@@ -69,8 +70,8 @@ class DiffusionModule(ProgressModule):
 
     def configure_model(self) -> None:
         """Under trainer.strategy=fsdp, shard what is trained."""
-        if self._device_mesh is not None:
-            shard([self.net, self.weighting], self._device_mesh["data_parallel"])
+        if self.device_mesh is not None:
+            shard([self.net, self.weighting], self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         # once: a copy in every step would wait for the GPU
@@ -82,8 +83,7 @@ class DiffusionModule(ProgressModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        # fused optimisers take fp16's scale away themselves, in their step
-        scale = self.loss_scale if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
+        scale = self.loss_scale if unscales_by_itself(optimizer) else 1.0
         self.log("train/grad_norm", whole(get_total_norm(gradients)) / scale)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:

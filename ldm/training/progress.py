@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ldm.checkpoint import CARD
+from ldm.training.lightning_internals import loss_scaler
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +80,10 @@ class ProgressModule(LightningModule):
         return self.batch_size * self.trainer.world_size
 
     @property
-    def scaler(self) -> Any:
-        """Under trainer.precision=16-mixed, what scales the loss; else None."""
-        return getattr(self.trainer.precision_plugin, "scaler", None)
-
-    @property
     def loss_scale(self) -> float:
-        return 1.0 if self.scaler is None else float(self.scaler.get_scale())
+        """What fp16's scaler multiplies the loss with; 1 where there is none."""
+        scaler = loss_scaler(self.trainer)
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def flops_per_image(self) -> float:
         """Floating-point operations that training needs for an image, forward and backward; 0 where it is unknown."""

@@ -11,7 +11,6 @@ import torch
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from ldm.runtime import stop
@@ -22,10 +21,16 @@ from ldm.training.console import Console
 from ldm.training.curves import Curves, validated
 from ldm.training.ema import EMA
 from ldm.training.gradients import DivergenceError
+from ldm.training.lightning_internals import (
+    FullyShardedStrategy,
+    MisconfigurationException,
+    ignore_known_warnings,
+    leave_signals_alone,
+    plain_interrupts,
+)
 from ldm.training.progress import ProgressModule
 from ldm.training.resume import ROLLBACKS, resume_point, roll_back
 from ldm.training.saves import AtomicCheckpointIO, Saves
-from ldm.training.sharding import FullyShardedStrategy
 from ldm.training.speed import MODES, Compiled, Speed
 
 log = logging.getLogger(__name__)
@@ -86,7 +91,7 @@ def fit(
             enable_checkpointing=False,
             callbacks=[EMA(ema_decay), *compiled, *callbacks, Curves(), Speed(), Console(run, steps, resume), saves],
         )
-        fitter._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]  # `stop` owns them
+        leave_signals_alone(fitter)
         return fitter
 
     fitter = make_fitter()
@@ -98,19 +103,14 @@ def fit(
             ignore_known_warnings()
             while True:
                 try:
-                    fitter.fit(module, data, ckpt_path=resume, weights_only=True)
+                    with plain_interrupts():
+                        fitter.fit(module, data, ckpt_path=resume, weights_only=True)
                     if fitter.is_global_zero:
                         link(loggers, used=used, made=[made()] if loggers else [])
                     return
-                except SystemExit:  # Lightning's way out of a Ctrl-C
-                    raise KeyboardInterrupt from None
                 except DivergenceError as why:
                     resume = roll_back(run, module, why)
                     fitter = make_fitter()
-                except RuntimeError as error:
-                    if isinstance(error.__context__, KeyboardInterrupt):  # in a save, torch complains of the file
-                        raise KeyboardInterrupt from None
-                    raise
     except stop.StoppedError as stopped:
         if fitter.is_global_zero:
             close(loggers, failed=True)  # before SLURM ends this process
@@ -165,18 +165,3 @@ def _make_trainer(chosen: dict[str, Any], **ours: Any) -> Trainer:
             return Trainer(**chosen | ours, plugins=[AtomicCheckpointIO(), environment], enable_model_summary=False)
     except (MisconfigurationException, TypeError) as error:
         raise ValueError(f"trainer: {error}") from None
-
-
-def ignore_known_warnings() -> None:
-    """Lightning's advice that does not apply here, each by its text."""
-    for message in (
-        ".*number of training batches .* is smaller than the logging interval.*",
-        ".*does not have many workers.*",  # num_workers is the user's choice; 0 is best for small data
-        ".*Checkpoint directory .* exists and is not empty.*",  # resuming is the point
-        ".*Trying to infer the `batch_size`.*",
-        ".*`training_step` returned `None`.*",
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*`srun` command is available.*",  # `launch` has looked whether it is needed
-        ".*recommended to use .*sync_dist=True.*",  # torchmetrics has been over all ranks already
-    ):
-        warnings.filterwarnings("ignore", message=message)

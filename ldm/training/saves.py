@@ -13,6 +13,7 @@ from ldm import checkpoint as checkpoints
 from ldm.runtime import stop
 from ldm.runtime.files import atomic_write, remove_leftovers
 from ldm.training.curves import validated
+from ldm.training.lightning_internals import restore_progress, validate_now
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +65,7 @@ class Saves(Callback):
         due = seen > 0 and seen % self.every == 0 and trainer.enable_validation and not validated(self.run, seen)
         if trainer.strategy.broadcast(due):
             log.info("%s makes up for the validation after batch %d, which was cut short", self.run, seen)
-            validation = trainer.fit_loop.epoch_loop.val_loop
-            validation.restarting = False
-            trainer.validating = True
-            validation.run()
-            trainer.training = True
+            validate_now(trainer)
         if seen >= self.steps:
             trainer.should_stop = True
 
@@ -94,21 +91,8 @@ class Saves(Callback):
             files[n].unlink()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Make Lightning's counters a function of ours: as of the end of an epoch, or of a batch within one."""
-        seen = checkpoint[checkpoints.CARD]["batches_seen"]
-        epochs, within = divmod(seen, self.every)
-        fit = checkpoint["loops"]["fit_loop"]
-        batches = fit["epoch_loop.batch_progress"]
-        if within == 0:
-            _set(fit["epoch_progress"], 0, ready=epochs, started=epochs, processed=epochs, completed=epochs - 1)
-            n = self.every
-            _set(batches, (epochs - 1) * self.every, ready=n, started=n, processed=n, completed=n)
-        else:
-            _set(fit["epoch_progress"], 0, ready=epochs + 1, started=epochs + 1, processed=epochs, completed=epochs)
-            n = within
-            _set(batches, epochs * self.every, ready=n, started=n, processed=n, completed=n - 1)
-        batches["is_last_batch"] = within == 0
-        fit["epoch_loop.state_dict"]["_batches_that_stepped"] = seen - (within != 0)
+        """Make Lightning's counters a function of the batches seen: as of the end of an epoch, or of a batch in one."""
+        restore_progress(checkpoint, checkpoint[checkpoints.CARD]["batches_seen"], self.every)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.saved and self.asked:  # not in `after_batch`, whose terms are logged after it
@@ -122,8 +106,3 @@ class Saves(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if signum := self.asked:
             raise stop.StoppedError(signum)
-
-
-def _set(progress: dict[str, Any], before: int, **current: int) -> None:
-    progress["current"] = current
-    progress["total"] = {key: before + count for key, count in current.items()}

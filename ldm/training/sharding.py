@@ -3,33 +3,12 @@
 By torch's `fully_shard` (FSDP2), under which parameters keep their names and shapes: checkpoints are as all others.
 """
 
-from typing import Any
-
-import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ldm.models.unet import Stack
-
-
-class FullyShardedStrategy(ModelParallelStrategy):
-    """Over all ranks, with whole checkpoints that rank 0 writes."""
-
-    def __init__(self) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
-
-    def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes  # Lightning's "auto" is one a node
-        super().setup_environment()
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """With the state_dict, which Lightning keeps to itself and the average is read from."""
-        checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
-        whole = torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
-        return checkpoint | {"state_dict": whole["state_dict"]}
 
 
 def shard(modules: list[nn.Module], mesh: DeviceMesh) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.fabric.utilities.throughput import get_available_flops
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
+
+from ldm.training.lightning_internals import batches_stepped, get_available_flops
 
 CompileOption = bool | str  # trainer.compile
 MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune")
@@ -76,7 +77,7 @@ class Speed(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         self._mark("rest")
-        done = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+        done = batches_stepped(trainer) + 1
         if done % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log_dict({f"speed/{name}": value for name, value in self._take(trainer, pl_module).items()})
 
