@@ -23,7 +23,7 @@ def main(config: DictConfig, run: Path) -> float | None:
     from ldm.training.health import Health
     from ldm.training.pictures import LogitMaps, ReconstructionGrid
     from ldm.training.progress import Schedule, seed_from
-    from ldm.training.run import fit
+    from ldm.training.run import Plan, Tracking, fit
 
     source, steps = build(config.data), whole(config, "steps")
     seed_from(config.seed)
@@ -62,18 +62,22 @@ def main(config: DictConfig, run: Path) -> float | None:
     fit(
         module,
         data,
-        run=run,
-        begin=lambda: write_config(config, run),
-        steps=steps,
-        every=whole(config, "every"),
-        keep=whole(config, "keep"),
-        ema_decay=config.ema_decay,
-        callbacks=[scores(config, source), ReconstructionGrid(), LogitMaps()],
-        loggers=build_loggers(config.logger, run),
-        trainer=plain(config.trainer),
+        Plan(
+            run=run,
+            steps=steps,
+            every=whole(config, "every"),
+            keep=whole(config, "keep"),
+            ema_decay=config.ema_decay,
+            trainer=plain(config.trainer),
+        ),
         networks=[autoencoder.encoder, autoencoder.decoder, discriminator],
-        used=[],
-        made=lambda: artifact("autoencoder", load_autoencoder(run).fingerprint, run),
+        callbacks=[scores(config, source), ReconstructionGrid(), LogitMaps()],
+        tracking=Tracking(
+            loggers=build_loggers(config.logger, run),
+            used=[],
+            made=lambda: artifact("autoencoder", load_autoencoder(run).fingerprint, run),
+        ),
+        begin=lambda: write_config(config, run),
     )
     print(f"autoencoder in {run}: reconstructions/, logits/, curves.png, metrics.csv, checkpoints/")
     source.report_skipped()

@@ -22,7 +22,7 @@ def main(config: DictConfig, run: Path) -> float | None:
     from ldm.training.diffusion_module import DiffusionModule
     from ldm.training.pictures import SampleGrid
     from ldm.training.progress import Schedule, seed_from
-    from ldm.training.run import fit
+    from ldm.training.run import Plan, Tracking, fit
 
     steps = whole(config, "steps")
     objective = Objective(**build(config.objective))
@@ -80,18 +80,22 @@ def main(config: DictConfig, run: Path) -> float | None:
             seed=config.seed,
             coupling=objective.coupling,
         ),
-        run=run,
-        begin=lambda: write_config(config, run),
-        steps=steps,
-        every=whole(config, "every"),
-        keep=whole(config, "keep"),
-        ema_decay=config.ema_decay,
-        callbacks=[SampleGrid(generator, len(cache.class_names))],
-        loggers=build_loggers(config.logger, run),
-        trainer=plain(config.trainer),
+        Plan(
+            run=run,
+            steps=steps,
+            every=whole(config, "every"),
+            keep=whole(config, "keep"),
+            ema_decay=config.ema_decay,
+            trainer=plain(config.trainer),
+        ),
         networks=[net],
-        used=[artifact("latents", sha256(cache.folder / MANIFEST), cache.folder)],
-        made=lambda: artifact("diffusion", load_diffusion(run).fingerprint, run),
+        callbacks=[SampleGrid(generator, len(cache.class_names))],
+        tracking=Tracking(
+            loggers=build_loggers(config.logger, run),
+            used=[artifact("latents", sha256(cache.folder / MANIFEST), cache.folder)],
+            made=lambda: artifact("diffusion", load_diffusion(run).fingerprint, run),
+        ),
+        begin=lambda: write_config(config, run),
     )
     print(f"diffusion model in {run}: samples/, curves.png, metrics.csv, checkpoints/")
     return last_value(run, config.returns)

@@ -4,164 +4,177 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
-from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from torch import nn
 
 from ldm.runtime import stop
 from ldm.runtime.files import read_json
 from ldm.runtime.loggers import Artifact, close, link
-from ldm.runtime.ranks import launch
 from ldm.training.console import Console
 from ldm.training.curves import Curves, validated
 from ldm.training.ema import EMA
 from ldm.training.gradients import DivergenceError
-from ldm.training.lightning_internals import (
-    FullyShardedStrategy,
-    MisconfigurationException,
-    ignore_known_warnings,
-    leave_signals_alone,
-    plain_interrupts,
-)
+from ldm.training.lightning_internals import ignore_known_warnings, plain_interrupts
 from ldm.training.progress import ProgressModule
 from ldm.training.resume import ROLLBACKS, resume_point, roll_back
-from ldm.training.saves import AtomicCheckpointIO, Saves
-from ldm.training.speed import MODES, Compiled, Speed
+from ldm.training.saves import Saves
+from ldm.training.speed import Speed
+from ldm.training.trainer import make_trainer, tune
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Where a run lies, how far it goes and what it saves on the way.
+
+    Args:
+        run       : its folder; what is in it already is gone on with
+        steps     : batches in all
+        every     : batches between two checkpoints, each with a validation; cut to `steps`
+        keep      : regular checkpoints that stay
+        ema_decay : of the weights' average; 0 = none, so that validation and samples use the raw weights
+        trainer   : conf/trainer's options: Lightning's own, channels_last and compile
+    """
+
+    run: Path
+    steps: int
+    every: int
+    keep: int
+    ema_decay: float
+    trainer: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.steps % self.stretch:
+            raise ValueError(
+                f"steps={self.steps} must be a multiple of every={self.every}, the batches between two checkpoints"
+            )
+
+    @property
+    def stretch(self) -> int:
+        """Batches between two checkpoints, which Lightning calls an epoch: the data are one endless stream."""
+        return min(self.every, self.steps)
+
+    def is_done(self, batches_seen: int) -> bool:
+        """Whether neither a batch nor the last validation is missing."""
+        validates = self.trainer["limit_val_batches"] != 0
+        return batches_seen >= self.steps and (not validates or validated(self.run, batches_seen))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Whom a run reports to beside its own files, and the lineage that wandb is told.
+
+    Args:
+        loggers : beside the CSV log
+        used    : what this run is made from
+        made    : called once training has ended, for what this run has made
+    """
+
+    loggers: list[Logger]
+    used: list[Artifact]
+    made: Callable[[], Artifact]
 
 
 def fit(
     module: ProgressModule,
     data: LightningDataModule,
+    plan: Plan,
     *,
-    run: Path,
-    steps: int,
-    every: int,
-    keep: int,
-    ema_decay: float,
-    callbacks: list[Callback],
-    loggers: list[Logger],
-    trainer: dict[str, Any],
     networks: list[nn.Module],
+    callbacks: list[Callback],
+    tracking: Tracking,
     begin: Callable[[], None],
-    used: list[Artifact],
-    made: Callable[[], Artifact],
 ) -> None:
-    """Train for `steps` batches in all; save, validate and draw after each `every` of them; keep `keep` saves.
+    """Train as planned: save, validate and draw after each stretch of batches.
 
-    What Lightning calls an epoch is here the stretch between two saves: the data are one endless stream.
-    `begin` is called once all checks have passed, before the first batch. `used` and `made` are for wandb's lineage;
-    `networks` are laid out and compiled as `trainer` says.
+    Args:
+        networks  : those that trainer.channels_last and trainer.compile are for
+        callbacks : of this stage: its scores and pictures
+        begin     : called once all checks have passed, before the first batch
 
     Raises:
-        ValueError: if the run folder's checkpoint is of another experiment, or the trainer's options wrong.
+        ValueError: if the run folder's checkpoint is of another experiment, or the trainer's options are wrong.
         StoppedError: if a signal asked training to stop; all is saved, and requeued where that is possible.
     """
-    every = min(every, steps)
-    if steps % every:
-        raise ValueError(f"steps={steps} must be a multiple of every={every}, the batches between two checkpoints")
-    trainer, compiled = tuned(networks, trainer)
-    resume, seen = resume_point(run, module.card)
-    if seen >= steps and (trainer["limit_val_batches"] == 0 or validated(run, seen)):
-        log.info("%s is already trained for %d batches; raise steps= to go on", run, seen)
+    options, compiled = tune(networks, plan.trainer)
+    resume, seen = resume_point(plan.run, module.card)
+    if plan.is_done(seen):
+        log.info("%s is already trained for %d batches; raise steps= to go on", plan.run, seen)
         return
-    if resume is not None and (run / ROLLBACKS).exists():
-        module.rollbacks = read_json(run / ROLLBACKS)["rollbacks"]
+    if resume is not None and (plan.run / ROLLBACKS).exists():
+        module.rollbacks = read_json(plan.run / ROLLBACKS)["rollbacks"]
     for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # what matters of its banner is in the line that follows
+        logging.getLogger(name).setLevel(logging.WARNING)  # the console's first line says what matters of its banner
 
-    def make_fitter() -> Trainer:
-        saves = Saves(run, steps, every, keep)
-        module.after_batch = saves.after_batch
-        fitter = _make_trainer(
-            trainer,
-            default_root_dir=run,
-            # one more than there are, for a run that lacks but its last validation: `Saves` stops it after that
-            max_epochs=steps // every + (seen >= steps),
-            limit_train_batches=every,
-            use_distributed_sampler=False,  # the order deals the ranks their shares
-            num_sanity_val_steps=0,
-            logger=[CSVLogger(run, name="csv"), *loggers],
-            enable_checkpointing=False,
-            callbacks=[EMA(ema_decay), *compiled, *callbacks, Curves(), Speed(), Console(run, steps, resume), saves],
-        )
-        leave_signals_alone(fitter)
-        return fitter
+    def trainer_from(checkpoint: Path | None) -> Trainer:
+        return _trainer(module, plan, options, [*compiled, *callbacks], tracking.loggers, checkpoint)
 
-    fitter = make_fitter()
+    trainer = trainer_from(resume)
+    speaks = trainer.is_global_zero
     begin()
-    for logger in loggers:
+    for logger in tracking.loggers:
         logger.log_hyperparams(module.card["config"])
     try:
-        with warnings.catch_warnings():
-            ignore_known_warnings()
-            while True:
-                try:
-                    with plain_interrupts():
-                        fitter.fit(module, data, ckpt_path=resume, weights_only=True)
-                    if fitter.is_global_zero:
-                        link(loggers, used=used, made=[made()] if loggers else [])
-                    return
-                except DivergenceError as why:
-                    resume = roll_back(run, module, why)
-                    fitter = make_fitter()
+        _train(module, data, plan.run, trainer, resume, trainer_from)
+        if speaks and tracking.loggers:
+            link(tracking.loggers, used=tracking.used, made=[tracking.made()])
     except stop.StoppedError as stopped:
-        if fitter.is_global_zero:
-            close(loggers, failed=True)  # before SLURM ends this process
+        if speaks:
+            close(tracking.loggers, failed=True)  # before SLURM ends this process
             stopped.outcome = f"saved after batch {module.batches_seen}; {stop.requeue(stopped.signum)}"
         raise
     finally:
-        if fitter.is_global_zero:
-            close(loggers, failed=sys.exc_info()[0] is not None)
+        if speaks:
+            close(tracking.loggers, failed=sys.exc_info()[0] is not None)
 
 
-def tuned(networks: list[nn.Module], chosen: dict[str, Any]) -> tuple[dict[str, Any], list[Callback]]:
-    """What conf/trainer says of how networks run: their weights are laid out here, and compiled by a callback; the rest
-    are Lightning's own options."""
-    options = dict(chosen)
-    channels_last, compiled = options.pop("channels_last"), options.pop("compile") or False
-    if not isinstance(compiled, bool) and compiled not in MODES:
-        raise ValueError(f"trainer.compile={compiled} must be true, false or a mode: {', '.join(MODES)}")
-    if chosen["strategy"] == "fsdp" and (channels_last or compiled):
-        raise ValueError(
-            "trainer.strategy=fsdp shards plain weights: pass trainer.channels_last=false trainer.compile=false"
-        )
-    for net in networks:
-        net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    return options, [Compiled(networks, compiled)] if compiled else []
+def _trainer(
+    module: ProgressModule,
+    plan: Plan,
+    options: dict[str, Any],
+    callbacks: list[Callback],
+    loggers: list[Logger],
+    resume: Path | None,
+) -> Trainer:
+    """Lightning's Trainer for this plan, with the callbacks of every run around those of the stage."""
+    saves = Saves(plan.run, plan.steps, plan.stretch, plan.keep)
+    module.after_batch = saves.after_batch
+    console = Console(plan.run, plan.steps, resume)
+    return make_trainer(
+        options,
+        default_root_dir=plan.run,
+        # one more for a run that lacks nothing but its last validation: `Saves` stops it after that
+        max_epochs=plan.steps // plan.stretch + (resume is not None and int(resume.stem) >= plan.steps),
+        limit_train_batches=plan.stretch,
+        use_distributed_sampler=False,  # the order of the data deals the ranks their shares
+        num_sanity_val_steps=0,
+        logger=[CSVLogger(plan.run, name="csv"), *loggers],
+        enable_checkpointing=False,
+        callbacks=[EMA(plan.ema_decay), *callbacks, Curves(), Speed(), console, saves],
+    )
 
 
-def _make_trainer(chosen: dict[str, Any], **ours: Any) -> Trainer:
-    if chosen.keys() & ours.keys():
-        raise ValueError(f"trainer.{next(iter(chosen.keys() & ours.keys()))} can't be chosen: steps and every set it")
-    start = launch()
-    if start.world > 1:  # each number once: from what started the ranks
-        ours |= {"devices": start.world // start.nodes, "num_nodes": start.nodes}
-        wrong = [key for key in ("devices", "num_nodes") if chosen[key] not in ("auto", ours[key])]
-        if wrong:
-            raise ValueError(
-                f"trainer.{wrong[0]}={chosen[wrong[0]]}, but {start.by} started {ours[wrong[0]]}: "
-                f"start as many, or pass trainer.{wrong[0]}=auto"
-            )
-    elif chosen["num_nodes"] not in ("auto", 1):  # Lightning would wait for the others
-        raise ValueError(
-            f"trainer.num_nodes={chosen['num_nodes']}: start the command on each of them, by srun or torchrun"
-        )
-    else:
-        ours["num_nodes"] = 1
-    if chosen["strategy"] == "fsdp":
-        ours["strategy"] = FullyShardedStrategy()
-    # named, since Lightning takes any process within a SLURM job for one of srun's
-    environment = {"srun": SLURMEnvironment, "torchrun": TorchElasticEnvironment, "": LightningEnvironment}[start.by]()
-    try:
-        with warnings.catch_warnings():
-            ignore_known_warnings()
-            return Trainer(**chosen | ours, plugins=[AtomicCheckpointIO(), environment], enable_model_summary=False)
-    except (MisconfigurationException, TypeError) as error:
-        raise ValueError(f"trainer: {error}") from None
+def _train(
+    module: ProgressModule,
+    data: LightningDataModule,
+    run: Path,
+    trainer: Trainer,
+    resume: Path | None,
+    trainer_from: Callable[[Path | None], Trainer],
+) -> None:
+    """Train to the end, from an older checkpoint when training has gone wrong."""
+    while True:
+        try:
+            with warnings.catch_warnings(), plain_interrupts():
+                ignore_known_warnings()
+                trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+            return
+        except DivergenceError as why:
+            resume = roll_back(run, module, why)
+            trainer = trainer_from(resume)

@@ -7,7 +7,7 @@ import torch
 from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, fails
 
 from ldm.checkpoint import newest, read
-from ldm.training.run import tuned
+from ldm.training.trainer import tune
 
 SGD = ["optimizer._target_=torch.optim.SGD", "~optimizer.fused", "optimizer.lr=0.1"]
 
@@ -60,7 +60,7 @@ def test_compiled_trains_the_same(ldm, pipeline):
 def test_a_mode_of_the_compiler_can_be_chosen(option, mode, monkeypatch):
     net, asked = torch.nn.Linear(1, 1), []
     monkeypatch.setattr(net, "compile", lambda **options: asked.append(options))
-    _, (callback,) = tuned([net], {"channels_last": False, "compile": option, "strategy": "auto"})
+    _, (callback,) = tune([net], {"channels_last": False, "compile": option, "strategy": "auto"})
     callback.on_fit_start(None, None)
     assert asked == [{"mode": mode}]
 

@@ -1,0 +1,80 @@
+"""Lightning's Trainer as this project uses it: its options in the config's words, its ranks as they were started."""
+
+import warnings
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from torch import nn
+
+from ldm.runtime.ranks import Launch, launch
+from ldm.training.lightning_internals import (
+    FullyShardedStrategy,
+    MisconfigurationException,
+    ignore_known_warnings,
+    leave_signals_alone,
+)
+from ldm.training.saves import AtomicCheckpointIO
+from ldm.training.speed import MODES, Compiled
+
+ENVIRONMENTS = {"srun": SLURMEnvironment, "torchrun": TorchElasticEnvironment, "": LightningEnvironment}
+
+
+def tune(networks: list[nn.Module], chosen: dict[str, Any]) -> tuple[dict[str, Any], list[Callback]]:
+    """Lay the networks' weights out as trainer.channels_last says, and have a callback compile them as trainer.compile
+    says; returns the other options, which are Lightning's own, and that callback, if any."""
+    options = dict(chosen)
+    channels_last, compiled = options.pop("channels_last"), options.pop("compile") or False
+    if not isinstance(compiled, bool) and compiled not in MODES:
+        raise ValueError(f"trainer.compile={compiled} must be true, false or a mode: {', '.join(MODES)}")
+    if chosen["strategy"] == "fsdp" and (channels_last or compiled):
+        raise ValueError(
+            "trainer.strategy=fsdp shards plain weights: pass trainer.channels_last=false trainer.compile=false"
+        )
+    for net in networks:
+        net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return options, [Compiled(networks, compiled)] if compiled else []
+
+
+def make_trainer(chosen: dict[str, Any], **fixed: Any) -> Trainer:
+    """A Trainer with the options that the user has chosen and those that this project fixes.
+
+    Raises:
+        ValueError: if one is among both, if the ranks that were started are not those chosen, or if Lightning refuses.
+    """
+    both = chosen.keys() & fixed.keys()
+    if both:
+        raise ValueError(f"trainer.{next(iter(both))} can't be chosen: steps and every set it")
+    start = launch()
+    fixed |= _ranks(chosen, start)
+    if chosen["strategy"] == "fsdp":
+        fixed["strategy"] = FullyShardedStrategy()
+    # the environment is named, since Lightning takes any process within a SLURM job for one of srun's
+    plugins = [AtomicCheckpointIO(), ENVIRONMENTS[start.by]()]
+    try:
+        with warnings.catch_warnings():
+            ignore_known_warnings()
+            trainer = Trainer(**chosen | fixed, plugins=plugins, enable_model_summary=False)
+    except (MisconfigurationException, TypeError) as error:
+        raise ValueError(f"trainer: {error}") from None
+    leave_signals_alone(trainer)
+    return trainer
+
+
+def _ranks(chosen: dict[str, Any], start: Launch) -> dict[str, Any]:
+    """Devices and nodes, which whatever started the ranks has settled already; ValueError if others were chosen."""
+    if start.world == 1:
+        if chosen["num_nodes"] not in ("auto", 1):  # Lightning would wait for the others
+            raise ValueError(
+                f"trainer.num_nodes={chosen['num_nodes']}: start the command on each of them, by srun or torchrun"
+            )
+        return {"num_nodes": 1}
+    started = {"devices": start.world // start.nodes, "num_nodes": start.nodes}
+    for key, count in started.items():
+        if chosen[key] not in ("auto", count):
+            raise ValueError(
+                f"trainer.{key}={chosen[key]}, but {start.by} started {count}: "
+                f"start as many, or pass trainer.{key}=auto"
+            )
+    return started
