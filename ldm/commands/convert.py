@@ -56,13 +56,11 @@ def diffusion_to_ldm(config: DictConfig, source: Path, run: Path) -> None:
 
     if config.autoencoder is None:
         raise ValueError("what=diffusion needs autoencoder=RUN, the one that its latents come from (import it first)")
-    heads = {key: config[key] for key in ("head_channels", "num_heads") if config[key] is not None}
-    if source.is_file() and len(heads) != 1:
-        raise ValueError(
-            "a checkpoint does not tell its attention heads: pass num_heads= or head_channels=, as its yaml has"
-        )
+    heads = {
+        key: config[key] for key in ("head_channels", "num_heads", "num_heads_upsample") if config[key] is not None
+    }
     autoencoder = load_autoencoder(config.autoencoder)
-    net, shape, factor = import_unet(source, heads, config.null_class)
+    net, shape, factor = import_unet(source, heads, config.null_class, config.attention_order)
     channels = autoencoder.card["autoencoder"]["latent_channels"]
     if shape["in_channels"] != channels:
         raise ValueError(

@@ -82,22 +82,22 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """3x3 convolution with stride 2."""
+    """3x3 convolution with stride 2; without one, the mean of 2x2."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, convolution: bool) -> None:
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if convolution else nn.AvgPool2d(2)
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         return self.op(x)
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour, then a 3x3 convolution."""
+    """Nearest neighbour, then, if wanted, a 3x3 convolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, convolution: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if convolution else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         return self.conv(upsample_nearest(x))
@@ -128,15 +128,18 @@ class UNet(nn.Module):
     Args:
         in_channels: C of the latent, in and out.
         num_classes: labels are 0 ... num_classes - 1; the index num_classes is the null class (y None means all null).
-        model_channels: width at full resolution; channel_mult multiplies it, one entry a resolution.
+        model_channels: the width that channel_mult multiplies, one entry a resolution (0.5 is half of it).
+        stem_channels: width of the first convolution; None is model_channels, as in LDM (ADM: its first level's).
         num_res_blocks: residual blocks a level on the way down (one more on the way up).
         attention_resolutions: downsample factors at which levels attend, as in LDM (the middle always does).
         head_channels, num_heads: channels of an attention head, or heads a level: one of the two.
+        num_heads_upsample: heads a level on the way up; None is num_heads, with which alone it may stand.
         dropout: in every residual block.
         context_dim: makes every attention a transformer block with cross-attention to the context (LDM, figure 3).
         label_as: "embedding" adds the label to the time embedding (ADM); "context" makes it a token of the context
         concat_channels: of the condition that is concatenated to x_t.
         scale_shift, resblock_updown: see `ResBlock`; ADM's options.
+        conv_resample: whether a convolution goes with each change of resolution (where blocks do not make it).
         qk_norm: normalise queries and keys (root mean square, learned scale): stable in half precision.
         time_offset: the network sees the timestep 1000 t - time_offset; published weights count from 0: 1.
         checkpoint: recompute activations in the backward pass: memory for about a third more time. Off means off.
@@ -148,17 +151,20 @@ class UNet(nn.Module):
         in_channels: int,
         num_classes: int,
         model_channels: int,
-        channel_mult: Sequence[int],
+        channel_mult: Sequence[float],
         num_res_blocks: int,
         attention_resolutions: Sequence[int],
         head_channels: int | None = None,
         num_heads: int | None = None,
+        num_heads_upsample: int | None = None,
+        stem_channels: int | None = None,
         dropout: float = 0.0,
         context_dim: int | None = None,
         label_as: Literal["embedding", "context"] = "embedding",
         concat_channels: int = 0,
         scale_shift: bool = False,
         resblock_updown: bool = False,
+        conv_resample: bool = True,
         qk_norm: bool = False,
         time_offset: float = 0.0,
         checkpoint: bool = False,
@@ -167,6 +173,8 @@ class UNet(nn.Module):
         self.time_offset = time_offset
         if (head_channels is None) == (num_heads is None):
             raise ValueError("net: give one of head_channels and num_heads, and leave the other null")
+        if num_heads_upsample is not None and (num_heads is None or context_dim is not None):
+            raise ValueError("net.num_heads_upsample goes with net.num_heads, and without a net.context_dim")
         if label_as not in ("embedding", "context") or (label_as == "context" and context_dim is None):
             raise ValueError(f"net.label_as={label_as} must be embedding, or context with a context_dim")
         self.model_channels, self.null_class = model_channels, num_classes
@@ -182,41 +190,43 @@ class UNet(nn.Module):
         def block(channels_in: int, channels_out: int, resample: Resample = "none") -> ResBlock:
             return ResBlock(channels_in, channels_out, emb_channels, dropout, scale_shift, resample)
 
-        def attention(channels: int) -> nn.Module:
-            heads = channels / head_channels if head_channels is not None else num_heads or 0
+        def attention(channels: int, counted: int | None) -> nn.Module:
+            heads = channels / head_channels if head_channels is not None else counted or 0
             if heads != int(heads) or channels % int(heads):
-                what = f"head_channels={head_channels}" if head_channels is not None else f"num_heads={num_heads}"
+                what = f"head_channels={head_channels}" if head_channels is not None else f"num_heads={counted}"
                 raise ValueError(f"net.{what} does not divide a level of {channels} channels")
             if context_dim is None:
                 return AttentionBlock(channels, int(heads), qk_norm)
             return SpatialTransformer(channels, int(heads), context_dim, qk_norm)
 
-        def level(channels_in: int, channels_out: int, factor: int) -> Stack:
+        def level(channels_in: int, channels_out: int, factor: int, counted: int | None) -> Stack:
             stack = Stack([block(channels_in, channels_out)])
             if factor in attention_resolutions:
-                stack.append(attention(channels_out))
+                stack.append(attention(channels_out, counted))
             return stack
 
-        width, factor = model_channels, 1
+        widths = [round(mult * model_channels) for mult in channel_mult]
+        width, factor = stem_channels or model_channels, 1
         skips = [width]
         self.input_blocks = nn.ModuleList([Stack([Stem(in_channels + concat_channels, width, 3, padding=1)])])
-        for i, mult in enumerate(channel_mult):
+        for i, level_width in enumerate(widths):
             for _ in range(num_res_blocks):
-                self.input_blocks.append(level(width, mult * model_channels, factor))
-                width = mult * model_channels
+                self.input_blocks.append(level(width, level_width, factor, num_heads))
+                width = level_width
                 skips.append(width)
-            if i < len(channel_mult) - 1:
-                self.input_blocks.append(Stack([block(width, width, "down") if resblock_updown else Downsample(width)]))
+            if i < len(widths) - 1:
+                halve = block(width, width, "down") if resblock_updown else Downsample(width, conv_resample)
+                self.input_blocks.append(Stack([halve]))
                 skips.append(width)
                 factor *= 2
-        self.middle_block = Stack([block(width, width), attention(width), block(width, width)])
+        self.middle_block = Stack([block(width, width), attention(width, num_heads), block(width, width)])
         self.output_blocks = nn.ModuleList()
-        for i, mult in reversed(list(enumerate(channel_mult))):
+        for i, level_width in reversed(list(enumerate(widths))):
             for j in range(num_res_blocks + 1):
-                stack = level(width + skips.pop(), mult * model_channels, factor)
-                width = mult * model_channels
+                stack = level(width + skips.pop(), level_width, factor, num_heads_upsample or num_heads)
+                width = level_width
                 if i > 0 and j == num_res_blocks:
-                    stack.append(block(width, width, "up") if resblock_updown else Upsample(width))
+                    stack.append(block(width, width, "up") if resblock_updown else Upsample(width, conv_resample))
                     factor //= 2
                 self.output_blocks.append(stack)
         self.out = nn.Sequential(

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from support.tiny import CPU, TINY_AUTOENCODER
 
 from ldm.checkpoint import load_autoencoder
-from ldm.exchange.unet_weights import PREFIX
+from ldm.exchange.unet_weights import UNET_PREFIX
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.unet import UNet
 
@@ -86,17 +86,18 @@ def test_a_whole_model_from_elsewhere_samples(ldm):
         attention_resolutions=[2], head_channels=16,
     )  # fmt: skip
     state = {f"first_stage_model.{k}": v for k, v in Autoencoder(**SHAPE).state_dict().items()}
-    state |= {f"{PREFIX}{k}": v for k, v in unet.state_dict().items() if k != "label_emb.weight"}
+    state |= {f"{UNET_PREFIX}{k}": v for k, v in unet.state_dict().items() if k != "label_emb.weight"}
     torch.save({"state_dict": state | {"scale_factor": torch.tensor(0.5)}}, "ldm.ckpt")
     ldm("convert", "run=ae", "source=ldm.ckpt")
     options = ["run=flow", "what=diffusion", "source=ldm.ckpt", "latent_size=8"]
     for more, said in (
         ([], "needs autoencoder=RUN"),
         (["autoencoder=runs/ae"], "pass num_heads= or head_channels="),
+        (["autoencoder=runs/ae", "head_channels=16"], "pass attention_order=new"),
     ):
         with pytest.raises(SystemExit, match=said):
             ldm("convert", *options, *more)
-    ldm("convert", *options, "autoencoder=runs/ae", "head_channels=16")
+    ldm("convert", *options, "autoencoder=runs/ae", "head_channels=16", "attention_order=legacy")
     ldm("sample", "model=runs/flow", "num=2", "guidance=1", "sampler=ddim", "sampler.steps=2")
     assert json.loads(Path("runs/samples/sample.json").read_text())["evaluations"] == 2
     with pytest.raises(SystemExit, match=r"needs label_dropout > 0 in training"):

@@ -12,7 +12,7 @@ from ldm.diffusion.path import BetaTablePath
 from ldm.diffusion.samplers import ddim
 from ldm.diffusion.times import Discrete, leading_grid
 from ldm.diffusion.weighting import Unweighted
-from ldm.exchange.unet_weights import LABELS, PREFIX, export_unet, import_unet
+from ldm.exchange.unet_weights import LABELS, UNET_PREFIX, export_unet, import_unet
 
 PLAIN = {
     "in_channels": 4,
@@ -108,13 +108,15 @@ def test_compvis_names(kind, averaged, tmp_path):
     theirs = shaken(make(**options))
     theirs.save_pretrained(tmp_path / "theirs")
     model, shape, _ = import_unet(tmp_path / "theirs", {}, True)
-    state = {PREFIX + k: v for k, v in model.state_dict().items()}
+    state = {UNET_PREFIX + k: v for k, v in model.state_dict().items()}
     if averaged:
         state |= {"model_ema." + k.removeprefix("model.").replace(".", ""): v for k, v in state.items()}
-        state |= {k: v + 1 for k, v in state.items() if k.startswith(PREFIX)}  # the raw ones, which are passed over
+        state |= {
+            k: v + 1 for k, v in state.items() if k.startswith(UNET_PREFIX)
+        }  # the raw ones, which are passed over
     torch.save({"state_dict": state | {"scale_factor": torch.tensor(0.18)}}, tmp_path / "model.ckpt")
     heads = {k: shape[k] for k in ("num_heads", "head_channels") if k in shape}
-    loaded, found, factor = import_unet(tmp_path / "model.ckpt", heads, True)
+    loaded, found, factor = import_unet(tmp_path / "model.ckpt", heads, True, "legacy")
     assert (found, factor) == (shape, pytest.approx(0.18))
     assert_same(loaded, theirs)
 
@@ -124,7 +126,7 @@ def test_ldms_label_is_a_token_of_the_context(tmp_path):
     theirs = shaken(UNet2DConditionModel(**CROSS | {"num_class_embeds": None}))
     theirs.save_pretrained(tmp_path / "theirs")
     model, _, _ = import_unet(tmp_path / "theirs", {}, True)
-    state = {PREFIX + k: v for k, v in model.state_dict().items() if k != "label_emb.weight"}
+    state = {UNET_PREFIX + k: v for k, v in model.state_dict().items() if k != "label_emb.weight"}
     table = torch.randn(6, 24)
     save_file(state | {LABELS: table}, tmp_path / "cin.safetensors")
     ours, shape, _ = import_unet(tmp_path / "cin.safetensors", {"num_heads": 2}, True)
@@ -133,7 +135,7 @@ def test_ldms_label_is_a_token_of_the_context(tmp_path):
     with torch.no_grad():
         expected = theirs(x, 1000 * t - 1, encoder_hidden_states=table[y][:, None]).sample
         assert (ours(x, t, y) - expected).norm() <= 1e-5 * expected.norm()
-    with pytest.raises(ValueError, match="neither"):
+    with pytest.raises(ValueError, match=r"net\.label_as=context"):
         export_unet(ours, shape, tmp_path, 8)
 
 
@@ -177,5 +179,5 @@ def test_what_is_not_ldms_is_named(tmp_path):
     with pytest.raises(ValueError, match="describes a AutoencoderKL"):
         import_unet(tmp_path, {}, True)
     torch.save({"state_dict": {"first_stage_model.x": torch.zeros(1)}}, tmp_path / "ae.ckpt")
-    with pytest.raises(ValueError, match="holds no U-Net of LDM's architecture"):
+    with pytest.raises(ValueError, match="holds no U-Net of LDM's or ADM's architecture"):
         import_unet(tmp_path / "ae.ckpt", {"head_channels": 32}, True)

@@ -1,0 +1,198 @@
+"""The constructor's arguments of a U-Net: read off the weights of LDM and ADM, or off a diffusers config, and back."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ldm.exchange.unet_names import heads_of
+from ldm.exchange.weight_files import State
+
+# what LDM's architecture takes for granted and diffusers' configs may change
+GRANTED = {
+    "act_fn": "silu",
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "downsample_padding": 1,
+    "center_input_sample": False,
+    "add_attention": True,
+    "time_embedding_type": "positional",
+    "transformer_layers_per_block": 1,
+    "class_embed_type": None,
+    "addition_embed_type": None,
+    "only_cross_attention": False,
+}
+
+
+def infer_shape(state: State, path: Path, heads: dict[str, int]) -> dict[str, Any]:
+    """The constructor's arguments of the U-Net whose weights these are, in LDM's names.
+
+    Raises:
+        ValueError: that names `path`, if they are no U-Net's.
+    """
+    for name in ("time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight", "middle_block.1.norm.weight"):
+        if name not in state:
+            raise ValueError(f"{path} lacks {name}: it holds no U-Net of LDM's or ADM's architecture")
+    model_channels = state["time_embed.0.weight"].shape[1]
+    stem_channels, inputs = state["input_blocks.0.0.weight"].shape[:2]
+    outputs = state["out.2.weight"].shape[0]
+    if outputs > inputs:
+        raise ValueError(
+            f"{path} predicts {outputs} channels from {inputs}: neither an x0, eps or v, nor ADM's variance"
+        )
+    updown = any(re.fullmatch(r"output_blocks\.\d+\.[12]\.in_layers\.0\.bias", name) for name in state)
+    levels = _levels(state, path, updown)
+    widths = [state[f"input_blocks.{blocks[0]}.0.out_layers.3.weight"].shape[0] for blocks in levels]
+    attends = [f"input_blocks.{blocks[0]}.1.norm.weight" in state for blocks in levels]
+    embedded = state[f"input_blocks.{levels[0][0]}.0.emb_layers.1.bias"].shape[0]
+    shape: dict[str, Any] = {
+        "in_channels": outputs,
+        "model_channels": model_channels,
+        "channel_mult": multipliers(widths, model_channels),
+        "num_res_blocks": len(levels[0]),
+        "attention_resolutions": [2**level for level, attended in enumerate(attends) if attended],
+        **heads,
+    }
+    shape |= {"stem_channels": stem_channels} if stem_channels != model_channels else {}
+    shape |= _condition(state)
+    shape |= {"concat_channels": inputs - outputs} if inputs > outputs else {}
+    convolves = any(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name) for name in state)
+    return shape | {
+        key: value
+        for key, value, ordinary in (
+            ("scale_shift", embedded == 2 * widths[0], False),
+            ("resblock_updown", updown, False),
+            ("conv_resample", convolves or updown or len(levels) == 1, True),
+        )
+        if value != ordinary
+    }
+
+
+def _levels(state: State, path: Path, updown: bool) -> list[list[int]]:
+    """The numbers of the input blocks that are residual blocks of one resolution, level by level.
+
+    Between levels stands a block that halves the resolution: a convolution, nothing that has weights
+    (conv_resample=False), or (resblock_updown) a residual block, which only its regular place tells from the others.
+    """
+    residual = {int(m[1]) for k in state if (m := re.fullmatch(r"input_blocks\.(\d+)\.0\.in_layers\.0\.bias", k))}
+    if not residual:
+        raise ValueError(f"{path} lacks input_blocks.1.0.in_layers.0.bias: it holds no U-Net of LDM's architecture")
+    last, halving = max(residual), set()
+    if updown:
+        ups = sum(bool(re.fullmatch(r"output_blocks\.\d+\.[12]\.in_layers\.0\.bias", k)) for k in state)
+        period = max(1, (last + 1) // (ups + 1))
+        halving = {i for i in residual if i % period == 0}
+    levels: list[list[int]] = [[]]
+    for i in range(1, last + 1):
+        if i in residual - halving:
+            levels[-1].append(i)
+        else:
+            levels.append([])
+    if not all(levels):
+        raise ValueError(f"{path} has a level without a residual block: it holds no U-Net of LDM's architecture")
+    return levels
+
+
+def _condition(state: State) -> dict[str, Any]:
+    context = state.get("middle_block.1.transformer_blocks.0.attn2.to_k.weight")
+    labels = state.get("label_emb.weight")
+    if context is None:
+        return {}
+    is_token = labels is not None and labels.shape[1] == context.shape[1]
+    return {"context_dim": context.shape[1]} | ({"label_as": "context"} if is_token else {})
+
+
+def multipliers(widths: list[int], unit: int) -> list[float]:
+    """Widths in units of the first: whole numbers where they are."""
+    return [width // unit if width % unit == 0 else width / unit for width in widths]
+
+
+def shape_of_diffusers(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The constructor's arguments of a diffusers U-Net's config.json; ValueError if LDM's architecture is another."""
+    kind = config.get("_class_name")
+    if kind not in ("UNet2DModel", "UNet2DConditionModel"):
+        raise ValueError(f"{path} describes a {kind}, not a UNet2DModel or UNet2DConditionModel")
+    for key, wanted in GRANTED.items():
+        if config.get(key, wanted) != wanted:
+            raise ValueError(f"{path} has {key}={config[key]}; LDM's architecture has {wanted}")
+    widths = config["block_out_channels"]
+    shape: dict[str, Any] = {
+        "in_channels": config["out_channels"],
+        "model_channels": widths[0],
+        "channel_mult": multipliers(widths, widths[0]),
+        "num_res_blocks": config["layers_per_block"],
+        "attention_resolutions": [2**i for i, name in enumerate(config["down_block_types"]) if "Attn" in name],
+        **_heads_of_diffusers(config, path),
+    }
+    if kind == "UNet2DConditionModel":
+        shape["context_dim"] = config["cross_attention_dim"]
+    extra = config["in_channels"] - config["out_channels"]
+    shape |= {"concat_channels": extra} if extra > 0 else {}
+    shape |= {"scale_shift": True} if config.get("resnet_time_scale_shift") == "scale_shift" else {}
+    updown = config.get("downsample_type") == "resnet" or any("Resnet" in name for name in config["down_block_types"])
+    return shape | ({"resblock_updown": True} if updown else {})
+
+
+def _heads_of_diffusers(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """num_heads or head_channels; what conditional models call attention_head_dim is a number of heads."""
+    heads, widths = config.get("num_attention_heads") or config.get("attention_head_dim"), config["block_out_channels"]
+    if isinstance(heads, list):
+        sizes = {width // number for width, number in zip(widths, heads, strict=True)}
+        if len(sizes) != 1:
+            raise ValueError(
+                f"{path} has {heads} heads for {widths} channels: neither their number nor size is constant"
+            )
+        return {"head_channels": sizes.pop()}
+    return {"num_heads" if config["_class_name"] == "UNet2DConditionModel" else "head_channels": heads}
+
+
+def diffusers_config(shape: dict[str, Any], latent_size: int) -> dict[str, Any]:
+    """config.json of a UNet2DModel or UNet2DConditionModel; ValueError, naming the key, for what diffusers has not."""
+    refused = {
+        "qk_norm": False,
+        "label_as": "embedding",
+        "stem_channels": None,
+        "num_heads_upsample": None,
+        "conv_resample": True,
+    }
+    for key, ordinary in refused.items():
+        if shape.get(key, ordinary) != ordinary:
+            raise ValueError(f"diffusers' U-Nets have no place for net.{key}={shape[key]}")
+    if shape["channel_mult"][0] != 1:
+        raise ValueError(
+            f"diffusers' U-Nets begin at model_channels: net.channel_mult={shape['channel_mult']} must at 1"
+        )
+    widths = [round(shape["model_channels"] * mult) for mult in shape["channel_mult"]]
+    if any(width % 32 for width in widths):
+        raise ValueError(f"diffusers' U-Nets have 32 groups in every norm; {widths} are no multiples of it")
+    attends = [2**i in shape["attention_resolutions"] for i in range(len(widths))]
+    conditional, updown = shape.get("context_dim") is not None, shape.get("resblock_updown", False)
+    if updown and conditional:
+        raise ValueError("diffusers' UNet2DConditionModel does not change resolution in blocks (net.resblock_updown)")
+    attention, plain = ("CrossAttn" if conditional else "Attn"), ("Resnet{}sampleBlock2D" if updown else "{}Block2D")
+    config: dict[str, Any] = {
+        "_class_name": "UNet2DConditionModel" if conditional else "UNet2DModel",
+        "_diffusers_version": "0.32.0",
+        "sample_size": latent_size,
+        "in_channels": shape["in_channels"] + shape.get("concat_channels", 0),
+        "out_channels": shape["in_channels"],
+        "block_out_channels": widths,
+        "layers_per_block": shape["num_res_blocks"],
+        "down_block_types": [f"{attention}DownBlock2D" if a else plain.format("Down") for a in attends],
+        "up_block_types": [f"{attention}UpBlock2D" if a else plain.format("Up") for a in reversed(attends)],
+        "num_class_embeds": shape["num_classes"] + 1,
+        "resnet_time_scale_shift": "scale_shift" if shape.get("scale_shift") else "default",
+    }
+    config |= {"downsample_type": "resnet", "upsample_type": "resnet"} if updown else {}
+    if conditional:
+        heads = [heads_of(shape, width) for width in widths]
+        return config | {"attention_head_dim": heads, "cross_attention_dim": shape["context_dim"]}
+    sizes = {width // heads_of(shape, width) for width in widths}
+    if len(sizes) > 1:
+        raise ValueError("diffusers' UNet2DModel wants heads of one size: net.head_channels, not net.num_heads")
+    return (
+        config
+        | {"attention_head_dim": sizes.pop()}
+        | ({"attn_norm_num_groups": 32} if shape.get("scale_shift") else {})
+    )
