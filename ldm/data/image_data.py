@@ -46,6 +46,7 @@ def in_order(
 ) -> "DataLoader[Any]":
     """Batches (image [B, 3, R, R] uint8, label [B]) of a split, each image once over all ranks; `view` None is the
     source's centre view."""
+    _ = source.class_names  # lists the files, and says what it leaves out, once here and not in each worker
     views = _Views(source, split, rank, world, view or source.center_view)
     return DataLoader(views, batch_size=batch_size, num_workers=num_workers)
 

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.data.listing import by_hash, held_out, list_images
+from ldm.data.listing import Listing, by_hash, held_out, in_words, list_images
 from ldm.data.order import Key, Order, OrderedBatches
 
 log = logging.getLogger(__name__)
@@ -238,22 +238,23 @@ class Folder(IndexedSource):
 
     @cached_property
     def _index(self) -> tuple[list[str], dict[Split, list[tuple[Path, int]]]]:
-        names, train = list_images(self.root, "data.root")
+        listing = _listed(self.root, "data.root")
+        names, images = listing.class_names, listing.images
         if self.val_root is not None:
-            val_names, val = list_images(self.val_root, "data.val_root")
-            if val_names != names:
-                raise ValueError(f"data.val_root has the classes {val_names}, data.root {names}")
-            keys = [path.relative_to(self.val_root).as_posix() for path, _ in val]
-            return names, {"train": train, "val": [val[i] for i in by_hash(keys)]}
-        if len(train) < 2:
+            val = listing if self.val_root == self.root else _listed(self.val_root, "data.val_root")
+            if val.class_names != names:
+                raise ValueError(f"data.val_root has the classes {val.class_names}, data.root {names}")
+            keys = [path.relative_to(self.val_root).as_posix() for path, _ in val.images]
+            return names, {"train": images, "val": [val.images[i] for i in by_hash(keys)]}
+        if len(images) < 2:
             raise ValueError(f"data.root={self.root} holds one image: too few to hold one out for validation")
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"data.val_fraction={self.val_fraction} must lie between 0 and 1")
-        val_indices = held_out([path.relative_to(self.root).as_posix() for path, _ in train], self.val_fraction)
+        val_indices = held_out([path.relative_to(self.root).as_posix() for path, _ in images], self.val_fraction)
         chosen = set(val_indices)
         return names, {
-            "train": [item for i, item in enumerate(train) if i not in chosen],
-            "val": [train[i] for i in val_indices],
+            "train": [item for i, item in enumerate(images) if i not in chosen],
+            "val": [images[i] for i in val_indices],
         }
 
     def count(self, split: Split) -> int:
@@ -270,3 +271,12 @@ class Folder(IndexedSource):
     def read(self, split: Split, index: int) -> Sample:
         path, label = self._index[1][split][index]
         return Sample(str(path), path.read_bytes(), path.suffix[1:].lower(), label)
+
+
+def _listed(root: str, key: str) -> Listing:
+    """A folder's images; the log says what else lies there, so that nobody's photographs are left out unnoticed."""
+    listing = list_images(root, key)
+    if count := listing.others.total():
+        files = "a file that is" if count == 1 else f"{count:,} files that are"
+        log.warning("%s: left out %s not jpg, png or webp: %s", root, files, in_words(listing.others))
+    return listing

@@ -9,7 +9,6 @@ from PIL import Image
 from support.image_files import write_images
 
 from ldm.data.image_data import in_order
-from ldm.data.listing import held_out
 from ldm.data.order import Order
 from ldm.data.sources import Digits, Folder
 
@@ -35,13 +34,6 @@ def test_folder_reads_classes_and_holds_out_a_share(photos):
     read = [source.read(s, i) for s in ("train", "val") for i in range(source.count(s))]
     assert sorted(s.label for s in read) == [0] * 12 + [1] * 8
     assert len({s.key for s in read}) == 20
-
-
-def test_held_out_images_stay_held_out_as_the_folder_grows():
-    keys = [f"{i}.jpg" for i in range(1000)]
-    before, after = held_out(keys, 0.1), held_out([*keys, "new.jpg"], 0.1)
-    assert len(before) == 100
-    assert len(set(before) & set(after)) >= 99
 
 
 def test_flat_folder_is_one_class(tmp_path):
