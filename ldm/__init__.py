@@ -1,3 +1,31 @@
-"""ldm: train latent diffusion and flow-matching models; read `ldm/diffusion` first."""
+"""ldm: train latent diffusion and flow-matching models; read `ldm/diffusion` first.
 
-__version__ = "0.1.0"
+model = ldm.load("runs/flow", device="cuda")
+images = model.sample(["cat", 5], n=8, sampler="heun", steps=25, guidance=2.0, seed=0)
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ldm.generate import AutoencoderModel, LatentDiffusionModel
+
+__version__ = "0.2.0"
+
+
+def load(
+    run: str | Path, *, device: str = "auto", weights: str = "ema", autoencoder: str | None = None
+) -> "LatentDiffusionModel | AutoencoderModel":
+    """A trained model, from a run folder or a checkpoint, in evaluation mode.
+
+    run:          of `ldm train-diffusion`: it samples, encodes and decodes; of `ldm train-autoencoder`: the latter two
+    device:       "cpu", "cuda", "cuda:1", ...; "auto" is the GPU if there is one
+    weights:      "ema", the average, or "raw", those of the last batch; of stage 2
+    autoencoder:  stage 1, where it no longer lies at the place that stage 2 has recorded
+
+    Raises:
+        ValueError: if there is no whole checkpoint, or the autoencoder is not the one that the latents were made with.
+    """
+    from ldm.generate import load_model  # here, so that `import ldm` costs nothing
+
+    return load_model(run, device=device, weights=weights, autoencoder=autoencoder)

@@ -16,6 +16,7 @@ from hydra.utils import get_object, instantiate
 from torch import nn
 
 from ldm.diffusion.objective import Objective
+from ldm.diffusion.sampling import Sampling
 from ldm.latents import LatentStats
 from ldm.models.autoencoder import Autoencoder
 from ldm.runtime.files import atomic_write
@@ -44,6 +45,7 @@ class LoadedDiffusion:
     run: Path  # the folder that paths in the card are relative to
     net: nn.Module
     objective: Objective
+    sampling: Sampling  # that fits the objective
     stats: LatentStats
     card: dict[str, Any]
     fingerprint: str  # of the weights
@@ -53,7 +55,13 @@ class DamagedError(ValueError):
     """A file that is no whole checkpoint."""
 
 
-def find(path: Path, kind: str) -> tuple[Path, dict[str, Any]]:
+def kind_of(path: Path) -> str:
+    """What a run folder or a checkpoint file holds: "autoencoder" or "diffusion"."""
+    _, checkpoint = find(path, None)
+    return checkpoint[CARD]["kind"]
+
+
+def find(path: Path, kind: str | None) -> tuple[Path, dict[str, Any]]:
     """Load the path itself or, of a run folder, the last checkpoint that is whole; says so if a later one is not.
 
     Raises:
@@ -78,8 +86,8 @@ def newest(run: Path) -> Path | None:
     return max((run / FOLDER).glob("*.ckpt"), default=None, key=lambda path: path.name)
 
 
-def read(file: Path, kind: str) -> dict[str, Any]:
-    """Load a checkpoint file of the given kind ("autoencoder" or "diffusion"); each entry's CRC-32 is checked.
+def read(file: Path, kind: str | None) -> dict[str, Any]:
+    """Load a checkpoint file of a kind ("autoencoder" or "diffusion"; None: either); each entry's CRC-32 is checked.
 
     Raises:
         ValueError: if it is damaged, or if it holds something else.
@@ -97,7 +105,7 @@ def read(file: Path, kind: str) -> dict[str, Any]:
     if CARD not in checkpoint:
         raise ValueError(f"{file} was not written by ldm: it has no {CARD!r} entry")
     found = checkpoint[CARD]["kind"]
-    if found != kind:
+    if kind not in (None, found):
         article = {"autoencoder": "an autoencoder (stage 1)", "diffusion": "a diffusion model (stage 2)"}
         raise ValueError(f"{file} holds {article[found]}, but {article[kind]} is wanted here")
     return checkpoint
@@ -147,7 +155,9 @@ def load_diffusion(path: str | Path, weights: str = "ema") -> LoadedDiffusion:
         checkpoint["state_dict"] = checkpoint["current_model_state"]
     _load(net, checkpoint, "net.", file)
     stats = LatentStats(torch.tensor(card["stats"]["mean"]), torch.tensor(card["stats"]["std"]))
-    return LoadedDiffusion(file.parents[1], net, Objective(**build(card["objective"])), stats, card, fingerprint(net))
+    sampling = Sampling(**build(card.get("sampling", {})))  # cards from before there was one mean the defaults
+    objective = Objective(**build(card["objective"]))
+    return LoadedDiffusion(file.parents[1], net, objective, sampling, stats, card, fingerprint(net))
 
 
 def build(config: dict[str, Any]) -> Any:

@@ -1,77 +1,68 @@
-"""From labels to images: noise, guided sampler, decoder."""
+"""From classes to images: noise, a guided sampler, the decoder; and what `ldm.load` returns."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm.checkpoint import (
+    LoadedAutoencoder,
+    LoadedDiffusion,
+    kind_of,
+    load_autoencoder,
+    load_diffusion,
+    matching_autoencoder,
+)
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.noise import IndexedNoise
 from ldm.diffusion.objective import Denoise, Objective, on_path
 from ldm.diffusion.parameterization import Prediction, scale
 from ldm.diffusion.path import Path, log_snr, time_at
+from ldm.diffusion.sampling import Sampler, Sampling, grid_named, path_named, sampler_named
 from ldm.diffusion.times import Grid
-from ldm.images import to_image
+from ldm.images import to_image, to_x
 from ldm.latents import LatentStats
 from ldm.models.autoencoder import Autoencoder
+from ldm.runtime.ranks import pick_device
 
-
-class Sampler(Protocol):
-    """A function of `ldm.diffusion.samplers`, its own options bound."""
-
-    def __call__(self, denoise: Denoise, path: Path, x: Tensor, times: Tensor) -> Tensor: ...
-
-
-class StochasticSampler(Protocol):
-    """One that draws noise."""
-
-    def __call__(self, denoise: Denoise, path: Path, x: Tensor, times: Tensor, *, noise: IndexedNoise) -> Tensor: ...
+BATCH = 250  # samples at once, where nothing else is said: it changes nothing but speed and memory
+Class = str | int  # a class's name, or its index
 
 
 @dataclass
 class Record:
-    """Counts a denoiser's evaluations and keeps the first sample's states on request."""
+    """Counts a denoiser's evaluations and keeps the first `keep` samples' states."""
 
     denoise: Denoise
-    keep: bool = False
+    keep: int = 0
     evaluations: int = 0
-    states: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # (t, x_t, x0), [1, C, h, w] each
+    states: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # (t, x_t, x0), [keep, C, h, w] each
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Prediction:
         prediction = self.denoise(x_t, t)
         self.evaluations += 1
         if self.keep:
-            self.states.append((t, x_t[:1], prediction.x0[:1]))
+            self.states.append((t, x_t[: self.keep], prediction.x0[: self.keep]))
         return prediction
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generator:
-    """A trained pair of stages with a way to sample.
+    """A model with one way to sample it.
 
-    Args:
-        net, objective, stats: stage 2.
-        autoencoder: stage 1.
-        latent_shape: C, h, w.
-        function: one of `ldm.diffusion.samplers`, its options bound; stochastic says whether it takes `noise`.
-        steps, grid: the times that it walks.
-        path: what it walks on; None is the path of training. On another, it starts where that is as noisy as the end of
-            training's: neither knows what lies beyond.
-        guidance: how conditions are strengthened.
-        seed: with a sample's index, it determines all of that sample's noise.
+    model:     the trained pair of stages
+    sampling:  the sampler and the times that it walks
+    guidance:  how the label is strengthened
+    seed:      with a sample's index, it determines all of that sample's noise
+    path:      what the sampler walks on; None is the path of training. On another path, it starts where that is as
+               noisy as the end of training's: neither knows what lies beyond
     """
 
-    net: nn.Module
-    objective: Objective
-    stats: LatentStats
-    autoencoder: Autoencoder
-    latent_shape: tuple[int, ...]
-    function: Sampler | StochasticSampler
-    stochastic: bool
-    steps: int
-    grid: Grid
+    model: "LatentDiffusionModel"
+    sampling: Sampling
     guidance: Guidance
     seed: int
     path: Path | None = None
@@ -87,35 +78,205 @@ class Generator:
 
         if len(times) > 8 and (last := float(c.sigma[-1] / c.alpha[-1])) > 1.5:
             raise ValueError(
-                f"sampler and path do not fit: the last of {self.steps} steps starts at sigma / alpha = {last:.2f}, "
-                "with all detail still to come: pass grid=karras or log_snr"
+                f"sampler and path do not fit: the last of {self.sampling.steps} steps starts at sigma / alpha = "
+                f"{last:.2f}, with all detail still to come: pass grid=karras or log_snr"
             )
 
     def _walk(self) -> tuple[Path, Tensor]:
         """The path and its times, [steps + 1]; on the CPU, so that samplers may look at them."""
+        trained, steps, grid = self.model.objective.path, self.sampling.steps, self.sampling.grid
         if self.path is None:
-            return self.objective.path, self.grid(self.objective.path, self.steps, 1.0)
-        end = log_snr(self.objective.path(torch.ones((), dtype=torch.float64)))
-        return self.path, self.grid(self.path, self.steps, float(time_at(self.path, end)))
+            return trained, grid(trained, steps, 1.0)
+        end = log_snr(trained(torch.ones((), dtype=torch.float64)))
+        return self.path, grid(self.path, steps, float(time_at(self.path, end)))
 
     @torch.no_grad()
-    def latents(self, indices: Sequence[int], labels: Tensor, keep: bool = False) -> tuple[Tensor, Record]:
-        """Normalised latents [B, C, h, w] of the samples with these indices and labels [B]."""
-        noise = IndexedNoise(self.seed, indices)
+    def latents(self, indices: Sequence[int], labels: Tensor, keep: int = 0) -> tuple[Tensor, Record]:
+        """Normalised latents [B, C, h, w] of the samples with these indices and labels [B], and the record of the walk,
+        with the states of the first `keep`."""
+        model, noise = self.model, IndexedNoise(self.seed, indices)
         path, times = self._walk()
-        x = noise.draw(self.latent_shape).to(labels.device) * scale(path(times[0]))
-        net = self.guidance(self.net, self.net.null_class)  # type: ignore[arg-type]
-        denoise = self.objective.denoiser(net, labels)
-        record = Record(denoise if self.path is None else on_path(denoise, self.objective.path, path), keep)
-        options = {"noise": noise} if self.stochastic else {}
-        return self.function(record, path, x, times, **options), record
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents -> images, uint8 [B, 3, H, W]."""
-        return to_image(self.autoencoder.decode(self.stats.denormalize(latents)))
+        x = noise.draw(model.latent_shape).to(labels.device) * scale(path(times[0]))
+        net = self.guidance(model.net, model.net.null_class)  # type: ignore[arg-type]
+        denoise = model.objective.denoiser(net, labels)
+        record = Record(denoise if self.path is None else on_path(denoise, model.objective.path, path), keep)
+        return self.sampling.walk(record, path, x, times, noise), record
 
     def images(self, indices: Sequence[int], labels: Tensor) -> tuple[Tensor, int]:
         """Images, uint8 [B, 3, H, W], and the denoiser's evaluations for each (guided, two of networks each)."""
         latents, record = self.latents(indices, labels)
-        return self.decode(latents), record.evaluations
+        return self.model.decode(latents), record.evaluations
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentDiffusionModel:
+    """Both stages of a trained model: it samples, encodes and decodes.
+
+    net:           stage 2's network, net(x_t, t, y)
+    objective:     what it has learned
+    stats:         of the latents, as they were cached
+    autoencoder:   stage 1; without one there are no images, only latents
+    latent_shape:  C, h, w
+    class_names:   of the labels 0, 1, ...
+    sampling:      what is used where nothing else is said
+    scale:         of guidance, likewise; 1 is unguided
+    """
+
+    net: nn.Module
+    objective: Objective
+    stats: LatentStats
+    autoencoder: Autoencoder | None
+    latent_shape: tuple[int, ...]
+    class_names: Sequence[str]
+    sampling: Sampling = Sampling()  # noqa: RUF009  # frozen
+    scale: float = 1.0
+
+    @classmethod
+    def of(
+        cls, loaded: LoadedDiffusion, autoencoder: LoadedAutoencoder, device: torch.device
+    ) -> "LatentDiffusionModel":
+        """Of a checkpoint and its autoencoder."""
+        card = loaded.card
+        guidance = card.get("config", {}).get("guidance", 1.0) if card["label_dropout"] > 0 else 1.0
+        return cls(
+            net=loaded.net.to(device),
+            objective=loaded.objective,
+            stats=loaded.stats,
+            autoencoder=autoencoder.model.to(device),
+            latent_shape=tuple(card["latent_shape"]),
+            class_names=card["class_names"],
+            sampling=loaded.sampling,
+            scale=guidance,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where its network is."""
+        return next(self.net.parameters()).device
+
+    def labels(self, classes: Sequence[Class] | Class | None = None) -> list[int]:
+        """The indices of classes that are given by name or index; None is all of them.
+
+        Raises:
+            ValueError: for a class that the model has not.
+        """
+        given = (
+            [classes]
+            if isinstance(classes, str | int)
+            else range(len(self.class_names))
+            if classes is None
+            else classes
+        )
+        names = list(self.class_names)
+        found = [names.index(c) if isinstance(c, str) and c in names else c for c in given]
+        if not found or not all(isinstance(c, int) and 0 <= c < len(names) for c in found):
+            named = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            raise ValueError(
+                f"classes={classes} must be null, or name some of 0 ... {len(names) - 1} or of their names: {named}"
+            )
+        return [int(c) for c in found]
+
+    def generator(
+        self,
+        *,
+        sampler: str | Sampler | None = None,
+        steps: int | None = None,
+        grid: str | Grid | None = None,
+        path: str | Path | None = None,
+        guidance: float | Guidance | None = None,
+        seed: int = 0,
+    ) -> Generator:
+        """One way to sample this model; what is None is as its objective wants it. See `sample`.
+
+        Raises:
+            ValueError: for a name that there is not, or for a sampler, grid and path that do not fit each other.
+        """
+        given: dict[str, Any] = {
+            "function": sampler_named(sampler) if isinstance(sampler, str) else sampler,
+            "steps": steps,
+            "grid": grid_named(grid) if isinstance(grid, str) else grid,
+        }
+        guidance = self.scale if guidance is None else guidance
+        return Generator(
+            model=self,
+            sampling=replace(self.sampling, **{key: value for key, value in given.items() if value is not None}),
+            guidance=guidance if isinstance(guidance, Guidance) else Guidance(scale=guidance),
+            seed=seed,
+            path=path_named(path) if isinstance(path, str) else path,
+        )
+
+    def sample(
+        self,
+        classes: Sequence[Class] | Class | None = None,
+        n: int | None = None,
+        *,
+        sampler: str | Sampler | None = None,
+        steps: int | None = None,
+        grid: str | Grid | None = None,
+        path: str | Path | None = None,
+        guidance: float | Guidance | None = None,
+        seed: int = 0,
+        batch_size: int = BATCH,
+    ) -> Tensor:
+        """Images, uint8 [n, 3, H, W].
+
+        classes:    names or indices, taken in turn; None is all of them
+        n:          how many images; None is one a class
+        sampler:    a name of `ldm.diffusion.samplers`, or a function like those; None: as the model's objective wants
+        steps:      of the grid; likewise
+        grid:       a name of `ldm.diffusion.times` (uniform, karras, ...), or a function like those; likewise
+        path:       linear, cosine, vp or ve, or a path: what the sampler walks on; None: the path of training
+        guidance:   1 is unguided; a `Guidance` has intervals, rescaling and a weaker model; None: the scale of the
+                    sample grids in training
+        seed:       with an image's place in the result, it determines the image
+        batch_size: images at once
+        """
+        chosen = self.labels(classes)
+        labels = torch.tensor([chosen[i % len(chosen)] for i in range(len(chosen) if n is None else n)])
+        generator = self.generator(sampler=sampler, steps=steps, grid=grid, path=path, guidance=guidance, seed=seed)
+        parts = [range(i, min(i + batch_size, len(labels))) for i in range(0, len(labels), batch_size)]
+        return torch.cat([generator.images(part, labels[list(part)].to(self.device))[0] for part in parts])
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images, uint8 [B, 3, H, W] -> latents [B, C, h, w]: the posterior's mean, normalised."""
+        return self.stats.normalize(self._stage1().encode(to_x(images.to(self.device))).mean)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents, normalised, [B, C, h, w] -> images, uint8 [B, 3, H, W]."""
+        return to_image(self._stage1().decode(self.stats.denormalize(latents.to(self.device))))
+
+    def _stage1(self) -> Autoencoder:
+        if self.autoencoder is None:
+            raise ValueError("this model has no autoencoder: it samples latents alone")
+        return self.autoencoder
+
+
+@dataclass(frozen=True)
+class AutoencoderModel:
+    """A trained autoencoder: it encodes and decodes."""
+
+    autoencoder: Autoencoder
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images, uint8 [B, 3, H, W] -> z [B, C, h, w]: the posterior's mean."""
+        return self.autoencoder.encode(to_x(images.to(self.autoencoder.last_layer.device))).mean
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """z [B, C, h, w] -> images, uint8 [B, 3, H, W]."""
+        return to_image(self.autoencoder.decode(z.to(self.autoencoder.last_layer.device)))
+
+
+def load_model(
+    run: str | FilePath, *, device: str = "auto", weights: str = "ema", autoencoder: str | None = None
+) -> LatentDiffusionModel | AutoencoderModel:
+    """What `ldm.load` says."""
+    where = pick_device(device)
+    if kind_of(FilePath(run)) == "autoencoder":
+        return AutoencoderModel(load_autoencoder(run).model.to(where))
+    loaded = load_diffusion(run, weights)
+    stage1 = matching_autoencoder(autoencoder, loaded.card["autoencoder_path"], loaded.run, loaded.card["autoencoder"])
+    return LatentDiffusionModel.of(loaded, stage1, where)

@@ -1,48 +1,59 @@
 """Encode a source of images once, into a latent cache that stage 2 trains on."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+import torch
+from rich.progress import track
+from torch import Tensor
 
-from ldm.commands.entry import build, build_loggers, plain, whole, write_config
+from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, load_autoencoder
+from ldm.commands.arguments import Node
+from ldm.commands.entry import build_loggers, write_config
+from ldm.commands.options import Loggers, Options, build
+from ldm.data.cache_writer import AUTOENCODER, MANIFEST, CacheWriter, cache_identity
+from ldm.data.sources import Source
+from ldm.images import to_x
+from ldm.runtime.files import sha256
+from ldm.runtime.loggers import artifact, record
+from ldm.runtime.ranges import Count
+from ldm.runtime.ranks import launch, pick_device
 
 
-def main(config: DictConfig, run: Path) -> None:
-    import torch
-    from rich.progress import track
+class CacheLatentsOptions(Options):
+    """conf/cache_latents.yaml, which says what each key means."""
 
-    from ldm.checkpoint import export_autoencoder, load_autoencoder
-    from ldm.data.cache_writer import AUTOENCODER, MANIFEST, CacheWriter, cache_identity
-    from ldm.images import to_x
-    from ldm.runtime.files import sha256
-    from ldm.runtime.loggers import artifact, record
-    from ldm.runtime.ranks import launch, pick_device
+    data: Node
+    autoencoder: str
+    slice: str
+    shard_size: Count
+    batch_size: Count
+    num_workers: Count
+    device: str
+    logger: Loggers
 
-    index, count = parse_slice(config.slice)
-    source, autoencoder = build(config.data), load_autoencoder(config.autoencoder)
-    device = pick_device(config.device)
-    model = autoencoder.model.to(device).to(memory_format=torch.channels_last)  # faster (docs/performance.md)
 
-    @torch.inference_mode()
-    def encode(image: torch.Tensor) -> torch.Tensor:
-        return model.encode(to_x(image.to(device))).moments()
-
+def main(options: CacheLatentsOptions, run: Path) -> None:
+    index, count = parse_slice(options.slice)
+    source: Source = build(options.data)
+    autoencoder = load_autoencoder(options.autoencoder)
     writer = CacheWriter(
         folder=run,
         source=source,
-        encode=encode,
+        encode=encoder(autoencoder, pick_device(options.device)),
         identity=cache_identity(source, autoencoder.fingerprint),
-        shard_size=whole(config, "shard_size"),
-        batch_size=whole(config, "batch_size"),
-        num_workers=whole(config, "num_workers"),
+        shard_size=options.shard_size,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
     )
-    start = launch()  # ranks share a slice as slices share the whole: they need not know of each other
-    mine = [part for _, part in writer.parts()][index::count][start.rank :: start.world]
-    todo = [part for part in mine if not writer.is_done(part)]
-    if len(todo) < len(mine):
-        print(f"{len(mine) - len(todo)} of {len(mine)} shards are there and whole")
+    start = launch()  # ranks share a slice as slices share the cache: they need not know of each other
+    share = [part for _, part in writer.parts()][index::count][start.rank :: start.world]
+    todo = [part for part in share if not writer.is_done(part)]
+    if len(todo) < len(share):
+        print(f"{len(share) - len(todo)} of {len(share)} shards are there and whole")
     if start.rank == 0:
-        write_config(config, run)
+        write_config(options, run)
         if not (run / AUTOENCODER).exists():  # its run may train on, and prune the checkpoint that these came from
             export_autoencoder(autoencoder, run / AUTOENCODER)
     for part in track(todo, description="encoding shards", disable=start.rank != 0):
@@ -50,14 +61,33 @@ def main(config: DictConfig, run: Path) -> None:
     source.report_skipped()
     manifest = writer.merge()
     if manifest is None:
-        print(f"{run}: rank {start.rank} of slice {config.slice} is done; manifest.json follows when all are")
+        print(f"{run}: rank {start.rank} of slice {options.slice} is done; manifest.json follows when all are")
     else:
-        counts = manifest["count"]
-        print(f"{run}: {counts['train']} + {counts['val']} images as moments {manifest['shape']}, manifest.json")
-        used = [artifact("autoencoder", autoencoder.fingerprint, autoencoder.path)]
-        made = [artifact("latents", sha256(run / MANIFEST), run)]
-        scores = {f"latent_{what}/{c}": v for what in ("mean", "std") for c, v in enumerate(manifest[what])}
-        record(build_loggers(config.logger, run), plain(config), used=used, made=made, scores=scores)
+        report(options, run, manifest, autoencoder)
+
+
+def encoder(autoencoder: LoadedAutoencoder, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """image, uint8 [B, 3, R, R] -> moments [B, 2C, h, w]."""
+    model = autoencoder.model.to(device).to(memory_format=torch.channels_last)  # faster (docs/performance.md)
+
+    @torch.inference_mode()
+    def encode(image: Tensor) -> Tensor:
+        return model.encode(to_x(image.to(device))).moments()
+
+    return encode
+
+
+def report(options: CacheLatentsOptions, run: Path, manifest: dict[str, Any], autoencoder: LoadedAutoencoder) -> None:
+    """Say what the cache holds, on the terminal and to the loggers."""
+    counts = manifest["count"]
+    print(f"{run}: {counts['train']} + {counts['val']} images as moments {manifest['shape']}, manifest.json")
+    record(
+        build_loggers(options.logger, run),
+        options.plain(),
+        used=[artifact("autoencoder", autoencoder.fingerprint, autoencoder.path)],
+        made=[artifact("latents", sha256(run / MANIFEST), run)],
+        scores={f"latent_{what}/{c}": v for what in ("mean", "std") for c, v in enumerate(manifest[what])},
+    )
 
 
 def parse_slice(text: str) -> tuple[int, int]:

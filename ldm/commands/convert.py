@@ -2,124 +2,136 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from omegaconf import DictConfig
-
-from ldm.commands.entry import plain, write_config
+from ldm.checkpoint import (
+    CARD,
+    FOLDER,
+    LoadedAutoencoder,
+    export_autoencoder,
+    export_diffusion,
+    fingerprint,
+    load_autoencoder,
+    load_diffusion,
+)
+from ldm.commands.entry import begin_results
+from ldm.commands.options import ObjectiveOptions, ResultOptions
+from ldm.data.cache_reader import LatentCache
+from ldm.exchange.autoencoder_weights import export_diffusers, import_autoencoder
+from ldm.exchange.unet_weights import export_unet, import_unet
+from ldm.models.unet import UNet
+from ldm.runtime.ranges import Count, Positive
 
 NEVER_TRAINED = {"batches_seen": 0, "images_seen": 0, "rollbacks": 0, "config": {}}
 FILE = "00000000.ckpt"
 
 
-def main(config: DictConfig, run: Path) -> None:
-    actions = {
+class ConvertOptions(ResultOptions):
+    """conf/convert.yaml, which says what each key means."""
+
+    source: str
+    what: Literal["autoencoder", "diffusion"]
+    to: Literal["ldm", "diffusers"]
+    objective: ObjectiveOptions
+    scaling_factor: Positive | None
+    latents: str | None
+    autoencoder: str | None
+    num_heads: Count | None
+    head_channels: Count | None
+    num_heads_upsample: Count | None
+    attention_order: Literal["legacy", "new"] | None
+    latent_size: Count
+    null_class: bool
+
+
+def main(options: ConvertOptions, run: Path) -> None:
+    action = {
         ("autoencoder", "ldm"): autoencoder_to_ldm,
         ("autoencoder", "diffusers"): autoencoder_to_diffusers,
         ("diffusion", "ldm"): diffusion_to_ldm,
         ("diffusion", "diffusers"): diffusion_to_diffusers,
     }
-    if (config.what, config.to) not in actions:
-        raise ValueError(
-            f"what={config.what} to={config.to}: what must be autoencoder or diffusion, to ldm or diffusers"
-        )
-    actions[config.what, config.to](config, Path(config.source), run)
+    action[options.what, options.to](options, Path(options.source), run)
 
 
-def autoencoder_to_ldm(config: DictConfig, source: Path, run: Path) -> None:
-    from ldm.checkpoint import FOLDER, LoadedAutoencoder, export_autoencoder, fingerprint
-    from ldm.exchange.autoencoder_weights import import_autoencoder
-
+def autoencoder_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None:
     model, shape, scaling = import_autoencoder(source)
     card = {"kind": "autoencoder", "autoencoder": shape, "scaling": scaling, "imported_from": source.name}
     file = run / FOLDER / FILE
-    write_config(config, run)
+    begin_results(options, run)
     export_autoencoder(LoadedAutoencoder(file, model, card | NEVER_TRAINED, fingerprint(model)), file)
     print(f"autoencoder in {run}: {', '.join(f'{k}={v}' for k, v in shape.items())}")
 
 
-def autoencoder_to_diffusers(config: DictConfig, source: Path, run: Path) -> None:
-    from ldm.checkpoint import CARD, load_autoencoder
-    from ldm.exchange.autoencoder_weights import export_diffusers
-
+def autoencoder_to_diffusers(options: ConvertOptions, source: Path, run: Path) -> None:
     loaded = load_autoencoder(source)
-    scaling = scaling_of(config, loaded)
-    write_config(config, run)
+    scaling = scaling_of(options, loaded)
+    begin_results(options, run)
     resolution = (loaded.card.get("preprocessing") or {}).get("resolution")
     export_diffusers(loaded.model, loaded.card["autoencoder"], scaling, run, resolution)
     print(f"diffusers AutoencoderKL in {run}: {', '.join(scaling)} in config.json; {CARD} {loaded.fingerprint}")
 
 
-def diffusion_to_ldm(config: DictConfig, source: Path, run: Path) -> None:
-    from ldm.checkpoint import FOLDER, export_diffusion, load_autoencoder
-    from ldm.exchange.unet_weights import import_unet
-
-    if config.autoencoder is None:
+def diffusion_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None:
+    if options.autoencoder is None:
         raise ValueError("what=diffusion needs autoencoder=RUN, the one that its latents come from (import it first)")
-    heads = {
-        key: config[key] for key in ("head_channels", "num_heads", "num_heads_upsample") if config[key] is not None
-    }
-    autoencoder = load_autoencoder(config.autoencoder)
-    net, shape, factor = import_unet(source, heads, config.null_class, config.attention_order)
+    given = options.model_dump(include={"head_channels", "num_heads", "num_heads_upsample"}, exclude_none=True)
+    autoencoder = load_autoencoder(options.autoencoder)
+    net, shape, factor = import_unet(source, given, options.null_class, options.attention_order)
     channels = autoencoder.card["autoencoder"]["latent_channels"]
     if shape["in_channels"] != channels:
         raise ValueError(
-            f"{source} takes latents of {shape['in_channels']} channels, {config.autoencoder} makes {channels}"
+            f"{source} takes latents of {shape['in_channels']} channels, {options.autoencoder} makes {channels}"
         )
     if shape.get("context_dim") is not None and shape.get("label_as") != "context":
         raise ValueError(f"{source} wants a context beside the label (a text's, say), which no command here gives")
     scaling = autoencoder.card.get("scaling") or {}
-    factor = config.scaling_factor or factor or scaling.get("scaling_factor")
+    factor = options.scaling_factor or factor or scaling.get("scaling_factor")
     if factor is None:
         raise ValueError("nothing says how these latents are scaled: pass scaling_factor=NUMBER")
     card = {
         "kind": "diffusion",
         "net": {"_target_": "ldm.models.unet.UNet"} | shape,
-        "objective": plain(config.objective),
-        "label_dropout": 0.1 if config.null_class and shape["num_classes"] > 1 else 0.0,  # what counts is whether
+        "objective": options.objective.card(),
+        "sampling": options.objective.sampling,
+        "label_dropout": 0.1 if options.null_class and shape["num_classes"] > 1 else 0.0,  # what counts is whether
         "stats": {"mean": [scaling.get("shift_factor") or 0.0] * channels, "std": [1 / factor] * channels},
-        "latent_shape": [channels, config.latent_size, config.latent_size],
+        "latent_shape": [channels, options.latent_size, options.latent_size],
         "class_names": [str(i) for i in range(shape["num_classes"])],
-        "preprocessing": {"resolution": config.latent_size * autoencoder.model.downsample_factor},
+        "preprocessing": {"resolution": options.latent_size * autoencoder.model.downsample_factor},
         "autoencoder": autoencoder.fingerprint,
         "autoencoder_path": os.path.relpath(autoencoder.path.resolve(), run.resolve()),
         "imported_from": source.name,
     }
-    write_config(config, run)
+    begin_results(options, run)
     export_diffusion(net, card | NEVER_TRAINED, run / FOLDER / FILE)
     print(f"diffusion model in {run}: {', '.join(f'{k}={v}' for k, v in shape.items())}; latents x {factor:g}")
 
 
-def diffusion_to_diffusers(config: DictConfig, source: Path, run: Path) -> None:
-    from ldm.checkpoint import load_diffusion
-    from ldm.exchange.unet_weights import export_unet
-    from ldm.models.unet import UNet
-
+def diffusion_to_diffusers(options: ConvertOptions, source: Path, run: Path) -> None:
     loaded = load_diffusion(source)
     if not isinstance(loaded.net, UNet):
         raise ValueError(f"{source} holds a {type(loaded.net).__name__}, which diffusers has not")
     shape = {key: value for key, value in loaded.card["net"].items() if key != "_target_"}
-    write_config(config, run)
+    begin_results(options, run)
     export_unet(loaded.net, shape, run, loaded.card["latent_shape"][-1])
     offset = loaded.net.time_offset
     print(f"diffusers U-Net in {run}: timesteps 1000 t - {offset:g}, latents normalised as {source}'s card says")
 
 
-def scaling_of(config: DictConfig, loaded: Any) -> dict[str, Any]:
+def scaling_of(options: ConvertOptions, loaded: LoadedAutoencoder) -> dict[str, Any]:
     """What a user of the export must scale latents with: measured on a cache, given, or as it was imported."""
-    from ldm.data.cache_reader import LatentCache
-
-    if config.latents is not None:
-        cache = LatentCache(config.latents, "size")
+    if options.latents is not None:
+        cache = LatentCache(options.latents, "size")
         if cache.manifest["autoencoder"] != loaded.fingerprint:
             raise ValueError(
-                f"latents={config.latents} were made with the autoencoder {cache.manifest['autoencoder']}, but "
-                f"source={config.source} holds {loaded.fingerprint}"
+                f"latents={options.latents} were made with the autoencoder {cache.manifest['autoencoder']}, but "
+                f"source={options.source} holds {loaded.fingerprint}"
             )
         # diffusers computes (z - mean) / std x factor where it finds both
         return {"latents_mean": cache.manifest["mean"], "latents_std": cache.manifest["std"], "scaling_factor": 1.0}
-    if config.scaling_factor is not None:
-        return {"scaling_factor": float(config.scaling_factor)}
+    if options.scaling_factor is not None:
+        return {"scaling_factor": options.scaling_factor}
     if loaded.card.get("scaling"):
         return dict(loaded.card["scaling"])
     raise ValueError(

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,7 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ldm.commands.sweep_points import PointCard
 from ldm.runtime import stop
-from ldm.runtime.files import atomic_write, write_once
+from ldm.runtime.files import atomic_write, flat, write_once
+
+if TYPE_CHECKING:  # else `--help` would wait for torch
+    from ldm.commands.options import Options, ResultOptions
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +79,7 @@ def compose_and_run(command: str, show_trace: bool) -> None:
     hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(run)()
 
 
-Task = Callable[[DictConfig, Path], float | None]
+Task = Callable[[Any, Path], float | None]  # options, run folder
 
 
 def run_alone(task: Task, config: DictConfig, name: str, show_trace: bool) -> float | None:
@@ -128,7 +131,8 @@ def call(task: Task, config: DictConfig, folder: Path, name: str) -> float | Non
     if _rank() > 0:  # rank 0 speaks for all
         logging.getLogger().setLevel(logging.ERROR)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    return task(config, folder)
+    options: type[Options] = get_type_hints(task)["options"]
+    return task(options.parse(config), folder)
 
 
 def run_folder() -> Path:
@@ -170,49 +174,35 @@ def one_line(error: BaseException) -> str:
 def _check_owner(folder: Path, name: str) -> None:
     """Refuse a folder that another command made."""
     if (folder / CONFIG).exists():
-        owner = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))["command"]  # type: ignore[index, call-overload]
+        owner = read_config(folder)["command"]
         if owner != name:
             raise ValueError(f"{folder} belongs to ldm {owner}: choose another run=")
 
 
-def write_config(config: DictConfig, folder: Path) -> None:
+def write_config(options: "Options", run: Path) -> None:
     """Write the resolved config into the run folder: once all checks have passed, so that a refusal changes nothing."""
-    resolved = plain(config) | {"command": HydraConfig.get().job.config_name}
-    with atomic_write(folder / CONFIG) as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(resolved)).encode())
+    given = options.plain() | {"command": HydraConfig.get().job.config_name}
+    with atomic_write(run / CONFIG) as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(given)).encode())
 
 
-def whole(config: DictConfig, key: str) -> int:
-    """A whole number of at least 1, also where it was written as 1e5."""
-    value = config[key]
-    if not isinstance(value, int | float) or value != int(value) or value < 1:
-        raise ValueError(f"{key}={value} must be a whole number of at least 1")
-    return int(value)
+def begin_results(options: "ResultOptions", run: Path, free: frozenset[str] = frozenset()) -> None:
+    """`write_config` for a command whose results replace those of an earlier call.
 
+    free:  keys that change nothing in the results
 
-def construct(target: Callable[..., Any], config: DictConfig | dict[str, Any], key: str) -> Any:
-    """Call target with a config node's keys: an unknown or missing one is a user's error, of the node named `key`."""
-    try:
-        return target(**(config if isinstance(config, dict) else plain(config)))
-    except TypeError as error:
-        raise ValueError(f"{key}: {error}") from None
-
-
-def build_loggers(config: DictConfig, folder: Path) -> list[Any]:
-    """The loggers beside the CSV log. One with a null id gets an id that stays this run folder's own; the points of a
-    sweep are a group, each named by its overrides."""
-    loggers = []
-    for name, node in config.items():
-        if "group" in node and node.group is None and HydraConfig.get().mode is RunMode.MULTIRUN:
-            OmegaConf.update(node, "group", folder.parent.name)
-            OmegaConf.update(node, "name", folder.name)
-        if "id" in node and node.id is None:
-            fresh = secrets.token_hex(4).encode()
-            OmegaConf.update(node, "id", write_once(folder / f"{name!s}-id.txt", fresh).decode())
-        if "mode" in node and node.mode is None:
-            OmegaConf.update(node, "mode", "online" if os.environ.get("WANDB_API_KEY") else "offline")
-        loggers.append(build(node))
-    return loggers
+    Raises:
+        ValueError: if the folder has results of other settings, and overwrite=true does not say that they may go.
+    """
+    if (run / CONFIG).exists() and not options.overwrite:
+        before = flat(read_config(run))
+        now = flat(options.plain())
+        unlike = free | {"run", "overwrite", "logger"}
+        changed = [k for k in now if k in before and before[k] != now[k] and k.partition(".")[0] not in unlike]
+        if changed:
+            named = ", ".join(f"{key}={before[key]} (now {now[key]})" for key in changed[:3])
+            raise ValueError(f"{run} holds results of {named}: choose another run=, or pass overwrite=true")
+    write_config(options, run)
 
 
 def plain(config: Any) -> Any:
@@ -220,6 +210,22 @@ def plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 
-def build(config: Any) -> Any:
-    """Instantiate a config node; lists and dicts come out plain."""
-    return instantiate(config, _convert_="all")
+def read_config(run: Path) -> dict[str, Any]:
+    """A run folder's config.yaml."""
+    return plain(OmegaConf.load(run / CONFIG))
+
+
+def build_loggers(nodes: dict[str, dict[str, Any]], folder: Path) -> list[Any]:
+    """The loggers beside the CSV log. One with a null id gets an id that stays this run folder's own; the points of a
+    sweep are a group, each named by its overrides."""
+    loggers = []
+    for name, node in nodes.items():
+        changed: dict[str, Any] = {}
+        if "group" in node and node["group"] is None and HydraConfig.get().mode is RunMode.MULTIRUN:
+            changed |= {"group": folder.parent.name, "name": folder.name}
+        if "id" in node and node["id"] is None:
+            changed["id"] = write_once(folder / f"{name}-id.txt", secrets.token_hex(4).encode()).decode()
+        if "mode" in node and node["mode"] is None:
+            changed["mode"] = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+        loggers.append(instantiate(node | changed, _convert_="all"))
+    return loggers

@@ -1,27 +1,43 @@
 """Bits per dimension of held-out latents, and the bound on those of their images, given labels: likelihood.json."""
 
 from pathlib import Path
+from typing import Annotated, Any
 
-from omegaconf import DictConfig
+from ldm.checkpoint import load_diffusion, matching_autoencoder
+from ldm.commands.arguments import Node, arguments_of
+from ldm.commands.entry import begin_results
+from ldm.commands.options import ResultOptions, Weights, build
+from ldm.data.sources import Source
+from ldm.diffusion.log_likelihood import log_likelihood
+from ldm.evaluation.bits_per_dim import bits_per_dim, check
+from ldm.runtime.files import write_json
+from ldm.runtime.ranges import Count
+from ldm.runtime.ranks import pick_device
 
-from ldm.commands.entry import build, plain, whole, write_config
+
+class LikelihoodOptions(ResultOptions):
+    """conf/likelihood.yaml, which says what each key means."""
+
+    data: Node
+    model: str
+    autoencoder: str | None
+    weights: Weights
+    num: Count
+    batch_size: Count
+    likelihood: Annotated[dict[str, Any], arguments_of(log_likelihood, "denoise", "path", "x0")]
+    device: str
 
 
-def main(config: DictConfig, run: Path) -> None:
-    from ldm.checkpoint import load_diffusion, matching_autoencoder
-    from ldm.evaluation.bits_per_dim import bits_per_dim, check
-    from ldm.runtime.files import write_json
-    from ldm.runtime.ranks import pick_device
-
-    model = load_diffusion(config.model, config.weights)
-    card = model.card
-    found = matching_autoencoder(config.autoencoder, card["autoencoder_path"], model.run, card["autoencoder"])
-    num, batch_size = whole(config, "num"), whole(config, "batch_size")
-    device, options = pick_device(config.device), plain(config.likelihood)
-    source = build(config.data)
-    check(source, card, found)
-    write_config(config, run)
-    result = bits_per_dim(model, found, source, num, batch_size, device, config.seed, options)
-    write_json(run / "likelihood.json", result | {"weights": config.weights})
+def main(options: LikelihoodOptions, run: Path) -> None:
+    model = load_diffusion(options.model, options.weights)
+    card, device = model.card, pick_device(options.device)
+    autoencoder = matching_autoencoder(options.autoencoder, card["autoencoder_path"], model.run, card["autoencoder"])
+    source: Source = build(options.data)
+    check(source, card, autoencoder)
+    begin_results(options, run, free=frozenset({"device"}))
+    result = bits_per_dim(
+        model, autoencoder, source, options.num, options.batch_size, device, options.seed, options.likelihood
+    )
+    write_json(run / "likelihood.json", result | {"weights": options.weights})
     print(f"latents: {result['latent_bits_per_dim']:.4f} bits/dim")
     print(f"images: at most {result['image_bits_per_dim_at_most']:.4f} bits/dim; terms in {run}/likelihood.json")

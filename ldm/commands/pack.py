@@ -3,22 +3,29 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from omegaconf import DictConfig
+from rich.progress import track
 
-from ldm.commands.entry import build, whole, write_config
+from ldm.commands.arguments import Node
+from ldm.commands.entry import write_config
+from ldm.commands.options import Options, build
+from ldm.data import shards
+from ldm.data.sources import Part, Source
+from ldm.runtime.ranges import Count
 
 
-def main(config: DictConfig, run: Path) -> None:
-    from rich.progress import track
+class PackOptions(Options):
+    """conf/pack.yaml, which says what each key means."""
 
-    from ldm.data import shards
-    from ldm.data.sources import Part
+    data: Node
+    shard_size: Count
 
+
+def main(options: PackOptions, run: Path) -> None:
     def progress(parts: list[Part]) -> Iterable[Part]:
         return track(parts, description="packing shards")
 
-    source = build(config.data)
-    shards.pack(source, run, whole(config, "shard_size"), progress)
-    write_config(config, run)
+    source: Source = build(options.data)
+    shards.pack(source, run, options.shard_size, progress)
+    write_config(options, run)
     source.report_skipped()
     print(f"shards and {shards.INDEX} in {run}: use them with data=shards data.root={run}")

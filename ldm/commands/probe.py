@@ -8,27 +8,43 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
 
-from ldm.commands.entry import TRACE, plain, write_config
+from ldm.commands.entry import TRACE, write_config
+from ldm.commands.options import Group
+from ldm.commands.train_autoencoder import StageOneOptions
 from ldm.runtime import stop
 from ldm.runtime.files import read_json
 
 
-def main(config: DictConfig, run: Path) -> float:
+class Overrides(Group):
+    """Of the commands that follow stage 1."""
+
+    latents: list[str]
+    diffusion: list[str]
+    samples: list[str]
+    metrics: list[str]
+
+
+class ProbeOptions(StageOneOptions):
+    """conf/probe.yaml, which says what each key means."""
+
+    probe: Overrides
+
+
+def main(options: ProbeOptions, run: Path) -> float:
     """The commands of the whole chain, each a process of its own with a run folder of its own."""
-    data = data_overrides(config)
+    data = data_overrides(options)
     here = {what: f"'{run / what}'" for what in ("autoencoder", "latents", "diffusion", "samples")}
-    write_config(config, run)
+    write_config(options, run)
     chain = {
         ("train-autoencoder", "autoencoder"): stage_one_overrides(),
-        ("cache-latents", "latents"): [f"autoencoder={here['autoencoder']}", *data, *config.probe.latents],
-        ("train-diffusion", "diffusion"): [f"latents={here['latents']}", *config.probe.diffusion],
-        ("sample", "samples"): [f"model={here['diffusion']}", *config.probe.samples],
-        ("evaluate", "metrics"): [f"samples={here['samples']}", *data, *config.probe.metrics],
+        ("cache-latents", "latents"): [f"autoencoder={here['autoencoder']}", *data, *options.probe.latents],
+        ("train-diffusion", "diffusion"): [f"latents={here['latents']}", *options.probe.diffusion],
+        ("sample", "samples"): [f"model={here['diffusion']}", *options.probe.samples],
+        ("evaluate", "metrics"): [f"samples={here['samples']}", *data, *options.probe.metrics],
     }
     for (name, folder), overrides in chain.items():
-        common = [f"hydra.run.dir='{run / folder}'", f"seed={config.seed}", *logger_overrides(config, run, folder)]
+        common = [f"hydra.run.dir='{run / folder}'", f"seed={options.seed}", *logger_overrides(options, run, folder)]
         call(name, *common, *overrides)
     distance = read_json(run / "metrics" / "metrics.json")["frechet_distance"]["value"]
     print(f"{run}: Frechet distance {distance:.4f} of the small generator's samples")
@@ -41,17 +57,17 @@ def stage_one_overrides() -> list[str]:
     return [override for override in HydraConfig.get().overrides.task if not override.lstrip("+~").startswith(ours)]
 
 
-def logger_overrides(config: DictConfig, run: Path, folder: str) -> list[str]:
+def logger_overrides(options: ProbeOptions, run: Path, folder: str) -> list[str]:
     """The same loggers for every command; wandb's runs are named by the point, and grouped by the sweep."""
-    names = [str(name) for name in config.logger]
+    names = list(options.logger)
     group = run.parent.name if HydraConfig.get().mode is RunMode.MULTIRUN else run.name
     wandb = [f"logger.wandb.group='{group}'", f"logger.wandb.name='{run.name}/{folder}'"] if "wandb" in names else []
     return [f"logger=[{','.join(names)}]", *wandb] if names else []
 
 
-def data_overrides(config: DictConfig) -> list[str]:
+def data_overrides(options: ProbeOptions) -> list[str]:
     """The data of stage 1, for the other commands that read images; what has no place in a command line is left out."""
-    values = {key: value for key, value in plain(config.data).items() if key != "_target_"}
+    values = {key: value for key, value in options.data.items() if key != "_target_"}
     quoted = {key: f"'{value}'" if isinstance(value, str) else value for key, value in values.items()}
     words = {key: "null" if value is None else value for key, value in quoted.items()}
     return [f"data={HydraConfig.get().runtime.choices['data']}", *(f"data.{key}={word}" for key, word in words.items())]

@@ -3,61 +3,130 @@
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from omegaconf import DictConfig
+import numpy as np
+import torch
+from pydantic import model_validator
+from rich.progress import track
+from torch import Tensor
 
-from ldm.commands.entry import build, build_loggers, plain, whole, write_config
+from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion, load_diffusion, matching_autoencoder
+from ldm.commands.arguments import Choice
+from ldm.commands.entry import begin_results, build_loggers
+from ldm.commands.options import Loggers, ResultOptions, SamplerOptions, Weights, build
+from ldm.diffusion.guidance import Guidance
+from ldm.generate import Class, Generator, LatentDiffusionModel
+from ldm.images import grid, save_png
+from ldm.runtime.files import atomic_write, sha256, write_json
+from ldm.runtime.loggers import artifact, record
+from ldm.runtime.ranges import Count, NonNegative, Share
+from ldm.runtime.ranks import gather, join_ranks, pick_device, precision
 
 
-def main(config: DictConfig, run: Path) -> None:
-    import numpy as np
-    import torch
-    from rich.progress import track
+class SampleOptions(ResultOptions):
+    """conf/sample.yaml, which says what each key means."""
 
-    from ldm.checkpoint import load_diffusion, matching_autoencoder
-    from ldm.diffusion.guidance import Guidance
-    from ldm.generate import Generator
-    from ldm.images import grid, save_png
-    from ldm.runtime.files import atomic_write, sha256, write_json
-    from ldm.runtime.loggers import artifact, record
-    from ldm.runtime.ranks import gather, join_ranks, pick_device, precision
+    model: str
+    autoencoder: str | None
+    sampler: SamplerOptions
+    grid: Choice
+    path: Choice
+    num: Count
+    classes: list[Class] | Class | None
+    weights: Weights
+    guidance: NonNegative
+    guidance_interval: tuple[Share, Share]
+    guidance_rescale: Share
+    weak: str | None
+    batch_size: Count
+    device: str
+    logger: Loggers
 
-    model = load_diffusion(config.model, config.weights)
-    card, device = model.card, pick_device(config.device)
-    autoencoder = matching_autoencoder(config.autoencoder, card["autoencoder_path"], model.run, card["autoencoder"])
-    classes = check(config, card)
-    weak = None
-    if config.weak is not None:
-        weak = load_diffusion(config.weak, config.weights)
-        for key in ("latent_shape", "objective", "class_names"):
-            if weak.card[key] != card[key]:
-                raise ValueError(f"weak={config.weak} was trained with another {key}, or on other latents")
-    generator = Generator(
-        net=model.net.to(device),
-        objective=model.objective,
-        stats=model.stats,
-        autoencoder=autoencoder.model.to(device),
-        latent_shape=tuple(card["latent_shape"]),
-        guidance=Guidance(
-            scale=config.guidance,
-            interval=tuple(config.guidance_interval),
-            rescale=config.guidance_rescale,
-            weak=None if weak is None else weak.net.to(device),
-        ),
-        grid=build(config.grid),
-        path=build(config.path) if config.path else None,
-        seed=config.seed,
-        **build(config.sampler),
+    @model_validator(mode="after")
+    def _guided(self) -> Self:
+        unused = [key for key, off in (("weak", None), ("guidance_rescale", 0)) if getattr(self, key) != off]
+        if self.guidance == 1 and unused:
+            value = getattr(self, unused[0])
+            raise ValueError(f"guidance=1 is unguided, so that {unused[0]}={value} would do nothing")
+        return self
+
+
+def main(options: SampleOptions, run: Path) -> None:
+    device = pick_device(options.device)
+    loaded = load_diffusion(options.model, options.weights)
+    autoencoder = matching_autoencoder(
+        options.autoencoder, loaded.card["autoencoder_path"], loaded.run, loaded.card["autoencoder"]
     )
-    num, batch_size = whole(config, "num"), whole(config, "batch_size")
-    labels = torch.tensor([classes[i % len(classes)] for i in range(num)])
-    write_config(config, run)
+    weak = None if options.weak is None else load_weak(options.weak, loaded, options.weights)
+    model = LatentDiffusionModel.of(loaded, autoencoder, device)
+    generator = model.generator(
+        sampler=build(options.sampler.function),
+        steps=options.sampler.steps,
+        grid=build(options.grid),
+        path=build(options.path),
+        guidance=guidance_of(options, loaded, weak, device),
+        seed=options.seed,
+    )
+    chosen = model.labels(options.classes)
+    labels = torch.tensor([chosen[i % len(chosen)] for i in range(options.num)])
+    begin_results(options, run, free=frozenset({"batch_size", "device"}))
+    samples, evaluations = drawn(generator, labels, options.batch_size)
+    if samples is None:  # on every rank but the first
+        return
+    save_samples(run / "samples.npz", samples, labels)
+    stamp = stamp_of(options, loaded, autoencoder, weak, run) | {
+        **generator.sampling.describe(),
+        "classes": "all, in turn" if options.classes is None else chosen,
+        "evaluations": evaluations,
+        "precision": precision(device),
+    }
+    write_json(run / "sample.json", stamp)
+    save_png(run / "grid.png", grid(*rows_of_classes(samples, len(chosen))))
+    save_png(run / "trajectory.png", trajectory(generator, labels[:1].to(device)))
+    record(
+        build_loggers(options.logger, run),
+        options.plain(),
+        used=[artifact("diffusion", loaded.fingerprint, loaded.run)],
+        made=[artifact("samples", sha256(run / "samples.npz"), run)],
+        pictures={"samples": run / "grid.png", "trajectory": run / "trajectory.png"},
+    )
+    print(f"{options.num} samples in {run}: samples.npz, grid.png, trajectory.png, sample.json")
 
+
+def load_weak(path: str, loaded: LoadedDiffusion, weights: str) -> LoadedDiffusion:
+    """The weaker model of autoguidance; ValueError if it does not predict what the model predicts."""
+    weak = load_diffusion(path, weights)
+    for key in ("latent_shape", "objective", "class_names"):
+        if weak.card[key] != loaded.card[key]:
+            raise ValueError(f"weak={path} was trained with another {key}, or on other latents")
+    return weak
+
+
+def guidance_of(
+    options: SampleOptions, loaded: LoadedDiffusion, weak: LoadedDiffusion | None, device: torch.device
+) -> Guidance:
+    """Guidance as the options say; ValueError where the model has never seen a sample without its label."""
+    if options.guidance != 1 and weak is None and loaded.card["label_dropout"] == 0:
+        raise ValueError(
+            f"guidance={options.guidance:g} needs label_dropout > 0 in training: pass guidance=1, or weak= a weaker "
+            "model"
+        )
+    return Guidance(
+        scale=options.guidance,
+        interval=options.guidance_interval,
+        rescale=options.guidance_rescale,
+        weak=None if weak is None else weak.net.to(device),
+    )
+
+
+def drawn(generator: Generator, labels: Tensor, batch_size: int) -> tuple[Tensor | None, float]:
+    """All samples, uint8 [N, 3, H, W], on rank 0 (None on the others), and the denoiser's evaluations for each."""
+    num, device = len(labels), generator.model.device
     rank, world = join_ranks()
-    mine = range(rank, num, world)
-    batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    images: list[torch.Tensor] = []
+    share = range(rank, num, world)
+    batches = [share[i : i + batch_size] for i in range(0, len(share), batch_size)]
+    images: list[Tensor] = []
     evaluations: list[int] = []  # of each sample: a solver of adaptive steps takes as many as its batch needs
     for indices in track(batches, description="sampling", disable=rank != 0):
         image, count = generator.images(indices, labels[list(indices)].to(device))
@@ -65,67 +134,49 @@ def main(config: DictConfig, run: Path) -> None:
         evaluations += [count] * len(indices)
     shares = gather((torch.cat(images) if images else None, evaluations))
     if rank != 0:
-        return
+        return None, 0.0
     samples = torch.empty(num, *shares[0][0].shape[1:], dtype=torch.uint8)
     for i, (part, _) in enumerate(shares):
-        if part is not None:  # with fewer samples than ranks
+        if part is not None:  # with fewer samples than ranks, some have none
             samples[i::world] = part
+    return samples, sum(sum(counts) for _, counts in shares) / num
 
+
+def save_samples(file: Path, samples: Tensor, labels: Tensor) -> None:
+    """The .npz that the field's evaluators read: arr_0, uint8 [N, H, W, 3], and arr_1, labels [N]."""
     buffer = io.BytesIO()
     np.savez(buffer, arr_0=samples.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
-    with atomic_write(run / "samples.npz") as file:
-        file.write(buffer.getvalue())
-    stamp: dict[str, Any] = {
+    with atomic_write(file) as stream:
+        stream.write(buffer.getvalue())
+
+
+def stamp_of(
+    options: SampleOptions,
+    loaded: LoadedDiffusion,
+    autoencoder: LoadedAutoencoder,
+    weak: LoadedDiffusion | None,
+    run: Path,
+) -> dict[str, Any]:
+    """What the samples depend on, as far as it is known before they are drawn; sample.json holds it."""
+    given = options.plain()
+    return {
         "sha256": sha256(run / "samples.npz")[:16],
-        "model": model.fingerprint,
-        "model_path": os.path.relpath(Path(config.model).resolve(), run.resolve()),
+        "model": loaded.fingerprint,
+        "model_path": os.path.relpath(Path(options.model).resolve(), run.resolve()),
         "autoencoder": autoencoder.fingerprint,
         "autoencoder_path": os.path.relpath(autoencoder.path.resolve(), run.resolve()),
-        "num": num,
-        "classes": "all, in turn" if config.classes is None else classes,
-        "class_names": card["class_names"],
-        "preprocessing": card["preprocessing"],
-        "weights": config.weights,
-        "sampler": plain(config.sampler),
-        "grid": plain(config.grid),
-        "path": plain(config.path) or "as trained",
-        "evaluations": sum(sum(counts) for _, counts in shares) / num,  # of the denoiser; guided, two of networks each
-        "guidance": config.guidance,
-        "guidance_interval": plain(config.guidance_interval),
-        "guidance_rescale": config.guidance_rescale,
+        "num": options.num,
+        "class_names": loaded.card["class_names"],
+        "preprocessing": loaded.card["preprocessing"],
+        "weights": options.weights,
+        "path": given["path"] or "as trained",
+        "guidance": options.guidance,  # guided, two networks are evaluated for an evaluation of the denoiser
+        "guidance_interval": given["guidance_interval"],
+        "guidance_rescale": options.guidance_rescale,
         "weak": None if weak is None else weak.fingerprint,
-        "seed": config.seed,
-        "precision": precision(device),
-        "batches_trained": card["batches_seen"],
+        "seed": options.seed,
+        "batches_trained": loaded.card["batches_seen"],
     }
-    write_json(run / "sample.json", stamp)
-    save_png(run / "grid.png", grid(*rows_of_classes(samples, len(classes))))
-    save_png(run / "trajectory.png", trajectory(generator, labels[:1].to(device)))
-    record(
-        build_loggers(config.logger, run),
-        plain(config),
-        used=[artifact("diffusion", model.fingerprint, model.run)],
-        made=[artifact("samples", sha256(run / "samples.npz"), run)],
-        pictures={"samples": run / "grid.png", "trajectory": run / "trajectory.png"},
-    )
-    print(f"{num} samples in {run}: samples.npz, grid.png, trajectory.png, sample.json")
-
-
-def check(config: DictConfig, card: dict[str, Any]) -> list[int]:
-    """The classes to sample, in turn; ValueError for what the model can't do, before anything is computed."""
-    count = len(card["class_names"])
-    chosen = [config.classes] if isinstance(config.classes, int) else config.classes
-    classes = list(range(count)) if chosen is None else list(chosen)
-    if not classes or not all(isinstance(c, int) and 0 <= c < count for c in classes):
-        raise ValueError(f"classes={config.classes} must be null or name some of 0 ... {count - 1}")
-    unused = [k for k, off in (("weak", None), ("guidance_rescale", 0)) if config[k] != off]
-    if config.guidance == 1 and unused:
-        raise ValueError(f"guidance=1 is unguided, so that {unused[0]}={config[unused[0]]} would do nothing")
-    if config.guidance != 1 and config.weak is None and card["label_dropout"] == 0:
-        raise ValueError(
-            f"guidance={config.guidance} needs label_dropout > 0 in training: pass guidance=1, or weak= a weaker model"
-        )
-    return classes
 
 
 def rows_of_classes(samples: Any, num_classes: int, most: int = 10) -> tuple[Any, int]:
@@ -138,14 +189,10 @@ def rows_of_classes(samples: Any, num_classes: int, most: int = 10) -> tuple[Any
     return samples[[row + num_classes * column for row in range(rows) for column in range(columns)]], columns
 
 
-def trajectory(generator: Any, labels: Any, columns: int = 10) -> Any:
+def trajectory(generator: Generator, labels: Tensor, columns: int = 10) -> Tensor:
     """A strip of sample 0 on its way from noise: above, x_t; below, the x0 that the network predicts there; decoded."""
-    import torch
-
-    from ldm.images import grid
-
-    latents, record = generator.latents([0], labels, keep=True)
-    chosen = torch.linspace(0, len(record.states) - 1, min(columns - 1, len(record.states))).long().tolist()
-    x_t = [record.states[i][1] for i in chosen] + [latents]
-    x0 = [record.states[i][2] for i in chosen] + [latents]
-    return grid(generator.decode(torch.cat(x_t + x0)), len(x_t))
+    latents, walk = generator.latents([0], labels, keep=1)
+    chosen = torch.linspace(0, len(walk.states) - 1, min(columns - 1, len(walk.states))).long().tolist()
+    x_t = [walk.states[i][1] for i in chosen] + [latents]
+    x0 = [walk.states[i][2] for i in chosen] + [latents]
+    return grid(generator.model.decode(torch.cat(x_t + x0)), len(x_t))

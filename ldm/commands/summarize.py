@@ -3,29 +3,33 @@
 import csv
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from omegaconf import DictConfig
-
+from ldm.commands.options import Options
 from ldm.commands.sweep_points import POINT
 from ldm.runtime.files import atomic_write, existing_folder, flat, read_json
 
 
-def main(config: DictConfig, run: Path) -> None:
+class SummarizeOptions(Options):
+    """conf/summarize.yaml, which says what each key means."""
+
+    columns: list[str]
+    best: Literal["min", "max"]
+
+
+def main(options: SummarizeOptions, run: Path) -> None:
     points = sorted(path.parent for path in existing_folder(run, "run").glob(f"*/{POINT}"))
     if not points:
-        raise ValueError(f"{run} holds no points of a sweep: make them by `ldm COMMAND -m run={config.run} KEY=A,B`")
-    if config.best not in ("min", "max"):
-        raise ValueError(f"best={config.best} must be min or max")
+        raise ValueError(f"{run} holds no points of a sweep: make them by `ldm COMMAND -m run={options.run} KEY=A,B`")
     cards = [read_json(point / POINT) for point in points]
     rows = []
     given = differing([flat(card["config"]) for card in cards])
     for point, card, choices in zip(points, cards, given, strict=True):
         state = "failed" if card["error"] else "finished" if card["finished"] else "unfinished"
-        found = {name: metric(point, name) for name in config.columns}
+        found = {name: metric(point, name) for name in options.columns}
         rows.append({"state": state, **choices, "returned": card["value"], **found, "folder": point.name})
-    worst = float("inf") if config.best == "min" else float("-inf")
-    rows.sort(key=lambda row: worst if row["returned"] is None else row["returned"], reverse=config.best == "max")
+    worst = float("inf") if options.best == "min" else float("-inf")
+    rows.sort(key=lambda row: worst if row["returned"] is None else row["returned"], reverse=options.best == "max")
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -33,7 +37,7 @@ def main(config: DictConfig, run: Path) -> None:
     with atomic_write(run / "summary.csv") as file:
         file.write(text.getvalue().encode())
     labels = [", ".join(f"{key.rpartition('.')[2]}={row[key]}" for key in given[0]) for row in rows]
-    draw(run / "summary.png", rows, labels, ["returned", *config.columns])
+    draw(run / "summary.png", rows, labels, ["returned", *options.columns])
     print(text.getvalue().rstrip())
     for point, card in zip(points, cards, strict=True):
         if card["error"]:

@@ -2,109 +2,144 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from omegaconf import DictConfig
+from pydantic import model_validator
+from torch import nn
 
-from ldm.commands.entry import build, build_loggers, plain, whole, write_config
+from ldm.checkpoint import LoadedAutoencoder, load_diffusion, matching_autoencoder, newest
+from ldm.commands.arguments import Choice, Node
+from ldm.commands.entry import build_loggers, write_config
+from ldm.commands.options import ObjectiveOptions, SamplerOptions, build
+from ldm.commands.training_options import TrainingOptions
+from ldm.data.cache_reader import LatentCache, LatentData, Verify
+from ldm.data.cache_writer import AUTOENCODER, MANIFEST
+from ldm.diffusion.objective import Objective
+from ldm.diffusion.sampling import Sampling
+from ldm.generate import LatentDiffusionModel
+from ldm.runtime.files import sha256
+from ldm.runtime.loggers import artifact
+from ldm.runtime.ranges import NonNegative, Share
+from ldm.training.curves import last_value
+from ldm.training.diffusion_module import DiffusionModule
+from ldm.training.pictures import SampleGrid
+from ldm.training.progress import Schedule, seed_from
+from ldm.training.run import Tracking, fit
 
 
-def main(config: DictConfig, run: Path) -> float | None:
-    from ldm.checkpoint import load_diffusion, matching_autoencoder, newest
-    from ldm.data.cache_reader import LatentCache, LatentData
-    from ldm.data.cache_writer import AUTOENCODER, MANIFEST
-    from ldm.diffusion.guidance import Guidance
-    from ldm.diffusion.objective import Objective
-    from ldm.generate import Generator
-    from ldm.runtime.files import sha256
-    from ldm.runtime.loggers import artifact
-    from ldm.training.curves import last_value
-    from ldm.training.diffusion_module import DiffusionModule
-    from ldm.training.pictures import SampleGrid
-    from ldm.training.progress import Schedule, seed_from
-    from ldm.training.run import Plan, Tracking, fit
+class TrainDiffusionOptions(TrainingOptions):
+    """conf/train_diffusion.yaml, which says what each key means."""
 
-    steps = whole(config, "steps")
-    objective = Objective(**build(config.objective))
-    if config.guidance != 1 and config.label_dropout == 0:
-        raise ValueError(f"guidance={config.guidance} of the sample grids needs label_dropout > 0: pass guidance=1")
-    cache = LatentCache(config.latents, config.verify)
-    manifest = cache.manifest
-    autoencoder = matching_autoencoder(config.autoencoder, AUTOENCODER, cache.folder, manifest["autoencoder"])
+    latents: str
+    autoencoder: str | None
+    verify: Verify
+    net: Node
+    objective: ObjectiveOptions
+    sampler: SamplerOptions
+    grid: Choice
+    label_dropout: Share
+    guidance: NonNegative
+
+    @model_validator(mode="after")
+    def _guidance_is_learned(self) -> Self:
+        if self.guidance != 1 and self.label_dropout == 0:
+            raise ValueError(f"guidance={self.guidance:g} of the sample grids needs label_dropout > 0: pass guidance=1")
+        return self
+
+
+def main(options: TrainDiffusionOptions, run: Path) -> float | None:
+    objective, sampling = options.objective.objective(), options.objective.default_sampling()
+    cache = LatentCache(options.latents, options.verify)
+    autoencoder = matching_autoencoder(options.autoencoder, AUTOENCODER, cache.folder, cache.manifest["autoencoder"])
     shape = {"in_channels": cache.latent_shape[0], "num_classes": len(cache.class_names)}
-    seed_from(config.seed)
-    net = build(plain(config.net) | shape)
-    if config.init is not None and newest(run) is None:  # else the run has weights of its own
-        start_from(config.init, net)
+    seed_from(options.seed)
+    net: nn.Module = build(options.net | shape)
+    if options.init is not None and newest(run) is None:  # else the run has weights of its own
+        start_from(options.init, net)
     module = DiffusionModule(
         net=net,
         objective=objective,
         stats=cache.stats,
-        label_dropout=config.label_dropout,
-        optimizer=build(config.optimizer),
-        schedule=Schedule(steps=steps, **plain(config.schedule)),
-        seed=config.seed,
-        batch_size=whole(config, "batch_size"),
-        lr_per_image=config.lr_per_image,
-        card={
-            "kind": "diffusion",
-            "net": plain(config.net) | shape,
-            "objective": plain(config.objective),
-            "label_dropout": config.label_dropout,
-            "stats": {"mean": manifest["mean"], "std": manifest["std"]},
-            "latent_shape": list(cache.latent_shape),
-            "class_names": cache.class_names,
-            "preprocessing": manifest["preprocessing"],
-            "autoencoder": autoencoder.fingerprint,
-            "autoencoder_path": os.path.relpath(autoencoder.path.resolve(), run.resolve()),
-            "config": plain(config),
-        },
-    )
-    generator = Generator(
-        net=net,
-        objective=objective,
-        stats=cache.stats,
-        autoencoder=autoencoder.model,
-        latent_shape=cache.latent_shape,
-        guidance=Guidance(scale=config.guidance),
-        grid=build(config.grid),
-        seed=config.seed,
-        **build(config.sampler),
+        label_dropout=options.label_dropout,
+        optimizer=build(options.optimizer),
+        schedule=Schedule(steps=options.steps, **options.schedule),
+        seed=options.seed,
+        batch_size=options.batch_size,
+        lr_per_image=options.lr_per_image,
+        card=card_of(options, cache, autoencoder, run) | {"net": options.net | shape},
     )
     fit(
         module,
         LatentData(
             cache=cache,
-            batch_size=module.batch_size,
-            num_workers=config.num_workers,
-            seed=config.seed,
+            batch_size=options.batch_size,
+            num_workers=options.num_workers,
+            seed=options.seed,
             coupling=objective.coupling,
         ),
-        Plan(
-            run=run,
-            steps=steps,
-            every=whole(config, "every"),
-            keep=whole(config, "keep"),
-            ema_decay=config.ema_decay,
-            trainer=plain(config.trainer),
-        ),
+        options.plan(run),
         networks=[net],
-        callbacks=[SampleGrid(generator, len(cache.class_names))],
+        callbacks=[sample_grid(options, net, objective, sampling, cache, autoencoder)],
         tracking=Tracking(
-            loggers=build_loggers(config.logger, run),
+            loggers=build_loggers(options.logger, run),
             used=[artifact("latents", sha256(cache.folder / MANIFEST), cache.folder)],
             made=lambda: artifact("diffusion", load_diffusion(run).fingerprint, run),
         ),
-        begin=lambda: write_config(config, run),
+        begin=lambda: write_config(options, run),
     )
     print(f"diffusion model in {run}: samples/, curves.png, metrics.csv, checkpoints/")
-    return last_value(run, config.returns)
+    return last_value(run, options.returns)
 
 
-def start_from(path: str, net: Any) -> None:
+def card_of(
+    options: TrainDiffusionOptions, cache: LatentCache, autoencoder: LoadedAutoencoder, run: Path
+) -> dict[str, Any]:
+    """What a checkpoint says of itself, but for its network."""
+    return {
+        "kind": "diffusion",
+        "objective": options.objective.card(),
+        "sampling": options.objective.sampling,
+        "label_dropout": options.label_dropout,
+        "stats": {"mean": cache.manifest["mean"], "std": cache.manifest["std"]},
+        "latent_shape": list(cache.latent_shape),
+        "class_names": cache.class_names,
+        "preprocessing": cache.manifest["preprocessing"],
+        "autoencoder": autoencoder.fingerprint,
+        "autoencoder_path": os.path.relpath(autoencoder.path.resolve(), run.resolve()),
+        "config": options.plain(),
+    }
+
+
+def sample_grid(
+    options: TrainDiffusionOptions,
+    net: nn.Module,
+    objective: Objective,
+    sampling: Sampling,
+    cache: LatentCache,
+    autoencoder: LoadedAutoencoder,
+) -> SampleGrid:
+    """The callback that draws samples of the network as it is."""
+    model = LatentDiffusionModel(
+        net=net,
+        objective=objective,
+        stats=cache.stats,
+        autoencoder=autoencoder.model,
+        latent_shape=cache.latent_shape,
+        class_names=cache.class_names,
+        sampling=sampling,
+        scale=options.guidance,
+    )
+    generator = model.generator(
+        sampler=build(options.sampler.function),
+        steps=options.sampler.steps,
+        grid=build(options.grid),
+        seed=options.seed,
+    )
+    return SampleGrid(generator, len(cache.class_names))
+
+
+def start_from(path: str, net: nn.Module) -> None:
     """Copy a trained or imported network's weights."""
-    from ldm.checkpoint import load_diffusion
-
     loaded = load_diffusion(path)
     try:
         net.load_state_dict(loaded.net.state_dict())

@@ -20,6 +20,11 @@ class NoRegularizer:
         """Whether the autoencoder emits a distribution."""
         return False
 
+    @property
+    def smallest_scale(self) -> float:
+        """The least side that `transform` makes of an image, relative to its own."""
+        return 1.0
+
     def penalty(self, posterior: DiagonalGaussian, x: Tensor) -> Tensor:  # noqa: ARG002
         """In the units of the reconstruction error per image element: [B]."""
         return torch.zeros_like(posterior.mean[:, 0, 0, 0])
@@ -75,6 +80,10 @@ class ScaleEquivariance(KL):
         super().__post_init__()
         if not (0 <= self.probability <= 1 and 0 < self.min_scale <= 1):
             raise ValueError("regularizer.probability must lie in [0, 1] and regularizer.min_scale in (0, 1]")
+
+    @property
+    def smallest_scale(self) -> float:
+        return self.min_scale
 
     def transform(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         if torch.rand(()) >= self.probability:

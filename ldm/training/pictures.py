@@ -78,9 +78,9 @@ class SampleGrid(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         # not at the validation's end, where the averaged weights may have been swapped out already
-        together = is_sharded(self.generator.net)  # no rank holds a network of its own
+        together = is_sharded(self.generator.model.net)  # no rank holds a network of its own
         if batch_idx == 0 and (together or trainer.is_global_zero):
-            self.generator.autoencoder.to(pl_module.device)
+            self.generator.model.autoencoder.to(pl_module.device)  # type: ignore[union-attr]
             images, _evaluations = self.generator.images(range(len(self.labels)), self.labels.to(pl_module.device))
         if batch_idx == 0 and trainer.is_global_zero:
             save_grid(trainer, pl_module, "samples", grid(images, self.columns))

@@ -1,0 +1,191 @@
+"""What a config gives a function or a class, held against that one's signature: names, types and ranges.
+
+So a constructor's keyword arguments are the schema of its config node, for our classes and for a user's alike; what
+pydantic finds wrong is said in one line, with the key and what belongs there.
+"""
+
+import inspect
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, get_type_hints
+
+from hydra.utils import get_object
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+
+PLAIN = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)  # "3" is no number, and 3 no text
+HYDRAS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
+
+WANTED = {  # by the type of pydantic's error
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "none_required": "null",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a group of keys",
+    "model_type": "a group of keys",
+    "literal_error": "{expected}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "too_short": "at least {min_length} values",
+    "too_long": "at most {max_length} values",
+    "missing": "given",
+}
+
+
+class ArgumentError(ValueError):
+    """What is wrong with a key below the node that is being checked."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        self.key, self.problem = key, problem
+        super().__init__(f"{key}{problem}")
+
+
+def arguments_of(target: Callable[..., Any], *supplied: str) -> AfterValidator:
+    """Holds a config node to target's keyword arguments, but for those that the command supplies."""
+
+    def check(given: dict[str, Any]) -> dict[str, Any]:
+        return check_arguments(target, given, supplied=supplied)
+
+    return AfterValidator(check)
+
+
+def check_node(node: dict[str, Any]) -> dict[str, Any]:
+    """A node with a `_target_`, its numbers as the target's signature has them; ArgumentError for what does not fit."""
+    name = node.get("_target_")
+    if not isinstance(name, str):
+        raise ArgumentError("", " must name what it builds: pass _target_=package.module.Name")
+    try:
+        target = get_object(name)
+    except Exception as error:  # whatever a user's module raises
+        raise ArgumentError("._target_", f"={name} can't be imported: {' '.join(str(error).split())}") from None
+    return check_arguments(target, node, partial=bool(node.get("_partial_")))
+
+
+def check_arguments(
+    target: Callable[..., Any], given: dict[str, Any], *, supplied: tuple[str, ...] = (), partial: bool = False
+) -> dict[str, Any]:
+    """The arguments that a config gives target, whole numbers as whole numbers.
+
+    Args:
+        target:    a function or class.
+        given:     its arguments by name; a value that is a node with a `_target_` is checked likewise.
+        supplied:  arguments that come from elsewhere.
+        partial:   whether more will be supplied by whoever calls it, so that none is missing here.
+
+    Raises:
+        ArgumentError: for a name, type or number that target does not take, or one that it lacks.
+    """
+    parameters = inspect.signature(target).parameters
+    hints = hints_of(target)
+    named = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    checked = dict(given)
+    for name, value in given.items():
+        if name in HYDRAS:
+            continue
+        if not takes_any and (name not in named or name in supplied):
+            known = ", ".join(each for each in named if each not in supplied)
+            raise ArgumentError(f".{name}", f" is no option of {target.__name__}, which has {known or 'none'}")
+        try:
+            if isinstance(value, dict) and "_target_" in value:
+                checked[name] = check_node(value)
+            elif name in hints:
+                checked[name] = check_value(hints[name], value)
+        except ArgumentError as error:
+            raise ArgumentError(f".{name}{error.key}", error.problem) from None
+    missing = [
+        name
+        for name in named
+        if parameters[name].default is inspect.Parameter.empty and name not in given and name not in supplied
+    ]
+    if missing and not partial:
+        raise ArgumentError(f".{missing[0]}", f" is missing, which {target.__name__} needs")
+    return checked
+
+
+def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
+    """The types of target's arguments, with their ranges; none where they can't be resolved."""
+    try:
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def check_value(annotation: Any, value: Any) -> Any:
+    """The value, as the annotation wants it; unchanged where pydantic has no schema of the annotation."""
+    try:
+        adapter = TypeAdapter(annotation, config=PLAIN)
+    except Exception:  # pydantic's own errors, and those of types that only look like types
+        return value
+    try:
+        found = adapter.validate_json(as_json(value))
+    except ValidationError as error:
+        raise ArgumentError("", f"={shown(value)} must be {wanted(error.errors())}") from None
+    return found if isinstance(found, int) else value
+
+
+def as_json(value: Any) -> str:
+    """JSON of a plain config, in which 1e5 is the whole number that it is."""
+    return json.dumps(_whole(value))
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _whole(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def explain(error: ValidationError, config: dict[str, Any]) -> str:
+    """In one line, the first key that is wrong, what it is, and what belongs there."""
+    errors = error.errors()
+    key, value = locate(errors[0]["loc"], config)
+    cause = errors[0].get("ctx", {}).get("error")
+    if isinstance(cause, ArgumentError):
+        return f"{key}{cause.key}{cause.problem}"
+    if cause is not None:  # a check across keys, which names them itself
+        return str(cause)
+    if errors[0]["type"] == "extra_forbidden":
+        return f"{key} is no option here"
+    if errors[0]["type"] == "missing":
+        return f"{key} is missing: pass {key}=..."
+    return f"{key}={shown(value)} must be {wanted([e for e in errors if locate(e['loc'], config)[0] == key])}"
+
+
+def locate(loc: tuple[str | int, ...], config: Any) -> tuple[str, Any]:
+    """The key that an error is about, as a command line writes it, and its value; a list's elements are the list's."""
+    keys: list[str] = []
+    for part in loc:
+        if not isinstance(config, dict) or not isinstance(part, str):
+            break
+        keys.append(part)
+        if part not in config:
+            return ".".join(keys), None
+        config = config[part]
+    return ".".join(keys), config
+
+
+def wanted(errors: list[Any]) -> str:
+    """What belongs in a place, from all that was tried there."""
+    words = []
+    for error in errors:
+        text = WANTED.get(error["type"], f"right ({error['msg']})").format(**error.get("ctx", {}))
+        words.append(text.replace("'", ""))
+    words = list(dict.fromkeys(words))
+    return " or ".join(words)
+
+
+def shown(value: Any) -> str:
+    """A value as a command line writes it."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+Node = Annotated[dict[str, Any], AfterValidator(check_node)]  # what `build` makes an object of
+Choice = Annotated[dict[str, Any], AfterValidator(lambda node: check_node(node) if node else node)]  # {} is none

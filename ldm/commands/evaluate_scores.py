@@ -1,0 +1,297 @@
+"""The scores that `ldm evaluate` is asked for, and the checks of what they need, before anything is computed."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from ldm.checkpoint import LoadedAutoencoder, load_autoencoder, load_diffusion, matching_autoencoder
+from ldm.commands.arguments import Node
+from ldm.commands.options import Group, Loggers, ResultOptions
+from ldm.data.sources import Digits, Source
+from ldm.evaluation.bits_per_dim import check as check_likelihood
+from ldm.evaluation.image_sets import Array, ImageSet, SourceSet, holds_images, open_set
+from ldm.evaluation.model_scores import Bits, Reconstruction
+from ldm.evaluation.sample_scores import ClassAccuracy, FeatureScores, Memorisation, Score
+from ldm.losses.perceptual import PerceptualLoss
+from ldm.metrics.classifier import Classifier, FileClassifier, PixelClassifier
+from ldm.metrics.features import Extractor, features_for, load_features
+from ldm.metrics.statistics import known_statistics
+from ldm.runtime.ranges import Count, Natural
+from ldm.runtime.ranks import precision
+
+PICTURE = "neighbours.png"
+
+
+class Neighbourhoods(Group):
+    """k of the neighbourhoods of two pairs of scores."""
+
+    precision_recall: Count
+    density_coverage: Count
+
+
+class EvaluateOptions(ResultOptions):
+    """conf/evaluate.yaml, which says what each key means."""
+
+    data: Node
+    samples: str | None
+    reference: str | None
+    statistics: str | None
+    features: str | None
+    classifier: str | None
+    keep: Count
+    neighbours: Neighbourhoods
+    memorisation: Natural
+    likelihood: Natural
+    reconstruction: bool
+    lpips: bool | str | None
+    tile: Count | None
+    autoencoder: str | None
+    batch_size: Count
+    num_workers: Natural
+    device: str
+    logger: Loggers
+
+    @property
+    def of_samples(self) -> list[str]:
+        """The keys that ask for something of samples."""
+        return [key for key in ("classifier", "reference", "memorisation", "likelihood") if getattr(self, key)]
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        if self.reference is not None and self.features is None:
+            raise ValueError("features=null compares with no reference: pass reference=null, or features=")
+        if self.samples is None and (self.of_samples or not self.reconstruction):
+            what = f"{self.of_samples[0]} needs samples" if self.of_samples else "pass reconstruction=true"
+            raise ValueError(f"samples=null scores an autoencoder alone: {what}")
+        if self.memorisation and self.features is None:
+            raise ValueError("memorisation is measured in feature space: pass features=")
+        if self.keep <= (most := max(self.neighbours.precision_recall, self.neighbours.density_coverage)):
+            raise ValueError(f"keep={self.keep} must be more than the neighbours that are looked for, {most}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked for, of what.
+
+    options:    the command's
+    run:        the folder that results go to
+    source:     data: the real images
+    samples:    what is scored; None: an autoencoder alone
+    stamp:      what `ldm sample` says of the samples; {} of all others
+    folder:     what paths in the stamp are relative to
+    extractor:  of features; None: none are wanted
+    device:     where networks run
+    """
+
+    options: EvaluateOptions
+    run: Path
+    source: Source
+    samples: ImageSet | None
+    stamp: dict[str, Any]
+    folder: Path
+    extractor: Extractor | None
+    device: torch.device
+    train: SourceSet = field(init=False)
+    held_out: SourceSet = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "train", SourceSet(self.source, ("train",)))
+        object.__setattr__(self, "held_out", SourceSet(self.source, ("val",)))
+
+
+def request(options: EvaluateOptions, run: Path, source: Source, device: torch.device) -> Request:
+    """Open the samples and the extractor.
+
+    Raises:
+        ValueError: if there are no such samples, or if data are not what their model was trained on.
+    """
+    samples = None if options.samples is None else open_set(Path(options.samples), source, "samples")
+    stamp = {} if samples is None else samples.stamp
+    check_data(options, stamp, source)
+    features = options.features
+    if features == "auto" and options.reference is not None and stamp.get("preprocessing") != source.preprocessing():
+        features = "inception"  # data may be the digits by default alone
+    name = features_for(features, digits=isinstance(source, Digits))
+    return Request(
+        options=options,
+        run=run,
+        source=source,
+        samples=samples,
+        stamp=stamp,
+        folder=run if options.samples is None else folder_of(options.samples),
+        extractor=None if name is None else load_features(name, example(source)).to(device),
+        device=device,
+    )
+
+
+def folder_of(samples: str) -> Path:
+    """The run folder that a run, or its samples.npz, lies in: what paths in its stamp are relative to."""
+    return Path(samples).parent if Path(samples).suffix == ".npz" else Path(samples)
+
+
+def example(source: Source) -> Tensor:
+    """Two images of the source's size, for networks in files to be tried on."""
+    return torch.zeros(2, 3, source.resolution, source.resolution, dtype=torch.uint8)
+
+
+def check_data(options: EvaluateOptions, stamp: dict[str, Any], source: Source) -> None:
+    """Hold data to what the samples' model was trained on, where a score compares the two."""
+    trained_on = stamp.get("class_names", source.class_names)
+    by_reference_alone = options.of_samples == ["reference"] and not options.reconstruction
+    if trained_on != source.class_names and not by_reference_alone:
+        raise ValueError(
+            f"the samples' model was trained on the classes {trained_on}, data has {source.class_names}: pass data="
+        )
+    if options.reference is None or options.memorisation or options.reconstruction:
+        compare_preparation(stamp.get("preprocessing") or {}, source, refuse=bool(options.memorisation))
+
+
+def compare_preparation(trained_on: dict[str, Any], source: Source, refuse: bool) -> None:
+    """Say where data is prepared in another way than what the samples' model has seen; ValueError where that would
+    pass copies for new images."""
+    prepared = source.preprocessing()
+    # an imported model knows its resolution alone
+    unlike = [key for key in trained_on if trained_on[key] != prepared.get(key)]
+    if unlike:
+        said = " ".join(f"data.{key}={trained_on[key]} (now {prepared.get(key)})" for key in unlike)
+        said = f"the samples' model was trained on images of {said}"
+        if refuse:
+            raise ValueError(f"{said}: memorisation needs the same ones")
+        print(f"{said}: its samples are compared with other crops")
+
+
+def chosen(asked: Request) -> list[Score]:
+    """The scores that are asked for; ValueError where one lacks what it needs, or where there is none."""
+    makers = (feature_scores, class_accuracy, memorisation, reconstruction, likelihood)
+    scores: list[Score] = [score for maker in makers if (score := maker(asked)) is not None]
+    if not scores:
+        raise ValueError("nothing to score: pass features=, classifier= or reconstruction=true")
+    return scores
+
+
+def feature_scores(asked: Request) -> FeatureScores | None:
+    """Distances between the features of samples and of a reference."""
+    options = asked.options
+    if asked.samples is None or asked.extractor is None:
+        return None
+    reference: ImageSet | None = asked.train
+    known = {}
+    if options.reference is not None:
+        path = Path(options.reference)
+        known = known_statistics(path)
+        reference = None if known and not holds_images(path) else open_set(path, asked.source, "reference")
+    return FeatureScores(
+        samples=asked.samples,
+        reference=reference,
+        known=known,
+        extractor=asked.extractor,
+        folder=None if options.statistics is None else Path(options.statistics),
+        keep=options.keep,
+        neighbours=options.neighbours.model_dump(),
+        precision=precision(asked.device),
+        seed=options.seed,
+    )
+
+
+def class_accuracy(asked: Request) -> ClassAccuracy | None:
+    """Whether a classifier gives samples their own labels."""
+    name = asked.options.classifier
+    if asked.samples is None or name is None:
+        return None
+    check_labels(str(asked.options.samples), asked.samples, asked.source.class_names)
+    classifier = build_classifier(name, asked.train, asked.device)
+    return ClassAccuracy(samples=asked.samples, held_out=asked.held_out, classifier=classifier)
+
+
+def check_labels(name: str, samples: Any, class_names: list[str]) -> None:
+    """ValueError where a classifier of these classes can't tell which samples are right."""
+    if isinstance(samples, Array):
+        if samples.labels is None:
+            raise ValueError(f"samples={name} has no labels (arr_1) for a classifier to find: pass classifier=null")
+        if not 0 <= samples.labels.min() <= samples.labels.max() < len(class_names):
+            labels = f"{samples.labels.min()} ... {samples.labels.max()}"
+            raise ValueError(
+                f"samples={name} has the labels {labels}, data has {len(class_names)} classes: pass data=, or "
+                "classifier=null"
+            )
+    elif samples.source.class_names != class_names:
+        raise ValueError(
+            f"samples={name} has the classes {samples.source.class_names}, data {class_names}: "
+            "a classifier needs the same, in the same order; or pass classifier=null"
+        )
+
+
+def build_classifier(name: str, train: SourceSet, device: torch.device) -> Classifier:
+    """ "svc", trained on the training images, or a file."""
+    if name != "svc":
+        return FileClassifier(Path(name), example(train.source), len(train.source.class_names)).to(device)
+    if not isinstance(train.source, Digits):
+        raise ValueError("classifier=svc is for the digits only: name a file of logits")
+    images, labels = zip(*train.batches(1000, 0, 0, 1), strict=True)
+    return PixelClassifier(torch.cat(images), torch.cat(labels))
+
+
+def memorisation(asked: Request) -> Memorisation | None:
+    """Whether samples are copies of training images."""
+    if asked.samples is None or asked.extractor is None or not asked.options.memorisation:
+        return None
+    return Memorisation(
+        samples=asked.samples,
+        train=asked.train,
+        held_out=asked.held_out,
+        extractor=asked.extractor,
+        num=asked.options.memorisation,
+        picture=asked.run / PICTURE,
+    )
+
+
+def reconstruction(asked: Request) -> Reconstruction | None:
+    """How well the autoencoder keeps held-out images."""
+    options = asked.options
+    if not options.reconstruction:
+        return None
+    autoencoder = its_autoencoder(asked)
+    weights = options.lpips
+    if weights == "auto":  # those that it was trained with; an imported one was trained elsewhere
+        weights = autoencoder.card["config"].get("loss", {}).get("perceptual_pretrained")
+        if weights is None:
+            print("reconstruction lpips: left out, as this autoencoder names no VGG16: pass lpips=true or false")
+    return Reconstruction(
+        autoencoder=autoencoder,
+        held_out=asked.held_out,
+        extractor=asked.extractor,
+        perceptual=None if weights is None else PerceptualLoss(pretrained=weights, key="lpips"),
+        tile=options.tile,
+    )
+
+
+def its_autoencoder(asked: Request) -> LoadedAutoencoder:
+    """The one that the samples were decoded with, or the one that is given."""
+    given, stamp = asked.options.autoencoder, asked.stamp
+    if "autoencoder" in stamp:
+        return matching_autoencoder(given, stamp["autoencoder_path"], asked.folder, stamp["autoencoder"])
+    if given is None:
+        raise ValueError("no samples name an autoencoder: pass autoencoder=PATH, or reconstruction=false")
+    return load_autoencoder(given)
+
+
+def likelihood(asked: Request) -> Bits | None:
+    """Bits per dimension under the model that made the samples."""
+    if not asked.options.likelihood:
+        return None
+    stamp = asked.stamp
+    if "model_path" not in stamp:
+        raise ValueError("likelihood is of samples that name their model: a run of `ldm sample`")
+    place = asked.folder / stamp["model_path"]
+    model = load_diffusion(place, stamp["weights"])
+    if model.fingerprint != stamp["model"]:
+        raise ValueError(f"{place} is no longer the model that these samples are from")
+    autoencoder = its_autoencoder(asked)
+    check_likelihood(asked.source, model.card, autoencoder)
+    options = asked.options
+    return Bits(model=model, autoencoder=autoencoder, source=asked.source, num=options.likelihood, seed=options.seed)

@@ -1,0 +1,100 @@
+"""Typed options: what a command's config may be, checked once, before anything is computed."""
+
+from typing import Annotated, Any, Literal, Self
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+
+from ldm.commands.arguments import Node, arguments_of, as_json, explain
+from ldm.commands.entry import plain
+from ldm.diffusion.objective import Objective
+from ldm.diffusion.parameterization import Parameterization
+from ldm.diffusion.sampling import Sampling
+from ldm.runtime.ranges import Count, Natural
+
+
+class Group(BaseModel):
+    """Some keys of a config, frozen; a key that it does not have is an error."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Options(Group):
+    """What all commands share.
+
+    run:   the run folder's name below runs/
+    seed:  of all that is drawn
+    """
+
+    run: str
+    seed: Natural
+    _plain: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def parse(cls, config: DictConfig) -> Self:
+        """The options of a composed config.
+
+        Raises:
+            ValueError: in one line, with the key that is wrong, its value and what belongs there.
+        """
+        given = plain(config)
+        try:
+            options = cls.model_validate_json(as_json(given))
+        except ValidationError as error:
+            raise ValueError(explain(error, given)) from None
+        options._plain.update(given)
+        return options
+
+    def plain(self) -> dict[str, Any]:
+        """The config as it was composed, in plain dicts and lists: what cards, stamps and config.yaml record."""
+        return self._plain
+
+
+class ResultOptions(Options):
+    """Of a command whose results replace those of an earlier call.
+
+    overwrite:  whether results of other settings in the run folder may go
+    """
+
+    overwrite: bool
+
+
+def build(node: dict[str, Any] | None) -> Any:
+    """What a node names, constructed; lists and dicts come out plain. None of an empty node."""
+    return instantiate(node, _convert_="all") if node else None
+
+
+Loggers = dict[str, Node]
+Weights = Literal["ema", "raw"]
+
+
+class SamplerOptions(Group):
+    """conf/sampler: a sampler and its steps; null where the model's objective says."""
+
+    function: Node | None
+    steps: Count | None
+
+
+class ObjectiveOptions(Group):
+    """conf/objective: the arguments of `Objective`, and the sampling that fits it."""
+
+    path: Node
+    parameterization: Parameterization
+    weighting: Node
+    time_sampler: Node
+    coupling: Node | None = None
+    unit_input: bool = False
+    sampling: Annotated[dict[str, Any], arguments_of(Sampling)]
+
+    def card(self) -> dict[str, Any]:
+        """The objective's own arguments, as a checkpoint's card has them."""
+        return self.model_dump(exclude={"sampling"}, exclude_unset=True)
+
+    def objective(self) -> Objective:
+        """Constructed; ValueError for choices that do not fit each other."""
+        return Objective(**instantiate(self.card(), _convert_="all"))
+
+    def default_sampling(self) -> Sampling:
+        """The sampler, steps and grid that fit it."""
+        return Sampling(**instantiate(self.sampling, _convert_="all"))

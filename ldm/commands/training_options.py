@@ -1,0 +1,76 @@
+"""The options that both stages' training has."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from lightning import Trainer
+from pydantic import AfterValidator, model_validator
+
+from ldm.commands.arguments import ArgumentError, arguments_of, check_arguments, check_node
+from ldm.commands.options import Group, Loggers, Options
+from ldm.runtime.ranges import Count, Decay, Natural, Positive, Share
+from ldm.training.progress import Schedule
+from ldm.training.run import Plan
+
+
+def check_optimizer(node: dict[str, Any]) -> dict[str, Any]:
+    """A torch optimiser, its parameters left open; its rate is looked at, since torch does so first in training."""
+    node = check_node(node)
+    bounds = (("lr", lambda x: x > 0, "more than 0"), ("weight_decay", lambda x: x >= 0, "at least 0"))
+    for key, allowed, bound in bounds:
+        value = node.get(key, 1.0)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not allowed(value) or value == float("inf"):
+            raise ArgumentError(f".{key}", f"={value} must be a finite number of {bound}")
+    return node
+
+
+Optimizer = Annotated[dict[str, Any], AfterValidator(check_optimizer)]
+ScheduleOptions = Annotated[dict[str, Any], arguments_of(Schedule, "steps")]
+
+
+class TrainerOptions(Group, extra="allow"):
+    """Lightning's Trainer, by its own arguments, with what conf/trainer adds to them."""
+
+    accelerator: str
+    devices: int | str | list[int]
+    num_nodes: Count | Literal["auto"]
+    strategy: str
+    precision: str | Literal[16, 32, 64]
+    channels_last: bool
+    compile: bool | str
+    log_every_n_steps: Count
+    limit_val_batches: Natural | Share
+
+    @model_validator(mode="after")
+    def _is_lightnings(self) -> Self:
+        check_arguments(Trainer, self.model_extra or {}, partial=True)
+        return self
+
+
+class TrainingOptions(Options):
+    """What conf/stage1.yaml and conf/train_diffusion.yaml share."""
+
+    trainer: TrainerOptions
+    logger: Loggers
+    steps: Count
+    every: Count
+    keep: Count
+    batch_size: Count
+    init: str | None
+    returns: str
+    num_workers: Natural
+    ema_decay: Decay
+    schedule: ScheduleOptions
+    lr_per_image: Positive | None
+    optimizer: Optimizer
+
+    def plan(self, run: Path) -> Plan:
+        """How far training goes, and what it saves on the way."""
+        return Plan(
+            run=run,
+            steps=self.steps,
+            every=self.every,
+            keep=self.keep,
+            ema_decay=self.ema_decay,
+            trainer=self.trainer.model_dump(),
+        )
