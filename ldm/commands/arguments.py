@@ -34,7 +34,6 @@ WANTED = {  # by the type of pydantic's error
     "less_than_equal": "at most {le}",
     "too_short": "at least {min_length} values",
     "too_long": "at most {max_length} values",
-    "missing": "given",
 }
 
 
@@ -55,7 +54,12 @@ def arguments_of(target: Callable[..., Any], *supplied: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def check_node(node: dict[str, Any]) -> dict[str, Any]:
+def node_with(*supplied: str) -> AfterValidator:
+    """Holds a node to its target's keyword arguments, but for those that the command supplies."""
+    return AfterValidator(lambda node: check_node(node, supplied))
+
+
+def check_node(node: dict[str, Any], supplied: tuple[str, ...] = ()) -> dict[str, Any]:
     """A node with a `_target_`, its numbers as the target's signature has them; ArgumentError for what does not fit."""
     name = node.get("_target_")
     if not isinstance(name, str):
@@ -64,7 +68,7 @@ def check_node(node: dict[str, Any]) -> dict[str, Any]:
         target = get_object(name)
     except Exception as error:  # whatever a user's module raises
         raise ArgumentError("._target_", f"={name} can't be imported: {' '.join(str(error).split())}") from None
-    return check_arguments(target, node, partial=bool(node.get("_partial_")))
+    return check_arguments(target, node, supplied=supplied, partial=bool(node.get("_partial_")))
 
 
 def check_arguments(
@@ -154,6 +158,8 @@ def explain(error: ValidationError, config: dict[str, Any]) -> str:
         return str(cause)
     if errors[0]["type"] == "extra_forbidden":
         return f"{key} is no option here"
+    if errors[0]["type"] == "missing" and isinstance(value, list):
+        return f"{key}={shown(value)} has too few values"
     if errors[0]["type"] == "missing":
         return f"{key} is missing: pass {key}=..."
     return f"{key}={shown(value)} must be {wanted([e for e in errors if locate(e['loc'], config)[0] == key])}"
@@ -176,7 +182,8 @@ def wanted(errors: list[Any]) -> str:
     """What belongs in a place, from all that was tried there."""
     words = []
     for error in errors:
-        text = WANTED.get(error["type"], f"right ({error['msg']})").format(**error.get("ctx", {}))
+        bounds = {k: f"{v:g}" if isinstance(v, float) else v for k, v in error.get("ctx", {}).items()}
+        text = WANTED.get(error["type"], f"right ({error['msg']})").format(**bounds)
         words.append(text.replace("'", ""))
     words = list(dict.fromkeys(words))
     return " or ".join(words)
@@ -187,5 +194,5 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-Node = Annotated[dict[str, Any], AfterValidator(check_node)]  # what `build` makes an object of
+Node = Annotated[dict[str, Any], node_with()]  # what `build` makes an object of
 Choice = Annotated[dict[str, Any], AfterValidator(lambda node: check_node(node) if node else node)]  # {} is none

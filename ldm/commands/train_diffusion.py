@@ -2,13 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import model_validator
 from torch import nn
 
 from ldm.checkpoint import LoadedAutoencoder, load_diffusion, matching_autoencoder, newest
-from ldm.commands.arguments import Choice, Node
+from ldm.commands.arguments import Choice, node_with
 from ldm.commands.entry import build_loggers, write_config
 from ldm.commands.options import ObjectiveOptions, SamplerOptions, build
 from ldm.commands.training_options import TrainingOptions
@@ -33,7 +33,7 @@ class TrainDiffusionOptions(TrainingOptions):
     latents: str
     autoencoder: str | None
     verify: Verify
-    net: Node
+    net: Annotated[dict[str, Any], node_with("in_channels", "num_classes")]
     objective: ObjectiveOptions
     sampler: SamplerOptions
     grid: Choice

@@ -38,6 +38,8 @@ class Guidance:
     weak: Net | None = None
 
     def __post_init__(self) -> None:
+        if not 0 <= self.scale < float("inf"):
+            raise ValueError(f"guidance={self.scale} must be a finite number of at least 0; 1 is unguided")
         low, high = self.interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance_interval={list(self.interval)} must be two times, 0 <= low <= high <= 1")

@@ -7,40 +7,33 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from support.config import CONF, composed, parsed
 
-import ldm.checkpoint as ldm_checkpoint
-import ldm.data.cache_reader as ldm_latents
-from ldm.commands.entry import build, plain
-from ldm.diffusion.objective import Objective
+from ldm.commands.arguments import check_node
+from ldm.commands.cli import COMMANDS
+from ldm.commands.entry import plain
+from ldm.commands.options import ObjectiveOptions, SamplerOptions, build
 from ldm.diffusion.path import CosinePath
 from ldm.latents import LatentStats
 from ldm.losses.autoencoder_loss import AutoencoderLoss
 from ldm.models.autoencoder import Autoencoder
-from ldm.models.discriminator import PatchDiscriminator
 from ldm.models.unet import UNet
 from ldm.training.speed import forward_flops
 
 ROOT = Path(__file__).parents[2]
-CONF = ROOT / "conf"
 
 
 def options(group):
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def composed(primary, *overrides):
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(primary, [*overrides])
-    return config
-
-
 @pytest.mark.parametrize("name", options("objective"))
 def test_objectives(name):
-    Objective(**build(composed("train_diffusion", f"objective={name}").objective))
+    given = ObjectiveOptions.model_validate(plain(composed("train_diffusion", f"objective={name}").objective))
+    objective, sampling = given.objective(), given.default_sampling()
+    times = sampling.grid(objective.path, sampling.steps, 1.0)
+    assert objective.path(times[:-1]).sigma[-1] < 0.2  # the last step has little detail still to come
 
 
 def test_flow_and_ddpm_differ_in_the_objective_only():
@@ -72,14 +65,16 @@ def test_losses_and_regularizers(name, regularizer):
 
 @pytest.mark.parametrize("name", options("sampler"))
 def test_samplers(name):
-    sampler = build(composed("sample", f"sampler={name}").sampler)
-    assert sampler["function"].func.__name__ == name
-    assert sampler["stochastic"] == ("noise" in sampler["function"].func.__annotations__)
+    sampler = SamplerOptions.model_validate(plain(composed("sample", f"sampler={name}").sampler))
+    if name == "trained":
+        assert (sampler.function, sampler.steps) == (None, None)
+    else:
+        assert build(sampler.function).func.__name__ == name
 
 
-@pytest.mark.parametrize("name", options("grid"))
+@pytest.mark.parametrize("name", [name for name in options("grid") if name != "trained"])
 def test_grids(name):
-    times = build(composed("sample", f"grid={name}").grid)(CosinePath(), 5, 1.0)
+    times = build(check_node(plain(composed("sample", f"grid={name}").grid)))(CosinePath(), 5, 1.0)
     assert len(times) == 6
 
 
@@ -101,13 +96,12 @@ def test_experiments_say_their_command_and_compose(name):
     wanted = {key: value for key, value in OmegaConf.load(path).items() if key not in ("defaults", "data")}
     assert OmegaConf.merge(config, wanted) == config  # nothing in the primary config overrides an experiment
     assert config.steps % config.every == 0
-    if "net" in config:
-        Objective(**build(config.objective))
-    if "regularizer" in config:
-        Autoencoder(**plain(config.autoencoder))
-        PatchDiscriminator(**plain(config.discriminator))
-        build(config.data)
-        assert not config.trainer.compile  # which stage 1 refuses
+    parsed(primary, *overrides)
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("convert", "pack")])
+def test_the_defaults_are_options(command):
+    assert parsed(command).seed == 0
 
 
 @pytest.mark.parametrize("f", ["f8", "f4"])
@@ -170,8 +164,8 @@ def imagenet(ldm, monkeypatch):
             latent_shape=(channels, side, side),
         )
         loaded = SimpleNamespace(model=autoencoder, fingerprint="0123", path=Path("autoencoder.ckpt"))
-        monkeypatch.setattr(ldm_checkpoint, "matching_autoencoder", lambda *_: loaded)
-        monkeypatch.setattr(ldm_latents, "LatentCache", lambda *_: cache)
+        monkeypatch.setattr("ldm.commands.train_diffusion.matching_autoencoder", lambda *_: loaded)
+        monkeypatch.setattr("ldm.commands.train_diffusion.LatentCache", lambda *_: cache)
         here = ("trainer.accelerator=cpu", "optimizer.fused=false")  # fused is not for the meta device
         ldm("train-diffusion", f"experiment=imagenet256_{f}", *here)
         trainer, module, data = fits.pop()
@@ -210,7 +204,7 @@ def test_imagenet_as_a_lab_would_run_it(imagenet, monkeypatch, f):
     called = {type(callback).__name__: callback for callback in trainer.callbacks}
     assert {"EMA", "Compiled", "Saves"} <= called.keys()
     generator = called["SampleGrid"].generator
-    assert len(generator.grid(generator.objective.path, generator.steps, 1.0)) == generator.steps + 1
+    steps_of_sampling = generator.sampling.steps
 
     # the cost follows from one assumption, which docs/scale.md and the jobs share
     (share,) = said(r"a GPU does (\d+) % of its peak")
@@ -230,7 +224,7 @@ def test_imagenet_as_a_lab_would_run_it(imagenet, monkeypatch, f):
     views, numbers = 2 * (IMAGENET + HELD_OUT), 2 * shape[0] * shape[1] * shape[2]
     encoding = forward_flops(autoencoder.encoder, (1, 3, 256, 256)) / (share / 100 * TF32) / 3600
     assert said(r"Latents: ([\d.]+) GPU-hours, (\d+) GB") == near([views * encoding, views * numbers * 2 / 1e9])
-    passes = 2 * (2 * generator.steps - 1)  # heun's evaluations, guided
+    passes = 2 * (2 * steps_of_sampling - 1)  # heun's evaluations, guided
     sampling = passes * flops / 3 + forward_flops(autoencoder.decoder, (1, *shape))
     assert said(r"50,000 samples: ([\d.]+) GPU-hours") == near([50_000 * sampling / (share / 100 * TF32) / 3600])
 
