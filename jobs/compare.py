@@ -15,13 +15,11 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from ldm.checkpoint import load_diffusion, matching_autoencoder
+import ldm
 from ldm.data.image_data import in_order
 from ldm.data.sources import Digits
 from ldm.diffusion import samplers
-from ldm.diffusion.guidance import Guidance
-from ldm.diffusion.times import uniform_grid
-from ldm.generate import Generator
+from ldm.generate import LatentDiffusionModel
 from ldm.metrics.classifier import PixelClassifier
 from ldm.metrics.features import Pixels
 from ldm.metrics.frechet import distance_of_images
@@ -43,24 +41,12 @@ def main(runs: Path, out: Path) -> None:
     classifier, wanted = PixelClassifier(images, labels), torch.arange(NUM) % 10
     table: dict[str, list[dict[str, float]]] = {}
     for name, (run, function, cost) in CURVES.items():
-        model = load_diffusion(runs / run)
-        card = model.card
-        autoencoder = matching_autoencoder(None, card["autoencoder_path"], model.run, card["autoencoder"])
+        model = ldm.load(runs / run, device="cpu")
+        assert isinstance(model, LatentDiffusionModel)
         table[name] = []
         for budget in NFES:
-            generator = Generator(
-                net=model.net,
-                objective=model.objective,
-                stats=model.stats,
-                autoencoder=autoencoder.model,
-                latent_shape=tuple(card["latent_shape"]),
-                function=function,
-                stochastic=False,
-                steps=max(1, (budget + cost - 1) // cost),
-                grid=uniform_grid,
-                guidance=Guidance(scale=2.0),
-                seed=0,
-            )
+            steps = max(1, (budget + cost - 1) // cost)
+            generator = model.generator(sampler=function, steps=steps, grid="uniform", guidance=2.0)
             samples, evaluations = generator.images(range(NUM), wanted)
             distance = distance_of_images(Pixels(), [images], [samples])
             row = {"evaluations": evaluations, "accuracy": classifier.accuracy(samples, wanted), "distance": distance}

@@ -20,14 +20,18 @@ from ldm.diffusion.coupling import Independent, OptimalTransport
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import BetaTablePath, LinearPath
 from ldm.diffusion.samplers import ddim, euler
-from ldm.diffusion.times import Discrete, Uniform, uniform_grid
+from ldm.diffusion.times import Discrete, Uniform
 from ldm.diffusion.weighting import Unweighted
+from ldm.generate import LatentDiffusionModel
+from ldm.latents import LatentStats
 
 STEPS, BATCH, NFES = 6000, 256, (1, 2, 4, 8, 16, 32)
 
 
 class Net(nn.Module):
     """x_t [B, 2], t [B] -> [B, 2]."""
+
+    null_class = 1  # of one class; nothing is guided here
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()
@@ -72,7 +76,7 @@ def train(objective: Objective) -> tuple[Net, float]:
         before = time.perf_counter()
         eps = objective.coupling(x0, torch.randn_like(x0), y)
         coupling += time.perf_counter() - before
-        loss, _ = objective.loss(net, x0, y, eps)
+        loss, _ = objective.loss(net, x0, y, eps=eps)
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()
@@ -87,6 +91,13 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 64) -> float:
     return (((x @ axes).sort(0).values - (y @ axes).sort(0).values).abs()).mean().item()
 
 
+def points(model: LatentDiffusionModel, sampler: Any, steps: int, count: int) -> tuple[Tensor, Tensor]:
+    """Samples [count, 2], and the way of each from the noise, [steps + 1, count, 2]."""
+    generator = model.generator(sampler=sampler, steps=steps, grid="uniform", seed=1)
+    samples, record = generator.latents(range(count), torch.zeros(count, dtype=torch.long), keep=count)
+    return samples, torch.stack([x_t for _, x_t, _ in record.states] + [samples])
+
+
 @torch.no_grad()
 def main(out: Path) -> None:
     """Train, measure, draw."""
@@ -98,23 +109,17 @@ def main(out: Path) -> None:
     for axis, (name, (objective, sampler)) in zip(axes, objectives().items(), strict=False):
         with torch.enable_grad():
             net, share = train(objective)
-        denoise = objective.denoiser(net, torch.zeros(4000))
-        torch.manual_seed(1)
-        x = torch.randn(4000, 2)
-        table[name] = [
-            sliced_wasserstein(sampler(denoise, objective.path, x, uniform_grid(objective.path, n)), reference)
-            for n in NFES
-        ]
+        model = LatentDiffusionModel(
+            net=net,
+            objective=objective,
+            stats=LatentStats(torch.zeros(1), torch.ones(1)),
+            autoencoder=None,  # the plane is its own latent space
+            latent_shape=(2,),
+            class_names=["moons"],
+        )
+        table[name] = [sliced_wasserstein(points(model, sampler, n, 4000)[0], reference) for n in NFES]
         print(f"{name}: the coupling took {share:.0%} of the training")
-        states: list[Tensor] = []
-        few, times = x[:120], uniform_grid(objective.path, 60)
-
-        def recording(x_t: Tensor, t: Tensor, denoise: Any = denoise, states: list[Tensor] = states) -> Any:
-            states.append(x_t)
-            return denoise(x_t, t)
-
-        states.append(sampler(recording, objective.path, few, times))
-        walk = torch.stack(states)  # [61, 120, 2]
+        walk = points(model, sampler, 60, 120)[1]
         axis.plot(*walk.unbind(-1), color="tab:blue", alpha=0.25, linewidth=0.7)
         axis.plot(*walk[0].T, ".", color="0.6", markersize=2)
         axis.plot(*walk[-1].T, ".", color="black", markersize=3)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, load_autoencoder
 from ldm.commands.arguments import Node
 from ldm.commands.entry import build_loggers, write_config
-from ldm.commands.options import Loggers, Options, build
+from ldm.commands.options import LoggedOptions, build
 from ldm.data.cache_writer import AUTOENCODER, MANIFEST, CacheWriter, cache_identity
 from ldm.data.sources import Source
 from ldm.images import to_x
@@ -21,7 +21,7 @@ from ldm.runtime.ranges import Count
 from ldm.runtime.ranks import launch, pick_device
 
 
-class CacheLatentsOptions(Options):
+class CacheLatentsOptions(LoggedOptions):
     """conf/cache_latents.yaml, which says what each key means."""
 
     data: Node
@@ -31,7 +31,6 @@ class CacheLatentsOptions(Options):
     batch_size: Count
     num_workers: Count
     device: str
-    logger: Loggers
 
 
 def main(options: CacheLatentsOptions, run: Path) -> None:

@@ -1,5 +1,6 @@
 """What makes a function a command: Hydra's composition, a run folder, and errors of one line."""
 
+import json
 import logging
 import os
 import secrets
@@ -186,10 +187,8 @@ def write_config(options: "Options", run: Path) -> None:
         file.write(OmegaConf.to_yaml(OmegaConf.create(given)).encode())
 
 
-def begin_results(options: "ResultOptions", run: Path, free: frozenset[str] = frozenset()) -> None:
+def begin_results(options: "ResultOptions", run: Path) -> None:
     """`write_config` for a command whose results replace those of an earlier call.
-
-    free:  keys that change nothing in the results
 
     Raises:
         ValueError: if the folder has results of other settings, and overwrite=true does not say that they may go.
@@ -197,10 +196,10 @@ def begin_results(options: "ResultOptions", run: Path, free: frozenset[str] = fr
     if (run / CONFIG).exists() and not options.overwrite:
         before = flat(read_config(run))
         now = flat(options.plain())
-        unlike = free | {"run", "overwrite", "logger"}
-        changed = [k for k in now if k in before and before[k] != now[k] and k.partition(".")[0] not in unlike]
+        free = options.free_keys()
+        changed = [k for k in now if k in before and before[k] != now[k] and k.partition(".")[0] not in free]
         if changed:
-            named = ", ".join(f"{key}={before[key]} (now {now[key]})" for key in changed[:3])
+            named = ", ".join(f"{key}={json.dumps(before[key])} (now {json.dumps(now[key])})" for key in changed[:3])
             raise ValueError(f"{run} holds results of {named}: choose another run=, or pass overwrite=true")
     write_config(options, run)
 

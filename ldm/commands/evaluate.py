@@ -24,7 +24,7 @@ def main(options: EvaluateOptions, run: Path) -> float | None:
     device = pick_device(options.device)
     asked = request(options, run, source, device)
     scores = chosen(asked)
-    begin_results(options, run, free=frozenset({"batch_size", "device", "num_workers"}))
+    begin_results(options, run)
     rank, world = join_ranks()
     reader = Reader(
         device=device, batch_size=options.batch_size, num_workers=options.num_workers, rank=rank, world=world

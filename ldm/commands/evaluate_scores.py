@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import model_validator
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, load_autoencoder, load_diffusion, matching_autoencoder
 from ldm.commands.arguments import Node
-from ldm.commands.options import Group, Loggers, ResultOptions
+from ldm.commands.options import Free, Group, LoggedOptions, ResultOptions
 from ldm.data.sources import Digits, Source
 from ldm.evaluation.bits_per_dim import check as check_likelihood
 from ldm.evaluation.image_sets import Array, ImageSet, SourceSet, holds_images, open_set
@@ -33,7 +33,7 @@ class Neighbourhoods(Group):
     density_coverage: Count
 
 
-class EvaluateOptions(ResultOptions):
+class EvaluateOptions(ResultOptions, LoggedOptions):
     """conf/evaluate.yaml, which says what each key means."""
 
     data: Node
@@ -50,10 +50,9 @@ class EvaluateOptions(ResultOptions):
     lpips: bool | str | None
     tile: Count | None
     autoencoder: str | None
-    batch_size: Count
-    num_workers: Natural
-    device: str
-    logger: Loggers
+    batch_size: Annotated[Count, Free()]
+    num_workers: Annotated[Natural, Free()]
+    device: Annotated[str, Free()]
 
     @property
     def of_samples(self) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from ldm.checkpoint import load_diffusion, matching_autoencoder
 from ldm.commands.arguments import Node, arguments_of
 from ldm.commands.entry import begin_results
-from ldm.commands.options import ResultOptions, Weights, build
+from ldm.commands.options import Free, ResultOptions, Weights, build
 from ldm.data.sources import Source
 from ldm.diffusion.log_likelihood import log_likelihood
 from ldm.evaluation.bits_per_dim import bits_per_dim, check
@@ -25,7 +25,7 @@ class LikelihoodOptions(ResultOptions):
     num: Count
     batch_size: Count
     likelihood: Annotated[dict[str, Any], arguments_of(log_likelihood, "denoise", "path", "x0")]
-    device: str
+    device: Annotated[str, Free()]
 
 
 def main(options: LikelihoodOptions, run: Path) -> None:
@@ -34,7 +34,7 @@ def main(options: LikelihoodOptions, run: Path) -> None:
     autoencoder = matching_autoencoder(options.autoencoder, card["autoencoder_path"], model.run, card["autoencoder"])
     source: Source = build(options.data)
     check(source, card, autoencoder)
-    begin_results(options, run, free=frozenset({"device"}))
+    begin_results(options, run)
     result = bits_per_dim(
         model, autoencoder, source, options.num, options.batch_size, device, options.seed, options.likelihood
     )

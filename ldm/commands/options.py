@@ -13,11 +13,21 @@ from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.sampling import Sampling
 from ldm.runtime.ranges import Count, Natural
 
+Loggers = dict[str, Node]
+
 
 class Group(BaseModel):
     """Some keys of a config, frozen; a key that it does not have is an error."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Free:
+    """Marks an option that the same run may change when it goes on: how far, where and how it is watched, not what it
+    makes. Of a node, those of its keys that are named, or all."""
+
+    def __init__(self, *keys: str) -> None:
+        self.keys = keys
 
 
 class Options(Group):
@@ -27,7 +37,7 @@ class Options(Group):
     seed:  of all that is drawn
     """
 
-    run: str
+    run: Annotated[str, Free()]
     seed: Natural
     _plain: dict[str, Any] = PrivateAttr(default_factory=dict)
 
@@ -46,9 +56,23 @@ class Options(Group):
         options._plain.update(given)
         return options
 
+    @classmethod
+    def free_keys(cls) -> frozenset[str]:
+        """The keys that are marked as `Free`."""
+        marked = (
+            (name, mark) for name, at in cls.model_fields.items() for mark in at.metadata if isinstance(mark, Free)
+        )
+        return frozenset(key for name, mark in marked for key in ([f"{name}.{k}" for k in mark.keys] or [name]))
+
     def plain(self) -> dict[str, Any]:
         """The config as it was composed, in plain dicts and lists: what cards, stamps and config.yaml record."""
         return self._plain
+
+
+class LoggedOptions(Options):
+    """Of a command that loggers are told of, beside its files."""
+
+    logger: Annotated[Loggers, Free()]
 
 
 class ResultOptions(Options):
@@ -57,7 +81,7 @@ class ResultOptions(Options):
     overwrite:  whether results of other settings in the run folder may go
     """
 
-    overwrite: bool
+    overwrite: Annotated[bool, Free()]
 
 
 def build(node: dict[str, Any] | None) -> Any:
@@ -65,7 +89,6 @@ def build(node: dict[str, Any] | None) -> Any:
     return instantiate(node, _convert_="all") if node else None
 
 
-Loggers = dict[str, Node]
 Weights = Literal["ema", "raw"]
 
 

@@ -5,12 +5,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from ldm.commands.entry import TRACE, write_config
-from ldm.commands.options import Group
+from ldm.commands.options import Free, Group
 from ldm.commands.train_autoencoder import StageOneOptions
 from ldm.runtime import stop
 from ldm.runtime.files import read_json
@@ -28,7 +29,7 @@ class Overrides(Group):
 class ProbeOptions(StageOneOptions):
     """conf/probe.yaml, which says what each key means."""
 
-    probe: Overrides
+    probe: Annotated[Overrides, Free()]
 
 
 def main(options: ProbeOptions, run: Path) -> float:

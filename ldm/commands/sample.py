@@ -3,7 +3,7 @@
 import io
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion, load_diffusion, matching_autoencoder
 from ldm.commands.arguments import Choice
 from ldm.commands.entry import begin_results, build_loggers
-from ldm.commands.options import Loggers, ResultOptions, SamplerOptions, Weights, build
+from ldm.commands.options import Free, LoggedOptions, ResultOptions, SamplerOptions, Weights, build
 from ldm.diffusion.guidance import Guidance
 from ldm.generate import Class, Generator, LatentDiffusionModel
 from ldm.images import grid, save_png
@@ -24,7 +24,7 @@ from ldm.runtime.ranges import Count, NonNegative, Share
 from ldm.runtime.ranks import gather, join_ranks, pick_device, precision
 
 
-class SampleOptions(ResultOptions):
+class SampleOptions(ResultOptions, LoggedOptions):
     """conf/sample.yaml, which says what each key means."""
 
     model: str
@@ -39,9 +39,8 @@ class SampleOptions(ResultOptions):
     guidance_interval: tuple[Share, Share]
     guidance_rescale: Share
     weak: str | None
-    batch_size: Count
-    device: str
-    logger: Loggers
+    batch_size: Annotated[Count, Free()]
+    device: Annotated[str, Free()]
 
     @model_validator(mode="after")
     def _guided(self) -> Self:
@@ -70,7 +69,7 @@ def main(options: SampleOptions, run: Path) -> None:
     )
     chosen = model.labels(options.classes)
     labels = torch.tensor([chosen[i % len(chosen)] for i in range(options.num)])
-    begin_results(options, run, free=frozenset({"batch_size", "device"}))
+    begin_results(options, run)
     samples, evaluations = drawn(generator, labels, options.batch_size)
     if samples is None:  # on every rank but the first
         return

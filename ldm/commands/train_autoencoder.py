@@ -9,7 +9,7 @@ from pydantic import model_validator
 from ldm.checkpoint import load_autoencoder, newest
 from ldm.commands.arguments import Node, arguments_of
 from ldm.commands.entry import build_loggers, write_config
-from ldm.commands.options import build
+from ldm.commands.options import Free, build
 from ldm.commands.training_options import Optimizer, ScheduleOptions, TrainingOptions
 from ldm.data.image_data import ImageData
 from ldm.data.sources import Digits, Source
@@ -41,14 +41,14 @@ class StageOneOptions(TrainingOptions):
     discriminator: Annotated[dict[str, Any], arguments_of(PatchDiscriminator)]
     loss: Annotated[dict[str, Any], arguments_of(AutoencoderLoss, "regularizer")]
     regularizer: Node
-    accumulate: Count
+    accumulate: Annotated[Count, Free()]
     trained: Literal["all", "decoder"]
-    features: str | None
+    features: Annotated[str | None, Free()]
     disc_schedule: ScheduleOptions
     disc_optimizer: Optimizer
-    guard: Annotated[dict[str, Any], arguments_of(StepGuard)]
-    disc_guard: Annotated[dict[str, Any], arguments_of(StepGuard)]
-    health: Annotated[dict[str, Any], arguments_of(Health)]
+    guard: Annotated[dict[str, Any], arguments_of(StepGuard), Free()]
+    disc_guard: Annotated[dict[str, Any], arguments_of(StepGuard), Free()]
+    health: Annotated[dict[str, Any], arguments_of(Health), Free()]
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -94,7 +94,12 @@ class StageOneOptions(TrainingOptions):
 
 
 class TrainAutoencoder(StageOneOptions):
-    """conf/train_autoencoder.yaml."""
+    """conf/train_autoencoder.yaml.
+
+    probe:  what an experiment of `ldm probe`, which calls this command, says to the commands that follow it
+    """
+
+    probe: Annotated[dict[str, Any] | None, Free()] = None
 
 
 def main(options: TrainAutoencoder, run: Path) -> float | None:

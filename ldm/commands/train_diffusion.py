@@ -10,7 +10,7 @@ from torch import nn
 from ldm.checkpoint import LoadedAutoencoder, load_diffusion, matching_autoencoder, newest
 from ldm.commands.arguments import Choice, node_with
 from ldm.commands.entry import build_loggers, write_config
-from ldm.commands.options import ObjectiveOptions, SamplerOptions, build
+from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, build
 from ldm.commands.training_options import TrainingOptions
 from ldm.data.cache_reader import LatentCache, LatentData, Verify
 from ldm.data.cache_writer import AUTOENCODER, MANIFEST
@@ -30,15 +30,15 @@ from ldm.training.run import Tracking, fit
 class TrainDiffusionOptions(TrainingOptions):
     """conf/train_diffusion.yaml, which says what each key means."""
 
-    latents: str
-    autoencoder: str | None
-    verify: Verify
-    net: Annotated[dict[str, Any], node_with("in_channels", "num_classes")]
-    objective: ObjectiveOptions
-    sampler: SamplerOptions
-    grid: Choice
+    latents: Annotated[str, Free()]  # the card holds fingerprints of these two
+    autoencoder: Annotated[str | None, Free()]
+    verify: Annotated[Verify, Free()]
+    net: Annotated[dict[str, Any], node_with("in_channels", "num_classes"), Free("checkpoint")]  # memory for time
+    objective: Annotated[ObjectiveOptions, Free("sampling")]
+    sampler: Annotated[SamplerOptions, Free()]
+    grid: Annotated[Choice, Free()]
     label_dropout: Share
-    guidance: NonNegative
+    guidance: Annotated[NonNegative, Free()]
 
     @model_validator(mode="after")
     def _guidance_is_learned(self) -> Self:

@@ -7,7 +7,7 @@ from lightning import Trainer
 from pydantic import AfterValidator, model_validator
 
 from ldm.commands.arguments import ArgumentError, arguments_of, check_arguments, check_node
-from ldm.commands.options import Group, Loggers, Options
+from ldm.commands.options import Free, Group, LoggedOptions
 from ldm.runtime.ranges import Count, Decay, Natural, Positive, Share
 from ldm.training.progress import Schedule
 from ldm.training.run import Plan
@@ -47,18 +47,17 @@ class TrainerOptions(Group, extra="allow"):
         return self
 
 
-class TrainingOptions(Options):
+class TrainingOptions(LoggedOptions):
     """What conf/stage1.yaml and conf/train_diffusion.yaml share."""
 
-    trainer: TrainerOptions
-    logger: Loggers
-    steps: Count
-    every: Count
-    keep: Count
-    batch_size: Count
-    init: str | None
-    returns: str
-    num_workers: Natural
+    trainer: Annotated[TrainerOptions, Free()]
+    steps: Annotated[Count, Free()]
+    every: Annotated[Count, Free()]
+    keep: Annotated[Count, Free()]
+    batch_size: Annotated[Count, Free()]
+    init: Annotated[str | None, Free()]
+    returns: Annotated[str, Free()]
+    num_workers: Annotated[Natural, Free()]
     ema_decay: Decay
     schedule: ScheduleOptions
     lr_per_image: Positive | None
@@ -73,4 +72,5 @@ class TrainingOptions(Options):
             keep=self.keep,
             ema_decay=self.ema_decay,
             trainer=self.trainer.model_dump(),
+            free=self.free_keys(),
         )

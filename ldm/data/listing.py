@@ -46,7 +46,9 @@ def list_images(root: str, key: str) -> Listing:
     walk = (Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names)
     files = [path for path in walk if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     paths = sorted(path for path in files if path.suffix[1:].lower() in EXTENSIONS)
-    others = Counter(path.suffix.lower() or "without extension" for path in files) - Counter(p.suffix.lower() for p in paths)
+    others = Counter(path.suffix.lower() or "without extension" for path in files) - Counter(
+        p.suffix.lower() for p in paths
+    )
     if not paths:
         instead = f", but {in_words(others)}: convert them" if others else ""
         raise ValueError(f"{key}={root} holds no images ({', '.join(EXTENSIONS)}){instead}")

@@ -55,20 +55,21 @@ def _choose(run: Path, module: ProgressModule, why: DivergenceError) -> Path | s
     return trusted[-1]
 
 
-# what the same run may do differently when it goes on: how far, where and how it is watched
-FREE = {"run", "steps", "every", "keep", "num_workers", "batch_size", "trainer", "logger", "returns"}
-# of stage 1: the watch, not the aim; and what an experiment of `ldm probe` says to the commands after it
-FREE |= {"init", "features", "accumulate", "health", "guard", "disc_guard", "probe"}
-# of stage 2: fingerprints say whether they are the same; and what the sample grids are made by
-FREE |= {"latents", "autoencoder", "verify", "sampler", "grid", "guidance"}
-FREE |= {"net.checkpoint"}  # memory for time
-
 # keys that runs begun before there were these do not name, and what they did
 LATER = {"autoencoder.shortcut": False}
 
 
-def resume_point(run: Path, wanted: dict[str, Any]) -> tuple[Path | None, int]:
+# of a card: what options say as well, and where the autoencoder lies, whose weights' fingerprint the card holds
+FREE_OF_CARD = frozenset({"autoencoder_path", "sampling", "net.checkpoint"})
+RENAMED = {"config.vae.": "config.autoencoder."}  # keys by which earlier cards name the same thing
+
+
+def resume_point(run: Path, wanted: dict[str, Any], free: frozenset[str] = frozenset()) -> tuple[Path | None, int]:
     """The checkpoint that a run goes on from, if any, and the batches it has seen.
+
+    Args:
+        wanted : the card that the run would have now
+        free   : keys of its config that the same run may change when it goes on
 
     Raises:
         ValueError: if the run was started with other options, or none of its checkpoints is whole.
@@ -77,10 +78,18 @@ def resume_point(run: Path, wanted: dict[str, Any]) -> tuple[Path | None, int]:
         return None, 0
     file, checkpoint = checkpoints.find(run, wanted["kind"])
     card = checkpoint[checkpoints.CARD]
-    was, now = LATER | flat(card), flat(wanted)
-    free = ("autoencoder_path", "net.checkpoint", *(f"config.{key}" for key in FREE))
-    changed = [k for k in now if was.get(k) != now[k] and not any(k == f or k.startswith(f"{f}.") for f in free)]
+    was, now = LATER | {_renamed(key): value for key, value in flat(card).items()}, flat(wanted)
+    may = FREE_OF_CARD | {f"config.{key}" for key in free}
+    changed = [k for k in now if was.get(k) != now[k] and not any(k == f or k.startswith(f"{f}.") for f in may)]
     if changed:
         named = ", ".join(f"{k.removeprefix('config.')}={was.get(k)} (now {now[k]})" for k in changed[:3])
         raise ValueError(f"{run} was started with {named}: keep that, or choose another run=")
     return file, card["batches_seen"]
+
+
+def _renamed(key: str) -> str:
+    """A key of a card by its present name."""
+    for before, after in RENAMED.items():
+        if key.startswith(before):
+            return after + key.removeprefix(before)
+    return key

@@ -40,6 +40,7 @@ class Plan:
         keep      : regular checkpoints that stay
         ema_decay : of the weights' average; 0 = none, so that validation and samples use the raw weights
         trainer   : conf/trainer's options: Lightning's own, channels_last and compile
+        free      : keys of the config that the same run may change when it goes on
     """
 
     run: Path
@@ -48,6 +49,7 @@ class Plan:
     keep: int
     ema_decay: float
     trainer: dict[str, Any]
+    free: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.steps % self.stretch:
@@ -103,7 +105,7 @@ def fit(
         StoppedError: if a signal asked training to stop; all is saved, and requeued where that is possible.
     """
     options, compiled = tune(networks, plan.trainer)
-    resume, seen = resume_point(plan.run, module.card)
+    resume, seen = resume_point(plan.run, module.card, plan.free)
     if plan.is_done(seen):
         log.info("%s is already trained for %d batches; raise steps= to go on", plan.run, seen)
         return

@@ -111,3 +111,11 @@ def test_a_signature_is_the_schema():
         with pytest.raises(ArgumentError) as info:
             check_arguments(Thing, given)
         assert str(info.value) == line
+
+
+def test_what_the_same_run_may_change_is_marked_at_the_option():
+    stage1, stage2 = parsed("train-autoencoder").free_keys(), parsed("train-diffusion").free_keys()
+    assert {"run", "steps", "trainer", "logger", "health", "probe"} <= stage1
+    assert {"steps", "latents", "autoencoder", "net.checkpoint", "objective.sampling", "guidance"} <= stage2
+    assert not {"seed", "autoencoder", "loss", "optimizer", "ema_decay"} & stage1
+    assert not {"seed", "net", "objective", "optimizer", "label_dropout", "ema_decay"} & stage2
