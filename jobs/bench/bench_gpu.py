@@ -34,7 +34,7 @@ from omegaconf import OmegaConf
 from timing import Task, middle
 
 from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, fingerprint
-from ldm.commands.entry import plain
+from ldm.commands.run_folder import plain
 from ldm.data.cache_writer import AUTOENCODER, FORMAT
 from ldm.models.autoencoder import Autoencoder
 

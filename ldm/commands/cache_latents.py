@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, load_autoencoder
 from ldm.commands.arguments import Node
-from ldm.commands.entry import build_loggers, write_config
 from ldm.commands.options import LoggedOptions, build
+from ldm.commands.run_folder import build_loggers
 from ldm.data.cache_writer import AUTOENCODER, MANIFEST, CacheWriter, cache_identity
 from ldm.data.sources import Source
 from ldm.images import to_x
@@ -52,7 +52,7 @@ def main(options: CacheLatentsOptions, run: Path) -> None:
     if len(todo) < len(share):
         print(f"{len(share) - len(todo)} of {len(share)} shards are there and whole")
     if start.rank == 0:
-        write_config(options, run)
+        options.begin(run)
         if not (run / AUTOENCODER).exists():  # its run may train on, and prune the checkpoint that these came from
             export_autoencoder(autoencoder, run / AUTOENCODER)
     for part in track(todo, description="encoding shards", disable=start.rank != 0):

@@ -14,7 +14,6 @@ from ldm.checkpoint import (
     load_autoencoder,
     load_diffusion,
 )
-from ldm.commands.entry import begin_results
 from ldm.commands.options import ObjectiveOptions, ResultOptions
 from ldm.data.cache_reader import LatentCache
 from ldm.exchange.autoencoder_weights import export_diffusers, import_autoencoder
@@ -58,7 +57,7 @@ def autoencoder_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None
     model, shape, scaling = import_autoencoder(source)
     card = {"kind": "autoencoder", "autoencoder": shape, "scaling": scaling, "imported_from": source.name}
     file = run / FOLDER / FILE
-    begin_results(options, run)
+    options.begin(run)
     export_autoencoder(LoadedAutoencoder(file, model, card | NEVER_TRAINED, fingerprint(model)), file)
     print(f"autoencoder in {run}: {', '.join(f'{k}={v}' for k, v in shape.items())}")
 
@@ -66,7 +65,7 @@ def autoencoder_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None
 def autoencoder_to_diffusers(options: ConvertOptions, source: Path, run: Path) -> None:
     loaded = load_autoencoder(source)
     scaling = scaling_of(options, loaded)
-    begin_results(options, run)
+    options.begin(run)
     resolution = (loaded.card.get("preprocessing") or {}).get("resolution")
     export_diffusers(loaded.model, loaded.card["autoencoder"], scaling, run, resolution)
     print(f"diffusers AutoencoderKL in {run}: {', '.join(scaling)} in config.json; {CARD} {loaded.fingerprint}")
@@ -103,7 +102,7 @@ def diffusion_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None:
         "autoencoder_path": os.path.relpath(autoencoder.path.resolve(), run.resolve()),
         "imported_from": source.name,
     }
-    begin_results(options, run)
+    options.begin(run)
     export_diffusion(net, card | NEVER_TRAINED, run / FOLDER / FILE)
     print(f"diffusion model in {run}: {', '.join(f'{k}={v}' for k, v in shape.items())}; latents x {factor:g}")
 
@@ -113,7 +112,7 @@ def diffusion_to_diffusers(options: ConvertOptions, source: Path, run: Path) -> 
     if not isinstance(loaded.net, UNet):
         raise ValueError(f"{source} holds a {type(loaded.net).__name__}, which diffusers has not")
     shape = {key: value for key, value in loaded.card["net"].items() if key != "_target_"}
-    begin_results(options, run)
+    options.begin(run)
     export_unet(loaded.net, shape, run, loaded.card["latent_shape"][-1])
     offset = loaded.net.time_offset
     print(f"diffusers U-Net in {run}: timesteps 1000 t - {offset:g}, latents normalised as {source}'s card says")

@@ -1,9 +1,7 @@
 """What makes a function a command: Hydra's composition, a run folder, and errors of one line."""
 
-import json
 import logging
 import os
-import secrets
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,23 +13,21 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.commands.run_folder import check_owner, plain
 from ldm.commands.sweep_points import PointCard
 from ldm.runtime import stop
-from ldm.runtime.files import atomic_write, flat, write_once
 
 if TYPE_CHECKING:  # else `--help` would wait for torch
-    from ldm.commands.options import Options, ResultOptions
+    from ldm.commands.options import Options
 
 log = logging.getLogger(__name__)
 
 PACKAGED, CHECKOUT = Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf"
 TRACE = "HYDRA_FULL_ERROR"
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
-CONFIG = "config.yaml"
 
 TRAINS = ("train_autoencoder", "train_diffusion", "probe")  # they own the signals
 RESUMES = dict.fromkeys(TRAINS, "; the same command goes on from the last checkpoint")
@@ -106,7 +102,7 @@ def run_point(task: Task, config: DictConfig, name: str) -> float | None:
     folder = run_folder()
     card = PointCard(folder, writes=_rank() == 0)
     try:
-        _check_owner(folder, name)
+        check_owner(folder, name)
         if not card.start(plain(config)):
             log.info("%s is finished: skipped", folder)
             return card.value
@@ -128,7 +124,7 @@ def call(task: Task, config: DictConfig, folder: Path, name: str) -> float | Non
     """Call the task in its folder, on whichever rank this is."""
     if name in TRAINS:
         stop.listen()  # a launcher may have started this process without `enter`
-    _check_owner(folder, name)
+    check_owner(folder, name)
     if _rank() > 0:  # rank 0 speaks for all
         logging.getLogger().setLevel(logging.ERROR)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -170,61 +166,3 @@ def one_line(error: BaseException) -> str:
             return inner  # raised by our own constructors, and clear without Hydra's frame
         return f"{' '.join(str(error).split())} ({inner})"
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _check_owner(folder: Path, name: str) -> None:
-    """Refuse a folder that another command made."""
-    if (folder / CONFIG).exists():
-        owner = read_config(folder)["command"]
-        if owner != name:
-            raise ValueError(f"{folder} belongs to ldm {owner}: choose another run=")
-
-
-def write_config(options: "Options", run: Path) -> None:
-    """Write the resolved config into the run folder: once all checks have passed, so that a refusal changes nothing."""
-    given = options.plain() | {"command": HydraConfig.get().job.config_name}
-    with atomic_write(run / CONFIG) as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(given)).encode())
-
-
-def begin_results(options: "ResultOptions", run: Path) -> None:
-    """`write_config` for a command whose results replace those of an earlier call.
-
-    Raises:
-        ValueError: if the folder has results of other settings, and overwrite=true does not say that they may go.
-    """
-    if (run / CONFIG).exists() and not options.overwrite:
-        before = flat(read_config(run))
-        now = flat(options.plain())
-        free = options.free_keys()
-        changed = [k for k in now if k in before and before[k] != now[k] and k.partition(".")[0] not in free]
-        if changed:
-            named = ", ".join(f"{key}={json.dumps(before[key])} (now {json.dumps(now[key])})" for key in changed[:3])
-            raise ValueError(f"{run} holds results of {named}: choose another run=, or pass overwrite=true")
-    write_config(options, run)
-
-
-def plain(config: Any) -> Any:
-    """A config as plain dicts and lists, interpolations resolved; a missing value is an error."""
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-
-
-def read_config(run: Path) -> dict[str, Any]:
-    """A run folder's config.yaml."""
-    return plain(OmegaConf.load(run / CONFIG))
-
-
-def build_loggers(nodes: dict[str, dict[str, Any]], folder: Path) -> list[Any]:
-    """The loggers beside the CSV log. One with a null id gets an id that stays this run folder's own; the points of a
-    sweep are a group, each named by its overrides."""
-    loggers = []
-    for name, node in nodes.items():
-        changed: dict[str, Any] = {}
-        if "group" in node and node["group"] is None and HydraConfig.get().mode is RunMode.MULTIRUN:
-            changed |= {"group": folder.parent.name, "name": folder.name}
-        if "id" in node and node["id"] is None:
-            changed["id"] = write_once(folder / f"{name}-id.txt", secrets.token_hex(4).encode()).decode()
-        if "mode" in node and node["mode"] is None:
-            changed["mode"] = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-        loggers.append(instantiate(node | changed, _convert_="all"))
-    return loggers

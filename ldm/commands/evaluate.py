@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ldm import __version__
-from ldm.commands.entry import begin_results, build_loggers
 from ldm.commands.evaluate_scores import PICTURE, EvaluateOptions, chosen, folder_of, request
 from ldm.commands.options import build
+from ldm.commands.run_folder import build_loggers
 from ldm.data.sources import Source
 from ldm.evaluation.comparison import comparison, read
 from ldm.evaluation.sample_scores import FEW, Reader
@@ -24,7 +24,7 @@ def main(options: EvaluateOptions, run: Path) -> float | None:
     device = pick_device(options.device)
     asked = request(options, run, source, device)
     scores = chosen(asked)
-    begin_results(options, run)
+    options.begin(run)
     rank, world = join_ranks()
     reader = Reader(
         device=device, batch_size=options.batch_size, num_workers=options.num_workers, rank=rank, world=world

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 from ldm.checkpoint import load_diffusion, matching_autoencoder
 from ldm.commands.arguments import Node, arguments_of
-from ldm.commands.entry import begin_results
 from ldm.commands.options import Free, ResultOptions, Weights, build
 from ldm.data.sources import Source
 from ldm.diffusion.log_likelihood import log_likelihood
@@ -34,7 +33,7 @@ def main(options: LikelihoodOptions, run: Path) -> None:
     autoencoder = matching_autoencoder(options.autoencoder, card["autoencoder_path"], model.run, card["autoencoder"])
     source: Source = build(options.data)
     check(source, card, autoencoder)
-    begin_results(options, run)
+    options.begin(run)
     result = bits_per_dim(
         model, autoencoder, source, options.num, options.batch_size, device, options.seed, options.likelihood
     )

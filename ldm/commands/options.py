@@ -1,16 +1,18 @@
 """Typed options: what a command's config may be, checked once, before anything is computed."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
-from ldm.commands.arguments import Node, arguments_of, as_json, explain
-from ldm.commands.entry import plain
+from ldm.commands.arguments import Node, arguments_of, as_json, explain, shown
+from ldm.commands.run_folder import CONFIG, plain, read_config, write_config
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.sampling import Sampling
+from ldm.runtime.files import flat
 from ldm.runtime.ranges import Count, Natural
 
 Loggers = dict[str, Node]
@@ -68,6 +70,10 @@ class Options(Group):
         """The config as it was composed, in plain dicts and lists: what cards, stamps and config.yaml record."""
         return self._plain
 
+    def begin(self, run: Path) -> None:
+        """Write the config into the run folder: once all checks have passed, so that a refusal changes nothing."""
+        write_config(self.plain(), run)
+
 
 class LoggedOptions(Options):
     """Of a command that loggers are told of, beside its files."""
@@ -82,6 +88,20 @@ class ResultOptions(Options):
     """
 
     overwrite: Annotated[bool, Free()]
+
+    def begin(self, run: Path) -> None:
+        """Likewise.
+
+        Raises:
+            ValueError: if the folder has results of other settings, and overwrite=true does not say that they may go.
+        """
+        if (run / CONFIG).exists() and not self.overwrite:
+            before, now, free = flat(read_config(run)), flat(self.plain()), self.free_keys()
+            changed = [k for k in now if k in before and before[k] != now[k] and k.partition(".")[0] not in free]
+            if changed:
+                named = ", ".join(f"{key}={shown(before[key])} (now {shown(now[key])})" for key in changed[:3])
+                raise ValueError(f"{run} holds results of {named}: choose another run=, or pass overwrite=true")
+        super().begin(run)
 
 
 def build(node: dict[str, Any] | None) -> Any:

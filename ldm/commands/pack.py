@@ -6,7 +6,6 @@ from pathlib import Path
 from rich.progress import track
 
 from ldm.commands.arguments import Node
-from ldm.commands.entry import write_config
 from ldm.commands.options import Options, build
 from ldm.data import shards
 from ldm.data.sources import Part, Source
@@ -26,6 +25,6 @@ def main(options: PackOptions, run: Path) -> None:
 
     source: Source = build(options.data)
     shards.pack(source, run, options.shard_size, progress)
-    write_config(options, run)
+    options.begin(run)
     source.report_skipped()
     print(f"shards and {shards.INDEX} in {run}: use them with data=shards data.root={run}")

@@ -10,7 +10,7 @@ from typing import Annotated
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from ldm.commands.entry import TRACE, write_config
+from ldm.commands.entry import TRACE
 from ldm.commands.options import Free, Group
 from ldm.commands.train_autoencoder import StageOneOptions
 from ldm.runtime import stop
@@ -36,7 +36,7 @@ def main(options: ProbeOptions, run: Path) -> float:
     """The commands of the whole chain, each a process of its own with a run folder of its own."""
     data = data_overrides(options)
     here = {what: f"'{run / what}'" for what in ("autoencoder", "latents", "diffusion", "samples")}
-    write_config(options, run)
+    options.begin(run)
     chain = {
         ("train-autoencoder", "autoencoder"): stage_one_overrides(),
         ("cache-latents", "latents"): [f"autoencoder={here['autoencoder']}", *data, *options.probe.latents],

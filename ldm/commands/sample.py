@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion, load_diffusion, matching_autoencoder
 from ldm.commands.arguments import Choice
-from ldm.commands.entry import begin_results, build_loggers
 from ldm.commands.options import Free, LoggedOptions, ResultOptions, SamplerOptions, Weights, build
+from ldm.commands.run_folder import build_loggers
 from ldm.diffusion.guidance import Guidance
 from ldm.generate import Class, Generator, LatentDiffusionModel
 from ldm.images import grid, save_png
@@ -69,7 +69,7 @@ def main(options: SampleOptions, run: Path) -> None:
     )
     chosen = model.labels(options.classes)
     labels = torch.tensor([chosen[i % len(chosen)] for i in range(options.num)])
-    begin_results(options, run)
+    options.begin(run)
     samples, evaluations = drawn(generator, labels, options.batch_size)
     if samples is None:  # on every rank but the first
         return

@@ -8,8 +8,8 @@ from pydantic import model_validator
 
 from ldm.checkpoint import load_autoencoder, newest
 from ldm.commands.arguments import Node, arguments_of
-from ldm.commands.entry import build_loggers, write_config
 from ldm.commands.options import Free, build
+from ldm.commands.run_folder import build_loggers
 from ldm.commands.training_options import Optimizer, ScheduleOptions, TrainingOptions
 from ldm.data.image_data import ImageData
 from ldm.data.sources import Digits, Source
@@ -147,7 +147,7 @@ def main(options: TrainAutoencoder, run: Path) -> float | None:
             used=[],
             made=lambda: artifact("autoencoder", load_autoencoder(run).fingerprint, run),
         ),
-        begin=lambda: write_config(options, run),
+        begin=lambda: options.begin(run),
     )
     print(f"autoencoder in {run}: reconstructions/, logits/, curves.png, metrics.csv, checkpoints/")
     source.report_skipped()

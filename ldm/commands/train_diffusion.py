@@ -9,8 +9,8 @@ from torch import nn
 
 from ldm.checkpoint import LoadedAutoencoder, load_diffusion, matching_autoencoder, newest
 from ldm.commands.arguments import Choice, node_with
-from ldm.commands.entry import build_loggers, write_config
 from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, build
+from ldm.commands.run_folder import build_loggers
 from ldm.commands.training_options import TrainingOptions
 from ldm.data.cache_reader import LatentCache, LatentData, Verify
 from ldm.data.cache_writer import AUTOENCODER, MANIFEST
@@ -85,7 +85,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
             used=[artifact("latents", sha256(cache.folder / MANIFEST), cache.folder)],
             made=lambda: artifact("diffusion", load_diffusion(run).fingerprint, run),
         ),
-        begin=lambda: write_config(options, run),
+        begin=lambda: options.begin(run),
     )
     print(f"diffusion model in {run}: samples/, curves.png, metrics.csv, checkpoints/")
     return last_value(run, options.returns)

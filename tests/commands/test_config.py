@@ -12,8 +12,8 @@ from support.config import CONF, composed, parsed
 
 from ldm.commands.arguments import check_node
 from ldm.commands.cli import COMMANDS
-from ldm.commands.entry import plain
 from ldm.commands.options import ObjectiveOptions, SamplerOptions, build
+from ldm.commands.run_folder import plain
 from ldm.diffusion.path import CosinePath
 from ldm.latents import LatentStats
 from ldm.losses.autoencoder_loss import AutoencoderLoss

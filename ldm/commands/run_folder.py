@@ -1,0 +1,56 @@
+"""A command's run folder: its config.yaml, whose it is, and the loggers that keep to it."""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from ldm.runtime.files import atomic_write, write_once
+
+CONFIG = "config.yaml"
+
+
+def plain(config: Any) -> Any:
+    """A config as plain dicts and lists, interpolations resolved; a missing value is an error."""
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """A run folder's config.yaml."""
+    return plain(OmegaConf.load(run / CONFIG))
+
+
+def write_config(given: dict[str, Any], run: Path) -> None:
+    """Write the config that a command was given, and the command's name."""
+    named = given | {"command": HydraConfig.get().job.config_name}
+    with atomic_write(run / CONFIG) as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(named)).encode())
+
+
+def check_owner(folder: Path, name: str) -> None:
+    """Refuse a folder that another command made."""
+    if (folder / CONFIG).exists():
+        owner = read_config(folder)["command"]
+        if owner != name:
+            raise ValueError(f"{folder} belongs to ldm {owner}: choose another run=")
+
+
+def build_loggers(nodes: dict[str, dict[str, Any]], folder: Path) -> list[Any]:
+    """The loggers beside the CSV log. One with a null id gets an id that stays this run folder's own; the points of a
+    sweep are a group, each named by its overrides."""
+    loggers = []
+    for name, node in nodes.items():
+        changed: dict[str, Any] = {}
+        if "group" in node and node["group"] is None and HydraConfig.get().mode is RunMode.MULTIRUN:
+            changed |= {"group": folder.parent.name, "name": folder.name}
+        if "id" in node and node["id"] is None:
+            changed["id"] = write_once(folder / f"{name}-id.txt", secrets.token_hex(4).encode()).decode()
+        if "mode" in node and node["mode"] is None:
+            changed["mode"] = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+        loggers.append(instantiate(node | changed, _convert_="all"))
+    return loggers
