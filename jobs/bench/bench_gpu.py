@@ -70,7 +70,7 @@ def read_recipe(tiny: bool, cuda: bool) -> Recipe:
     overrides = ["experiment=imagenet256_f8", "trainer.devices=1", *TINY * tiny, *ON_CPU * (not cuda)]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config, caching = compose("train_diffusion", overrides), compose("cache_latents")
-    trainer, vae = config.trainer, plain(OmegaConf.load(ROOT / "conf/autoencoder/kl_f8.yaml"))
+    trainer, vae = config.trainer, plain(OmegaConf.load(ROOT / "conf/ae/kl_f8.yaml"))
     side, batch, classes = 256, caching.batch_size, 1000
     if tiny:
         vae, side, batch, classes = vae | {"channels": 32, "channel_mult": [1, 1, 2, 2]}, 32, 2, 10

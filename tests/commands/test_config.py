@@ -28,6 +28,13 @@ def options(group):
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+@pytest.mark.parametrize("primary", options("."))
+def test_no_key_has_the_name_of_another_commands_group(primary):
+    """Hydra takes NAME=VALUE for a choice in conf/NAME wherever that folder exists, whatever the command."""
+    keys = OmegaConf.load(CONF / f"{primary}.yaml")
+    assert not [key for key in keys if (CONF / key).is_dir() and not OmegaConf.is_dict(keys[key])]
+
+
 @pytest.mark.parametrize("name", options("objective"))
 def test_objectives(name):
     given = ObjectiveOptions.model_validate(plain(composed("train_diffusion", f"objective={name}").objective))
@@ -48,10 +55,10 @@ def test_nets(name):
         assert build(OmegaConf.create(net)).null_class == 3
 
 
-@pytest.mark.parametrize("name", options("autoencoder"))
+@pytest.mark.parametrize("name", options("ae"))
 def test_autoencoders(name):
     with torch.device("meta"):
-        Autoencoder(**plain(composed("train_autoencoder", f"autoencoder={name}").autoencoder))
+        Autoencoder(**plain(composed("train_autoencoder", f"ae={name}").autoencoder))
 
 
 @pytest.mark.parametrize("name", options("loss"))
@@ -149,7 +156,7 @@ def imagenet(ldm, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # put back: trainer.benchmark sets it
 
     def start(f):
-        shape = plain(composed("train_autoencoder", f"autoencoder=kl_{f}").autoencoder)
+        shape = plain(composed("train_autoencoder", f"ae=kl_{f}").autoencoder)
         with torch.device("meta"):
             autoencoder = Autoencoder(**shape)
         channels, side = shape["latent_channels"], 256 // autoencoder.downsample_factor
