@@ -6,12 +6,13 @@ Its x axis is `images`, which compares runs of different batch sizes; every run 
 """
 
 import sys
+from typing import Any
 
 import wandb_workspaces.reports.v2 as panels
 import wandb_workspaces.workspaces as workspaces
 
+PICTURES = ["reconstructions", "logits", "samples"]
 SECTIONS = {
-    "pictures": ["reconstructions", "logits", "samples"],
     "diffusion": ["train/loss", "val/loss", "train/grad_norm", "train/lr"],
     "autoencoder": ["val/psnr", "val/ssim", "val/lpips", "val/rfd", "train/l1", "train/lpips", "train/kl"],
     "discriminator": ["train/disc_loss", "train/disc_accuracy", "train/logits_gap", "train/disc_weight"],
@@ -26,14 +27,12 @@ TOGETHER = {  # a panel each
 
 def workspace(entity: str, project: str) -> workspaces.Workspace:
     """Sections of panels; those without data stay empty, and hide themselves."""
-    lines = {
-        name: [panels.LinePlot(x="images", y=[key], title=key) for key in keys]
-        for name, keys in SECTIONS.items()
-        if name != "pictures"
+    shown: dict[str, list[Any]] = {
+        name: [panels.LinePlot(x="images", y=[key], title=key) for key in keys] for name, keys in SECTIONS.items()
     }
-    lines["pictures"] = [panels.MediaBrowser(media_keys=[key], title=key) for key in SECTIONS["pictures"]]
-    lines["together"] = [panels.LinePlot(x="images", y=keys, title=title) for title, keys in TOGETHER.items()]
-    sections = [workspaces.Section(name=name, panels=found, is_open=True) for name, found in lines.items()]
+    shown["pictures"] = [panels.MediaBrowser(media_keys=[key], title=key) for key in PICTURES]
+    shown["together"] = [panels.LinePlot(x="images", y=[*keys], title=title) for title, keys in TOGETHER.items()]
+    sections = [workspaces.Section(name=name, panels=plots, is_open=True) for name, plots in shown.items()]
     return workspaces.Workspace(entity=entity, project=project, name="ldm", sections=sections)
 
 

@@ -25,12 +25,13 @@ from ldm.diffusion.weighting import Unweighted
 from ldm.generate import LatentDiffusionModel
 from ldm.latents import LatentStats
 
-STEPS, BATCH, NFES = 6000, 256, (1, 2, 4, 8, 16, 32)
+BATCH, NFES = 256, (1, 2, 4, 8, 16, 32)
 
 
 class Net(nn.Module):
     """x_t [B, 2], t [B] -> [B, 2]."""
 
+    frequencies: Tensor
     null_class = 1  # of one class; nothing is guided here
 
     def __init__(self, width: int = 128) -> None:
@@ -64,14 +65,14 @@ def objectives() -> dict[str, tuple[Objective, Any]]:
     }
 
 
-def train(objective: Objective) -> tuple[Net, float]:
+def train(objective: Objective, steps: int) -> tuple[Net, float]:
     """The network, and the share of the time that the coupling took."""
     torch.manual_seed(0)
     net = Net()
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-3, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     data, y, coupling, start = moons(50_000, 0), torch.zeros(BATCH), 0.0, time.perf_counter()
-    for _ in range(STEPS):
+    for _ in range(steps):
         x0 = data[torch.randint(len(data), (BATCH,))]
         before = time.perf_counter()
         eps = objective.coupling(x0, torch.randn_like(x0), y)
@@ -99,16 +100,16 @@ def points(model: LatentDiffusionModel, sampler: Any, steps: int, count: int) ->
 
 
 @torch.no_grad()
-def main(out: Path) -> None:
-    """Train, measure, draw."""
-    reference, other = moons(4000, 1), moons(4000, 2)
+def main(out: Path, steps: int = 6000, samples: int = 4000) -> None:
+    """Train for so many steps, measure so many samples, draw."""
+    reference, other = moons(samples, 1), moons(samples, 2)
     floor = sliced_wasserstein(reference, other)
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     axes = figure.subplots(1, 4)
     table = {}
     for axis, (name, (objective, sampler)) in zip(axes, objectives().items(), strict=False):
         with torch.enable_grad():
-            net, share = train(objective)
+            net, share = train(objective, steps)
         model = LatentDiffusionModel(
             net=net,
             objective=objective,
@@ -117,7 +118,7 @@ def main(out: Path) -> None:
             latent_shape=(2,),
             class_names=["moons"],
         )
-        table[name] = [sliced_wasserstein(points(model, sampler, n, 4000)[0], reference) for n in NFES]
+        table[name] = [sliced_wasserstein(points(model, sampler, n, samples)[0], reference) for n in NFES]
         print(f"{name}: the coupling took {share:.0%} of the training")
         walk = points(model, sampler, 60, 120)[1]
         axis.plot(*walk.unbind(-1), color="tab:blue", alpha=0.25, linewidth=0.7)

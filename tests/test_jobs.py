@@ -1,12 +1,15 @@
 """What jobs/ holds beside the chain that test_slurm.py runs."""
 
+import importlib.util
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,6 +29,55 @@ def test_each_sbatch_script_says_its_cost_result_and_line(script):
     assert f"sbatch jobs/{script.name} run=" in head
 
 
+def load(script, monkeypatch):
+    """A script of jobs/ as a module, beside which its own imports lie."""
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))
+    spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, Path(script).stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open
+@pytest.mark.parametrize(
+    "sections",  # and how many ratios each has
+    [
+        {"sampler": 0, "cache": 1, "latents": 6},
+        pytest.param({"unet": 3, "autoencoder": 2, "memory": 2}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_bench_prints_its_table(sections, monkeypatch, capsys):
+    """A line for each comparison, and in all but the sampler's a ratio."""
+    monkeypatch.setattr(sys, "argv", ["bench.py", *sections, "--tiny"])
+    load("jobs/bench/bench.py", monkeypatch).main()
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    ratios = [float(ratio) for line in table for ratio in re.findall(r"\*\*([\d.]+)\*\*", line)]
+    assert len(ratios) == sum(sections.values())
+    assert min(ratios) > 0
+    assert len(table) == len(ratios) + 3 * ("sampler" in sections)
+
+
+def test_the_toy_draws_and_scores(monkeypatch, capsys, tmp_path):
+    load("jobs/toy.py", monkeypatch).main(tmp_path / "toy.png", steps=2, samples=200)
+    assert (tmp_path / "toy.png").stat().st_size > 10_000
+    assert re.search(r"\| OT-flow \|( \d\.\d{3} \|){6}", capsys.readouterr().out)
+
+
+def test_sheets_become_a_folder(monkeypatch, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    for i, sheet in enumerate((images[:3], images[3:])):
+        Image.fromarray(sheet.reshape(-1, 8, 3)).save(tmp_path / f"sheet{i}.png")
+    (tmp_path / "train_labels.txt").write_text("1\n0\n1\n1\n0\n")
+    options = ["--pattern", "sheet{}.png", "--size", "8", "--classes", "cat,dog"]
+    monkeypatch.setattr(sys, "argv", ["sheets_to_folder.py", str(tmp_path), str(tmp_path / "out"), *options])
+    load("jobs/sheets_to_folder.py", monkeypatch).main()
+    files = {path.stem: path for path in (tmp_path / "out").rglob("*.png")}
+    for i, name in enumerate(("dog", "cat", "dog", "dog", "cat")):
+        assert files[f"{i:06d}"].parent.name == name
+        assert np.array_equal(np.asarray(Image.open(files[f"{i:06d}"])), images[i])
+
+
 @pytest.mark.slow
 def test_the_gpu_bench_runs_its_sections_on_a_cpu(tmp_path):
     command = [sys.executable, ROOT / "jobs/bench/bench_gpu.py", "--tiny", "--device", "cpu", "--out", tmp_path]
@@ -36,8 +88,8 @@ def test_the_gpu_bench_runs_its_sections_on_a_cpu(tmp_path):
     assert len(compared) == 7
     for row in compared:
         assert 0 < row["min"] <= row["ratio"] <= row["max"]
-        for who in ("ours", "theirs"):
-            assert row[who]["gflop_per_image"] == pytest.approx(row["ours"]["gflop_per_image"], rel=0.01)
+        for who in ("ldm", "diffusers"):
+            assert row[who]["gflop_per_image"] == pytest.approx(row["ldm"]["gflop_per_image"], rel=0.01)
     (trained,) = (row for row in rows if row["section"] == "train")
     assert trained["speed/images_per_s"] > 0
     assert {path.name for path in tmp_path.iterdir()} >= {"unet_step.json.gz", "unet_step.txt", "encoding.json.gz"}

@@ -1,18 +1,20 @@
-"""`make bench`: speed beside the peers, on this machine's CPU in float32: a table of ratios, each of one process in
-which ours and theirs take turns.
+"""`make bench`: this project's speed beside its peers', on this machine's CPU in float32, as a table of ratios.
 
-    python jobs/bench/bench.py [SECTION ...]        all of SECTIONS, or some; docs/performance.md explains each line
+    python jobs/bench/bench.py [SECTION ...] [--tiny]
+
+All sections, or some; docs/performance.md explains each line.
+The two codebases that a line compares take turns in one process; a ratio above 1 says that this project is faster.
+--tiny is for a test of this program: small networks and few rounds, whose figures say nothing.
 """
 
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import bench_latents
+import bench_processes
 import torch
 from diffusers import AutoencoderKL, UNet2DModel
 from timing import Task, better, interleaved, middle, row, wake
@@ -30,8 +32,36 @@ from ldm.models.unet import UNet
 from ldm.training.speed import forward_flops
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
-PRODUCT = 2 * 2048**3  # FLOP of two large float32 matrices
 FUSED = partial(torch.optim.AdamW, fused=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is measured: by default what docs/performance.md has.
+
+    Args:
+        unet, autoencoder: channels of the first level: 36.1 M and 10.8 M parameters.
+        batch:             images of a U-Net's step; an autoencoder's has a quarter of them.
+        product:           side of the square matrices whose product shows what the machine can do.
+        most_rounds:       rounds a line at most.
+        latents:           sizes of the section `latents`.
+        images:            number of images of the section `cache`.
+    """
+
+    unet: int = 96
+    autoencoder: int = 64
+    batch: int = 16
+    product: int = 2048
+    most_rounds: int = 100
+    latents: bench_latents.Size = field(default_factory=bench_latents.Size)
+    images: int = 256
+
+    def rounds(self, wanted: int) -> int:
+        return min(wanted, self.most_rounds)
+
+
+TINY = Size(unet=32, autoencoder=32, batch=4, product=256, most_rounds=2, images=16,
+            latents=bench_latents.Size(count=512, batch=32, drawn=128, copies=2))  # fmt: skip
 
 
 def train_step(model: nn.Module, forward: Callable[[], Tensor], optimizer: Any) -> Task:
@@ -50,19 +80,19 @@ def train_step(model: nn.Module, forward: Callable[[], Tensor], optimizer: Any) 
     return step
 
 
-# the two stages' networks, 36.1 M and 10.8 M parameters, and diffusers' of the same shapes
+# the two stages' networks, and diffusers' of the same shapes
 
 
-def our_unet(checkpoint: bool = False) -> UNet:
-    return UNet(in_channels=4, num_classes=10, model_channels=96, channel_mult=(1, 2, 4), num_res_blocks=2,
+def ldm_unet(channels: int = Size.unet, checkpoint: bool = False) -> UNet:
+    return UNet(in_channels=4, num_classes=10, model_channels=channels, channel_mult=(1, 2, 4), num_res_blocks=2,
                 attention_resolutions=(2, 4), head_channels=32, checkpoint=checkpoint)  # fmt: skip
 
 
-def their_unet() -> UNet2DModel:
+def diffusers_unet(channels: int = Size.unet) -> Any:
     return UNet2DModel(
         in_channels=4,
         out_channels=4,
-        block_out_channels=(96, 192, 384),
+        block_out_channels=(channels, 2 * channels, 4 * channels),
         layers_per_block=2,
         attention_head_dim=32,
         num_class_embeds=11,
@@ -71,13 +101,13 @@ def their_unet() -> UNet2DModel:
     )
 
 
-def our_autoencoder() -> Autoencoder:
-    return Autoencoder(channels=64, channel_mult=(1, 2, 4), num_res_blocks=1, latent_channels=4)
+def ldm_autoencoder(channels: int = Size.autoencoder) -> Autoencoder:
+    return Autoencoder(channels=channels, channel_mult=(1, 2, 4), num_res_blocks=1, latent_channels=4)
 
 
-def their_autoencoder() -> AutoencoderKL:
+def diffusers_autoencoder(channels: int = Size.autoencoder) -> Any:
     return AutoencoderKL(
-        block_out_channels=(64, 128, 256),
+        block_out_channels=(channels, 2 * channels, 4 * channels),
         layers_per_block=1,
         latent_channels=4,
         down_block_types=["DownEncoderBlock2D"] * 3,
@@ -85,79 +115,88 @@ def their_autoencoder() -> AutoencoderKL:
     )
 
 
-def variants(make: dict[str, Callable[[], nn.Module]], task: Callable[[str, nn.Module, Any], Task]) -> dict[str, Task]:
-    """Each maker's network in each memory format, by "ours nchw" and the like."""
+def variants(
+    make: Mapping[str, Callable[[], nn.Module]], task: Callable[[str, nn.Module, Any], Task]
+) -> dict[str, Task]:
+    """Each maker's network in each memory format, by "ldm nchw" and the like."""
     return {
-        f"{who} {name}": task(who, maker().to(memory_format=layout), layout)  # type: ignore[call-overload]
+        f"{who} {name}": task(who, maker().to(memory_format=layout), layout)
         for who, maker in make.items()
         for name, layout in FORMATS.items()
     }
 
 
-def share_of_bound(what: str, flops: float, times: dict[str, list[float]]) -> None:
-    """Prints our rate in our better format against that of the matrix products between: what is left to win."""
-    rate, bound = flops / middle(better(times, ["ours nchw", "ours nhwc"])), PRODUCT / middle(times["product"])
+def share_of_bound(what: str, flops: float, times: dict[str, list[float]], size: Size) -> None:
+    """Print the share of a matrix product's rate that our network has in its faster format: what is left to win."""
+    rate = flops / middle(better(times, ["ldm nchw", "ldm nhwc"]))
+    bound = 2 * size.product**3 / middle(times["product"])
     print(
         f"    {flops / 1e9:.0f} GFLOP a {what} at {rate / 1e9:.0f} GFLOP/s: {rate / bound:.0%} of a matrix product's "
         f"{bound / 1e9:.0f}; at its rate {flops / bound:.3f} s"
     )
 
 
-def compare(what: str, tasks: dict[str, Task], rounds: int) -> dict[str, list[float]]:
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    times = interleaved(tasks | {"product": lambda: a @ b}, rounds)
-    ours, theirs = ([name for name in times if name.startswith(who)] for who in ("ours", "theirs"))
-    row(what, better(times, ours), better(times, theirs))
+def compare(what: str, tasks: dict[str, Task], rounds: int, size: Size) -> dict[str, list[float]]:
+    """Print a line of two codebases' tasks, each in its faster format; returns all seconds, matrix products' too."""
+    a, b = torch.randn(2, size.product, size.product)
+    times = interleaved(tasks | {"product": lambda: a @ b}, size.rounds(rounds))
+    ldm, diffusers = ([name for name in times if name.startswith(who)] for who in ("ldm", "diffusers"))
+    row(what, better(times, ldm), better(times, diffusers))
     print("".join(f"    {name} {middle(taken):.3f} s;" for name, taken in times.items()), flush=True)
     return times
 
 
-def unet() -> None:
+def unet(size: Size) -> None:
     """A training step of stage 2."""
-    x, t, y = torch.randn(16, 4, 16, 16), torch.rand(16), torch.randint(10, (16,))
-    makers: dict[str, Callable[[], nn.Module]] = {"ours": our_unet, "theirs": their_unet}
+    n = size.batch
+    x, t, y = torch.randn(n, 4, 16, 16), torch.rand(n), torch.randint(10, (n,))
+    makers = {"ldm": partial(ldm_unet, size.unet), "diffusers": partial(diffusers_unet, size.unet)}
 
     def task(who: str, model: nn.Module, layout: Any, optimizers: dict[str, Any]) -> Task:
         z = x.to(memory_format=layout)
-        ours, theirs = (lambda: model(z, t, y)), (lambda: model(z, 1000 * t, class_labels=y).sample)
-        return train_step(model, ours if who == "ours" else theirs, optimizers[who])
+        ldm, diffusers = (lambda: model(z, t, y)), (lambda: model(z, 1000 * t, class_labels=y).sample)
+        return train_step(model, ldm if who == "ldm" else diffusers, optimizers[who])
 
     rounds = (
-        ("U-Net step, theirs with plain AdamW", {"ours": FUSED, "theirs": torch.optim.AdamW}),
-        ("U-Net step, both with fused AdamW", {"ours": FUSED, "theirs": FUSED}),
-        ("U-Net forward and backward alone", {"ours": None, "theirs": None}),
+        ("U-Net step, diffusers' with plain AdamW", {"ldm": FUSED, "diffusers": torch.optim.AdamW}),
+        ("U-Net step, both with fused AdamW", {"ldm": FUSED, "diffusers": FUSED}),
+        ("U-Net forward and backward alone", {"ldm": None, "diffusers": None}),
     )
     times: dict[str, list[float]] = {}
     for what, optimizers in rounds:
-        found = compare(what, variants(makers, partial(task, optimizers=optimizers)), 7)
-        times = times or found
-    share_of_bound("step", 3 * 16 * forward_flops(our_unet(), (1, 4, 16, 16), (1,), None), times)
+        taken = compare(what, variants(makers, partial(task, optimizers=optimizers)), 7, size)
+        times = times or taken
+    share_of_bound("step", 3 * n * forward_flops(ldm_unet(size.unet), (1, 4, 16, 16), (1,), None), times, size)
 
 
-def autoencoder() -> None:
+def autoencoder(size: Size) -> None:
     """A training step of stage 1's autoencoder alone, and encoding."""
-    x = torch.randn(4, 3, 64, 64)
-    makers: dict[str, Callable[[], nn.Module]] = {"ours": our_autoencoder, "theirs": their_autoencoder}
+    n = size.batch // 4
+    x = torch.randn(n, 3, 64, 64)
+    makers = {
+        "ldm": partial(ldm_autoencoder, size.autoencoder),
+        "diffusers": partial(diffusers_autoencoder, size.autoencoder),
+    }
 
     def training(who: str, model: Any, layout: Any) -> Task:
-        z, optimizer = x.to(memory_format=layout), FUSED if who == "ours" else torch.optim.AdamW
-        ours, theirs = (lambda: model(z)[0]), (lambda: model(z, sample_posterior=True).sample)
-        return train_step(model, ours if who == "ours" else theirs, optimizer)
+        z, optimizer = x.to(memory_format=layout), FUSED if who == "ldm" else torch.optim.AdamW
+        ldm, diffusers = (lambda: model(z)[0]), (lambda: model(z, sample_posterior=True).sample)
+        return train_step(model, ldm if who == "ldm" else diffusers, optimizer)
 
     def encoding(who: str, model: Any, layout: Any) -> Task:
         z = x.to(memory_format=layout)
-        encode = (lambda: model.encode(z).mean) if who == "ours" else (lambda: model.encode(z).latent_dist.mean)
+        encode = (lambda: model.encode(z).mean) if who == "ldm" else (lambda: model.encode(z).latent_dist.mean)
         return torch.inference_mode()(encode)
 
-    model, image = our_autoencoder(), (1, 3, 64, 64)
-    times = compare("autoencoder step, theirs with plain AdamW", variants(makers, training), 7)
-    share_of_bound("step", 3 * 4 * forward_flops(model, image), times)
-    times = compare("autoencoder encoding", variants(makers, encoding), 15)
-    share_of_bound("batch", 4 * forward_flops(model.encoder, image), times)
+    model, image = ldm_autoencoder(size.autoencoder), (1, 3, 64, 64)
+    times = compare("autoencoder step, diffusers' with plain AdamW", variants(makers, training), 7, size)
+    share_of_bound("step", 3 * n * forward_flops(model, image), times, size)
+    times = compare("autoencoder encoding", variants(makers, encoding), 15, size)
+    share_of_bound("batch", n * forward_flops(model.encoder, image), times, size)
 
 
 class Nothing(nn.Module):
-    """A network that costs nothing: what is left of sampling is the sampler's own."""
+    """A network that costs nothing: what sampling takes with it is the sampler's time alone."""
 
     null_class = 10
 
@@ -165,13 +204,13 @@ class Nothing(nn.Module):
         return x_t
 
 
-def sampler() -> None:
+def sampler(size: Size) -> None:
     """What 8 steps of a sampler take without their network, against the network's evaluations."""
-    net, nothing = our_unet().eval(), Nothing()
+    net, nothing, n = ldm_unet(size.unet).eval(), Nothing(), size.batch
     objective = Objective(
         path=LinearPath(), parameterization="velocity", weighting=Unweighted(), time_sampler=Uniform()
     )
-    x, y, t = torch.randn(16, 4, 16, 16), torch.randint(10, (16,)), torch.rand(16)
+    x, y, t = torch.randn(n, 4, 16, 16), torch.randint(10, (n,)), torch.rand(n)
     times = uniform_grid(objective.path, 8, 1.0)
     for function, scale in ((samplers.euler, 1.0), (samplers.heun, 2.0), (samplers.dpmpp_2m, 2.0)):
         denoise = objective.denoiser(Guidance(scale=scale)(nothing, nothing.null_class), y)
@@ -181,112 +220,57 @@ def sampler() -> None:
         with torch.inference_mode():
             taken = interleaved(
                 {
-                    "own": partial(function, Record(denoise), objective.path, x, times),
-                    "bare": lambda: net(x, t, y),
+                    "sampler": partial(function, Record(denoise), objective.path, x, times),
+                    "network": lambda: net(x, t, y),
                 },
-                7,
+                size.rounds(7),
             )
-        own, bare = middle(taken["own"]), count * middle(taken["bare"])
+        alone, network = middle(taken["sampler"]), count * middle(taken["network"])
         name = f"{function.__name__}, {'unguided' if scale == 1.0 else 'guided'}"
         print(
-            f"| 8 steps of {name}: its own, and {count} evaluations | {own:.4f} s | {bare:.3f} s | {own / bare:.2%} |"
+            f"| 8 steps of {name}: without the network, and its {count} evaluations | {alone:.4f} s | {network:.3f} s "
+            f"| {alone / network:.2%} |"
         )
 
 
-TO_FIRST_BATCH = """
-import os
-from ldm.commands.cli import main
-from ldm.training.progress import ProgressModule
-
-ProgressModule.on_train_batch_start = lambda *_: os._exit(0)
-main()
-"""
+def start(size: Size) -> None:
+    """From a command's start to its first batch, and how much of it are imports."""
+    bench_processes.start(size.rounds(3))
 
 
-def start() -> None:
-    """From a command's start to its first batch, and what of it is Python's and torch's own."""
-    ldm = [sys.executable, "-m", "ldm"]
-    options = ["steps=1", "every=1", "trainer.accelerator=cpu", "trainer.limit_val_batches=0", "batch_size=2"]
-    tiny = ["autoencoder.channels=8", "discriminator.channels=8", "loss.perceptual_weight=0", "loss.disc_weight=0"]
-    with tempfile.TemporaryDirectory() as folder:
-
-        def run(*command: str) -> Task:
-            return lambda: subprocess.run(command, cwd=folder, check=True, capture_output=True)
-
-        def training() -> None:
-            run(*ldm, "train-autoencoder", *options, *tiny)()
-            subprocess.run(["rm", "-rf", f"{folder}/runs"], check=True)
-
-        def first() -> None:
-            run(sys.executable, "-c", TO_FIRST_BATCH, "train-autoencoder", *options, *tiny)()
-            subprocess.run(["rm", "-rf", f"{folder}/runs"], check=True)
-
-        tasks = {
-            "import torch": run(sys.executable, "-c", "import torch"),
-            "import lightning": run(sys.executable, "-c", "import lightning"),
-            "ldm --help": run(*ldm, "--help"),
-            "ldm train-autoencoder --help": run(*ldm, "train-autoencoder", "--help"),
-            "ldm train-autoencoder, to its first batch": first,
-            "ldm train-autoencoder, one batch, with its pictures and checkpoint": training,
-        }
-        for name, taken in interleaved(tasks, 3).items():
-            print(f"| {name} | {middle(taken):.2f} s | | |", flush=True)
+def memory(size: Size) -> None:
+    """What a training step of the U-Net holds at most beyond its weights."""
+    bench_processes.memory(size.unet, 4 * size.batch)
 
 
-STEP_MEMORY = """
-import sys, time
-from pathlib import Path
-
-sys.path.insert(0, {here!r})
-import bench as b, torch
+def cache(size: Size) -> None:
+    """`ldm cache-latents` from files to shards, against encoding alone."""
+    bench_latents.cache(ldm_autoencoder(size.autoencoder), size.images, size.rounds(3))
 
 
-def resident(name):  # VmRSS is held now; VmHWM is the most that was held since the peak was reset
-    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if name in line).split()[1])
+def latents(size: Size) -> None:
+    """Reading cached moments in shuffled batches, beside five other ways to keep them."""
+    bench_latents.latents(size.latents, size.rounds(5))
 
 
-torch.set_num_threads(2)
-x, t, y = torch.randn(64, 4, 16, 16), torch.rand(64), torch.randint(10, (64,))
-m = {model}
-step = b.train_step(m, lambda: {forward}, b.FUSED)
-before = resident("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")
-step(), step()
-peak = resident("VmHWM")
-start = time.perf_counter()
-[step() for _ in range(3)]
-print(peak - before, (time.perf_counter() - start) / 3)
-"""
+SECTIONS: dict[str, Callable[[Size], None]] = {
+    f.__name__: f for f in (unet, autoencoder, sampler, start, memory, cache, latents)
+}
 
 
-def memory() -> None:
-    """What a training step of the U-Net holds at most beyond its weights, each in a process of its own."""
-    found = {}
-    for who, model, forward in (
-        ("ours", "b.our_unet()", "m(x, t, y)"),
-        ("theirs", "b.their_unet()", "m(x, 1000 * t, class_labels=y).sample"),
-        ("ours, net.checkpoint=true", "b.our_unet(checkpoint=True)", "m(x, t, y)"),
-    ):
-        program = STEP_MEMORY.format(here=str(Path(__file__).parent), model=model, forward=forward)
-        done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-        found[who] = [float(value) for value in done.stdout.split()]
-    theirs, seconds = found.pop("theirs")
-    print(f"    a step of batch 64 takes theirs {seconds:.2f} s;", end="")
-    print("".join(f" {who} {taken:.2f} s;" for who, (_, taken) in found.items()))
-    for who, (kilobytes, _) in found.items():
-        gib = f"{kilobytes / 2**20:.2f} GiB | {theirs / 2**20:.2f} GiB"
-        print(f"| peak memory of a step, batch 64: {who} | {gib} | **{theirs / kilobytes:.2f}** |", flush=True)
-
-
-SECTIONS: dict[str, Task] = {f.__name__: f for f in (unet, autoencoder, sampler, start, memory)}
-SECTIONS |= {"cache": lambda: bench_latents.cache(our_autoencoder()), "latents": bench_latents.latents}
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
+    parser.add_argument("--tiny", action="store_true")
+    given = parser.parse_args()
+    if unknown := set(given.sections) - set(SECTIONS):
+        parser.error(f"no section {', '.join(sorted(unknown))}: there are {', '.join(SECTIONS)}")
+    torch.manual_seed(0)
+    print(f"float32, {torch.get_num_threads()} threads, torch {torch.__version__}; medians; ratio > 1: ldm is faster\n")
+    print("| what | ldm | peer | ratio |\n|---|---|---|---|")
+    for name in given.sections or SECTIONS:
+        SECTIONS[name](TINY if given.tiny else Size())
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
-    print(
-        f"float32, {torch.get_num_threads()} threads, torch {torch.__version__}; medians; ratio > 1: ours is faster\n"
-    )
-    print("| what | ours | theirs | ratio |\n|---|---|---|---|")
-    for name in sys.argv[1:] or SECTIONS:
-        SECTIONS[name]()
+    main()

@@ -1,13 +1,14 @@
-"""On one CUDA GPU, beside diffusers' networks on the same card: the training step of experiment=imagenet256_f8 and the
-encoding of KL-f8 at 256 px, in turns; where their time goes; what each part of conf/trainer/gpu.yaml brings; and the
-speed of `ldm train-diffusion` itself.
+"""Speed on one CUDA GPU, beside diffusers' networks on the same card.
 
     python jobs/bench/bench_gpu.py [SECTION ...] [--out FOLDER] [--minutes M] [--tiny] [--device cpu]
 
-All sections but `autotune`, or some; after --minutes no more is begun, and a compilation that has begun takes a minute
-or two more. In --out: bench_gpu.jsonl, a row a line, to which each run adds; tables and Chrome traces of the profiles.
-A ratio is the median over the rounds, above 1 where ours is faster; MFU is the share of the card's dense bf16 peak, of
-FLOPs counted from each network itself; memory is a step's peak, each network's alone. What fails is a row, too.
+It measures the training step of experiment=imagenet256_f8 and the encoding of KL-f8 at 256 px, where their time goes,
+what each part of conf/trainer/gpu.yaml brings, and the speed of `ldm train-diffusion` itself. Without names it runs all
+sections but `autotune`. After --minutes it begins nothing more; a compilation that has begun takes a minute or two.
+
+In --out: bench_gpu.jsonl, a row a line, to which each run adds; tables and Chrome traces of the profiles. A ratio is
+the median over the rounds, and above 1 where ldm is faster. MFU is the share of the card's dense bf16 peak, by FLOPs
+counted from each network. Memory is a step's peak, of each network alone. What fails is a row, too.
 --tiny is for a test of this program: networks of the same kinds that take milliseconds.
 """
 
@@ -35,7 +36,7 @@ from timing import Task, middle
 
 from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, fingerprint
 from ldm.commands.run_folder import plain
-from ldm.data.cache_writer import AUTOENCODER, FORMAT
+from ldm.data.cache_writer import AUTOENCODER_FILE, FORMAT
 from ldm.models.autoencoder import Autoencoder
 
 ROOT = Path(__file__).parents[2]
@@ -47,19 +48,25 @@ ON_CPU = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.compi
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is measured, by conf/.
+    """What is measured, as conf/ has it.
 
     Args:
-        overrides: of `ldm train-diffusion`, beyond the experiment.
-        setting, batch: its trainer, and the images of a rank.
-        encode_batch: of `ldm cache-latents`.
+        overrides:    options of `ldm train-diffusion`.
+        setting:      of its trainer.
+        batch:        images of a training step on one rank.
+        encode_batch: images that `ldm cache-latents` encodes at once.
+        autoencoder:  arguments of the autoencoder's constructor.
+        latent_shape: C, h, w.
+        classes:      number of labels.
+        unets:        the networks whose training steps are compared.
+        encoders:     the networks whose encoding is compared.
     """
 
     overrides: list[str]
     setting: Setting
     batch: int
     encode_batch: int
-    vae: dict[str, Any]
+    autoencoder: dict[str, Any]
     latent_shape: tuple[int, ...]
     classes: int
     unets: Pair
@@ -70,12 +77,13 @@ def read_recipe(tiny: bool, cuda: bool) -> Recipe:
     overrides = ["experiment=imagenet256_f8", "trainer.devices=1", *TINY * tiny, *ON_CPU * (not cuda)]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config, caching = compose("train_diffusion", overrides), compose("cache_latents")
-    trainer, vae = config.trainer, plain(OmegaConf.load(ROOT / "conf/ae/kl_f8.yaml"))
+    trainer, autoencoder = config.trainer, plain(OmegaConf.load(ROOT / "conf/ae/kl_f8.yaml"))
     side, batch, classes = 256, caching.batch_size, 1000
     if tiny:
-        vae, side, batch, classes = vae | {"channels": 32, "channel_mult": [1, 1, 2, 2]}, 32, 2, 10
-    small = side // 2 ** (len(vae["channel_mult"]) - 1)
-    latent_shape = (vae["latent_channels"], small, small)
+        autoencoder |= {"channels": 32, "channel_mult": [1, 1, 2, 2]}
+        side, batch, classes = 32, 2, 10
+    small = side // 2 ** (len(autoencoder["channel_mult"]) - 1)
+    latent_shape = (autoencoder["latent_channels"], small, small)
     return Recipe(
         overrides=overrides,
         setting=Setting(
@@ -87,11 +95,11 @@ def read_recipe(tiny: bool, cuda: bool) -> Recipe:
         ),
         batch=config.batch_size,
         encode_batch=batch,
-        vae=vae,
+        autoencoder=autoencoder,
         latent_shape=latent_shape,
         classes=classes,
         unets=unets(plain(config.net), plain(config.optimizer), latent_shape, classes),
-        encoders=encoders(vae, side),
+        encoders=encoders(autoencoder, side),
     )
 
 
@@ -117,7 +125,7 @@ def encode(bench: Bench, recipe: Recipe) -> None:
 
 
 def factors(bench: Bench, recipe: Recipe) -> None:
-    """The recipe with one thing taken away or added; first what needs no new compilation."""
+    """The recipe with one thing taken away or added; what needs no new compilation comes first."""
     changes: list[dict[str, Any]] = [
         {"compile": not recipe.setting.compile},
         {"benchmark": not recipe.setting.benchmark},
@@ -132,7 +140,7 @@ def factors(bench: Bench, recipe: Recipe) -> None:
 
 
 def autotune(bench: Bench, recipe: Recipe) -> None:
-    """Inductor's own trials, which may take longer than all else."""
+    """Inductor's trials of kernels, which may take longer than all other sections."""
     changed(bench, recipe, compile="max-autotune-no-cudagraphs")
 
 
@@ -143,12 +151,12 @@ def changed(bench: Bench, recipe: Recipe, **change: Any) -> None:
 
 def profile(bench: Bench, recipe: Recipe) -> None:
     """Where the time goes, of the recipe's step and of encoding as it is."""
-    profiled(bench, "unet_step", recipe.unets["ours"], recipe.setting, recipe.batch)
-    profiled(bench, "encoding", recipe.encoders["ours"], Setting(), recipe.encode_batch)
+    profiled(bench, "unet_step", recipe.unets["ldm"], recipe.setting, recipe.batch)
+    profiled(bench, "encoding", recipe.encoders["ldm"], Setting(), recipe.encode_batch)
 
 
 def profiled(bench: Bench, name: str, contender: Contender, setting: Setting, batch: int) -> None:
-    """A row with the longest kernels; the others in OUT/name.txt, and when each ran in OUT/name.json.gz."""
+    """Adds a row with the longest kernels; all are in OUT/name.txt, and when each ran in OUT/name.json.gz."""
     what = f"profile, {name}"
     if bench.passes_over(what):
         return
@@ -181,11 +189,11 @@ def kernels(bench: Bench, name: str, task: Task) -> tuple[float, dict[str, float
 
 
 def synthetic_latents(recipe: Recipe, folder: Path) -> None:
-    """A cache of noise, of an autoencoder that was never trained: speed asks no more of them."""
+    """Writes a cache of noise, with an untrained autoencoder: the speed does not depend on their values."""
     folder.mkdir()
-    model = Autoencoder(**recipe.vae)
-    card = {"kind": "autoencoder", "autoencoder": recipe.vae}
-    export_autoencoder(LoadedAutoencoder(folder, model, card, ""), folder / AUTOENCODER)
+    model = Autoencoder(**recipe.autoencoder)
+    card = {"kind": "autoencoder", "autoencoder": recipe.autoencoder}
+    export_autoencoder(LoadedAutoencoder(folder, model, card, ""), folder / AUTOENCODER_FILE)
     channels, *plane = recipe.latent_shape
     shape, count = (2 * channels, *plane), 4 * recipe.batch
     values = np.random.default_rng(0).standard_normal((count, 1, *shape)).astype(np.float16)
@@ -203,7 +211,7 @@ def synthetic_latents(recipe: Recipe, folder: Path) -> None:
 
 
 def train(bench: Bench, recipe: Recipe) -> None:
-    """`ldm train-diffusion` by what it logs, without its first stretch, in which it compiles."""
+    """The speed that `ldm train-diffusion` logs, without its first values, which include the compilation."""
     what = f"ldm train-diffusion, {BATCHES} batches"
     if bench.passes_over(what):
         return
@@ -218,19 +226,19 @@ def train(bench: Bench, recipe: Recipe) -> None:
                                   capture_output=True, timeout=bench.seconds_left() + 60)  # fmt: skip
             if done.returncode:
                 raise RuntimeError(" / ".join(done.stderr.strip().splitlines()[-3:]))
-            found = logged(Path(folder, "runs/bench/metrics.csv"))
+            figures = logged(Path(folder, "runs/bench/metrics.csv"))
     except Exception as error:
         bench.failed(what, error)
         return
-    bare = bench.recipe.get("ours", {}).get("images_per_s")
+    bare = bench.recipe.get("ldm", {}).get("images_per_s")
     if bare:
-        found["of_bare_step"] = found["speed/images_per_s"] / bare
-    text = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
-    bench.row(what, f"batch {recipe.batch}, {text}", batch=recipe.batch, **found)
+        figures["of_bare_step"] = figures["speed/images_per_s"] / bare
+    text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    bench.row(what, f"batch {recipe.batch}, {text}", batch=recipe.batch, **figures)
 
 
 def logged(file: Path) -> dict[str, float]:
-    """Medians of speed/*, but for its first values."""
+    """Medians of the columns speed/*, without their first values."""
     with open(file, newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row.get("speed/images_per_s")][1:]
     names = [name for name in rows[0] if name.startswith("speed/") and rows[0][name]]
@@ -240,7 +248,7 @@ def logged(file: Path) -> dict[str, float]:
 SECTIONS: dict[str, Callable[[Bench, Recipe], None]] = {
     f.__name__: f for f in (step, encode, profile, factors, train, autotune)
 }
-KEPT = {"train": 150.0}  # seconds that earlier sections leave to it
+KEPT = {"train": 150.0}  # seconds that the sections before leave to this one
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +17,41 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from timing import interleaved, middle, row
-from torch import nn
 
 from ldm.data.cache_reader import CachedMoments, LatentCache
 from ldm.data.cache_writer import CacheWriter, cache_identity
 from ldm.data.order import Order, OrderedBatches
 from ldm.data.sources import Folder
 from ldm.images import to_x
+from ldm.models.autoencoder import Autoencoder
 
 
-def cache(model: nn.Module) -> None:
-    """`ldm cache-latents` from files to shards, against encoding alone."""
-    count, batch = 256, 64
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How many latents there are, are read at once, are read in a round; and how often a large cache repeats them."""
+
+    count: int = 8192
+    batch: int = 256
+    drawn: int = 2048
+    copies: int = 160
+
+
+def cache(model: Autoencoder, count: int, rounds: int) -> None:
+    """`ldm cache-latents` of `count` images, from files to shards, against encoding alone."""
+    batch = min(64, count)
     with tempfile.TemporaryDirectory() as folder:
         noise = np.random.default_rng(0).integers(0, 256, (count + 2, 9, 9, 3), dtype=np.uint8)
         for i, small in enumerate(noise):
             Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC).save(Path(folder, f"{i:04d}.png"))
         source = Folder(root=folder, resolution=64, val_fraction=0.005)
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the command has it
+        model.to(memory_format=torch.channels_last)  # as the command has it
         encode = torch.inference_mode()(lambda image: model.encode(to_x(image)).moments())
         images = [torch.zeros(batch, 3, 64, 64, dtype=torch.uint8)] * (count // batch)
-        rounds = iter(range(100))
+        numbers = iter(range(100))
 
-        def whole() -> None:
+        def from_files_to_shards() -> None:
             identity = cache_identity(source, "bench")
-            out = Path(folder, f"cache{next(rounds)}")
+            out = Path(folder, f"cache{next(numbers)}")
             out.mkdir()
             writer = CacheWriter(
                 folder=out,
@@ -55,13 +66,14 @@ def cache(model: nn.Module) -> None:
                 writer.write(part)
             writer.merge()
 
-        times = interleaved({"bare": lambda: [encode(image) for image in images], "whole": whole}, 3)
-    row("caching latents, end to end, against encoding alone", times["whole"], times["bare"])
+        tasks = {"encoding": lambda: [encode(image) for image in images], "caching": from_files_to_shards}
+        times = interleaved(tasks, rounds)
+    row("caching latents, end to end, against encoding alone", times["caching"], times["encoding"])
 
 
-def latents() -> None:
-    """Reading cached moments, 8 x 32 x 32 fp16, in shuffled batches of 256, beside five other ways to keep them."""
-    count, batch, shape = 8192, 256, (8, 32, 32)
+def latents(size: Size, rounds: int) -> None:
+    """Reading cached moments, 8 x 32 x 32 fp16, in shuffled batches, beside five other ways to keep them."""
+    count, batch, shape = size.count, size.batch, (8, 32, 32)
     values = np.random.default_rng(0).standard_normal((count, 1, *shape)).astype(np.float16)
     identity = {
         "format": 1,
@@ -79,18 +91,18 @@ def latents() -> None:
         batches = iter(OrderedBatches(Order(seed=0, batch_size=batch, rank=0, world=1, images_seen=0), len(moments)))
         moments.__getitems__(next(batches))
         print(f"    first batch of {batch} after {time.perf_counter() - start:.3f} s, of {count:,} latents")
-        large_cache(folder, 160, batch)
-        order = np.random.default_rng(1).permutation(count)[:2048].reshape(-1, batch)
+        large_cache(folder, size.copies, batch)
+        order = np.random.default_rng(1).permutation(count)[: size.drawn].reshape(-1, batch)
         readers: dict[str, Callable[[], Any]] = {
-            "ours": lambda: [moments.__getitems__(next(batches)) for _ in order],
+            "ldm": lambda: [moments.__getitems__(next(batches)) for _ in order],
             **peers(folder, values[:, 0], order),
         }
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        times = interleaved(readers, 5)
+        times = interleaved(readers, rounds)
         torch.set_num_threads(threads)
     for who, taken in times.items():
-        row(f"latents, ours against {who}" if who != "ours" else "latents", times["ours"], taken)
+        row(f"latents, ldm against {who}" if who != "ldm" else "latents", times["ldm"], taken)
         print(f"    {who}: {order.size / middle(taken):,.0f} latents a second")
 
 
@@ -130,13 +142,14 @@ def large_cache(folder: Path, times: int, batch: int) -> None:
 
 
 def npy(array: np.ndarray) -> bytes:
+    """The array as a .npy file's bytes."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
 
 
 def peers(folder: Path, values: np.ndarray, order: np.ndarray) -> dict[str, Callable[[], Any]]:
-    """Other ways to keep latents, each read to fp16 batches."""
+    """Readers of the same latents kept in other ways, each of fp16 batches in this order, [batches, batch size]."""
     for i, value in enumerate(values):
         np.save(folder / f"{i}.npy", value)
     save_file({"latents": values}, folder / "all.safetensors")  # one tensor, a slice an item: LightningDiT's way

@@ -1,4 +1,4 @@
-"""The networks of jobs/bench/bench_gpu.py: ours by conf/, and diffusers' of the same shapes."""
+"""The networks of jobs/bench/bench_gpu.py: this project's, as conf/ has them, and diffusers' of the same shapes."""
 
 from functools import partial
 from typing import Any
@@ -12,9 +12,9 @@ from ldm.images import to_x
 from ldm.models.autoencoder import Autoencoder
 
 
-def their_unet(net: dict[str, Any], channels: int) -> nn.Module:
-    """LDM's U-Net in diffusers: a token of context is all that it knows of a class."""
-    from diffusers import UNet2DConditionModel  # not everywhere, and ours is worth measuring alone
+def diffusers_unet(net: dict[str, Any], channels: int) -> Any:
+    """LDM's U-Net in diffusers, which is told a class by a token of context."""
+    from diffusers import UNet2DConditionModel  # here, so that without diffusers the other network is measured alone
 
     widths = [net["model_channels"] * m for m in net["channel_mult"]]
     attends = [2**i in net["attention_resolutions"] for i in range(len(widths))]
@@ -31,19 +31,19 @@ def their_unet(net: dict[str, Any], channels: int) -> nn.Module:
 
 
 def unets(net: dict[str, Any], optimizer: dict[str, Any], latent_shape: tuple[int, ...], classes: int) -> Pair:
-    """Training steps of stage 2's network, from x_t, t and a label or what stands for one."""
+    """Training steps of stage 2's network, from x_t, t and a label (in diffusers, a token of context)."""
     channels, dim = latent_shape[0], net["context_dim"]
     made = instantiate(optimizer)
     return {
-        "ours": Contender(
+        "ldm": Contender(
             make=partial(instantiate, net | {"in_channels": channels, "num_classes": classes}, _convert_="all"),
             inputs=lambda n: (torch.randn(n, *latent_shape), torch.rand(n), torch.randint(classes, (n,))),
             shapes=((1, *latent_shape), (1,), None),
             forward=lambda model, x, t, y: model(x, t, y),
             optimizer=made,
         ),
-        "theirs": Contender(
-            make=partial(their_unet, net, channels),
+        "diffusers": Contender(
+            make=partial(diffusers_unet, net, channels),
             inputs=lambda n: (torch.randn(n, *latent_shape), 1000 * torch.rand(n), torch.randn(n, 1, dim)),
             shapes=((1, *latent_shape), (1,), (1, 1, dim)),
             forward=lambda model, x, t, context: model(x, t, context, return_dict=False)[0],
@@ -52,30 +52,30 @@ def unets(net: dict[str, Any], optimizer: dict[str, Any], latent_shape: tuple[in
     }
 
 
-class OurEncoding(nn.Module):
+class LdmEncoding(nn.Module):
     """What `ldm cache-latents` computes of uint8 images: moments."""
 
-    def __init__(self, vae: dict[str, Any]) -> None:
+    def __init__(self, shape: dict[str, Any]) -> None:
         super().__init__()
-        self.model = Autoencoder(**vae)
+        self.model = Autoencoder(**shape)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.model.encode(to_x(image)).moments()
 
 
-class TheirEncoding(nn.Module):
+class DiffusersEncoding(nn.Module):
     """The same of diffusers' autoencoder."""
 
-    def __init__(self, vae: dict[str, Any]) -> None:
+    def __init__(self, shape: dict[str, Any]) -> None:
         from diffusers import AutoencoderKL
 
         super().__init__()
-        widths = [vae["channels"] * m for m in vae["channel_mult"]]
-        self.model = AutoencoderKL(
+        widths = [shape["channels"] * m for m in shape["channel_mult"]]
+        self.model: Any = AutoencoderKL(
             block_out_channels=tuple(widths),
-            layers_per_block=vae["num_res_blocks"],
-            latent_channels=vae["latent_channels"],
-            norm_num_groups=vae["norm_groups"],
+            layers_per_block=shape["num_res_blocks"],
+            latent_channels=shape["latent_channels"],
+            norm_num_groups=shape["norm_groups"],
             down_block_types=["DownEncoderBlock2D"] * len(widths),
             up_block_types=["UpDecoderBlock2D"] * len(widths),
         )
@@ -85,14 +85,14 @@ class TheirEncoding(nn.Module):
         return torch.cat([posterior.mean, posterior.std], dim=1)
 
 
-def encoders(vae: dict[str, Any], side: int) -> Pair:
-    """From uint8 images to moments."""
+def encoders(shape: dict[str, Any], side: int) -> Pair:
+    """Encoding of uint8 images of so many pixels a side to moments, by autoencoders of this shape."""
     return {
         who: Contender(
-            make=partial(network, vae),
+            make=partial(network, shape),
             inputs=lambda n: (torch.randint(256, (n, 3, side, side), dtype=torch.uint8),),
             shapes=((1, 3, side, side),),
             forward=lambda model, image: model(image),
         )
-        for who, network in (("ours", OurEncoding), ("theirs", TheirEncoding))
+        for who, network in (("ldm", LdmEncoding), ("diffusers", DiffusersEncoding))
     }

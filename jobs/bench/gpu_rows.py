@@ -1,4 +1,4 @@
-"""Rows of jobs/bench/bench_gpu.py as they come, and what it has of device and time."""
+"""The rows that jobs/bench/bench_gpu.py prints and keeps, and its device and time."""
 
 import gc
 import json
@@ -16,7 +16,12 @@ class Bench:
     """The device, the minutes that are left, and the rows: printed as they come, and kept in OUT/bench_gpu.jsonl.
 
     Args:
-        rounds: turns that each network takes; repeats: of its task in a turn; warmups: of its task before them.
+        device:  where the networks run.
+        out:     the folder for rows and profiles.
+        minutes: after which nothing more is begun.
+        rounds:  turns that each network takes.
+        repeats: calls of its task in a turn.
+        warmups: calls of its task before the first turn.
     """
 
     def __init__(
@@ -32,20 +37,21 @@ class Bench:
         out.mkdir(parents=True, exist_ok=True)
 
     def seconds_left(self) -> float:
-        """Less what is kept for a later section."""
+        """Until the end, without the time that is kept for a later section."""
         return 60 * self.minutes - (time.perf_counter() - self.start) - self.kept
 
     def say(self, text: str) -> None:
         print(f"{text} [{time.perf_counter() - self.start:.0f} s]", flush=True)
 
-    def row(self, what: str, text: str, **found: Any) -> None:
+    def row(self, what: str, text: str, **figures: Any) -> None:
+        """Print the text, and keep the figures."""
         elapsed = round(time.perf_counter() - self.start, 1)
         with open(self.out / "bench_gpu.jsonl", "a") as file:
-            file.write(json.dumps({"section": self.section, "what": what, **found, "elapsed_s": elapsed}) + "\n")
+            file.write(json.dumps({"section": self.section, "what": what, **figures, "elapsed_s": elapsed}) + "\n")
         self.say(f"{what}: {text}")
 
     def passes_over(self, what: str, needs_cuda: bool = False) -> bool:
-        """Whether there is no time or no GPU for it, and then says so."""
+        """Whether there is no time or no GPU for it; prints which."""
         if needs_cuda and not self.cuda:
             self.say(f"{what}: passed over, it is a GPU's")
         elif self.seconds_left() <= 0:
@@ -58,8 +64,10 @@ class Bench:
         self.row(what, f"failed, {said(error)}", error=said(error))
 
     def timed(self, task: Task) -> float:
-        """Seconds of a task, by the GPU's own marks; after a call in which it takes the memory that the other one had
-        cached, for both together may be more than there is."""
+        """Seconds of a task, by the GPU's clock.
+
+        The cache is emptied before, for both networks' memory may be more than there is; a first call allocates anew.
+        """
         torch.cuda.empty_cache()
         task()
         start = self.clock.mark()
@@ -68,7 +76,7 @@ class Bench:
         return self.clock.seconds(start, self.clock.mark()) / self.repeats
 
     def clear(self) -> None:
-        """No graphs, no memory of what came before."""
+        """Drop compiled graphs and cached memory."""
         torch.compiler.reset()
         gc.collect()
         torch.cuda.empty_cache()

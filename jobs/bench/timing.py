@@ -1,4 +1,4 @@
-"""Timing of several tasks that take turns, fairly, and lines of a table of ratios: what the benchmarks share."""
+"""Timing of several tasks that take turns, and lines of a table of ratios: what the benchmarks share."""
 
 import statistics
 import time
@@ -19,7 +19,10 @@ def wall_seconds(task: Task) -> float:
 def interleaved(
     tasks: dict[str, Task], rounds: int, timed: Callable[[Task], float] = wall_seconds
 ) -> dict[str, list[float]]:
-    """Seconds of each task in each round but a first one, all tasks taking turns, and turns to be first."""
+    """Seconds of each task in each of so many rounds, after a first round that does not count.
+
+    In a round each task runs once; another one begins in the next round.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     names = list(tasks)
     for i in range(rounds + 1):
@@ -33,23 +36,23 @@ def middle(seconds: list[float]) -> float:
     return statistics.median(seconds)
 
 
-def row(what: str, ours: list[float], theirs: list[float], unit: str = "s") -> None:
-    """A line of the table: both medians, the median of the ratios taken round by round, their spread."""
-    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+def row(what: str, ldm: list[float], peer: list[float]) -> None:
+    """Print a line of the table: both medians of seconds, and of the rounds' ratios the median and the spread."""
+    ratios = [b / a for a, b in zip(ldm, peer, strict=True)]
     print(
-        f"| {what} | {middle(ours):.3f} {unit} | {middle(theirs):.3f} {unit} "
+        f"| {what} | {middle(ldm):.3f} s | {middle(peer):.3f} s "
         f"| **{middle(ratios):.2f}** ({min(ratios):.2f} to {max(ratios):.2f}) |",
         flush=True,
     )
 
 
 def better(times: dict[str, list[float]], names: list[str]) -> list[float]:
-    """Of several variants, the one with the smallest median."""
+    """The seconds of the one with the smallest median of the named tasks."""
     return min((times[name] for name in names), key=middle)
 
 
 def wake(net: nn.Module) -> None:
-    """Weights that start at zero would make gradients zero, and zeros are multiplied at less power: faster."""
+    """Draw the weights that start at zero: they would make gradients zero, and zeros are multiplied faster."""
     for weight in net.parameters():
         if weight.dim() > 1 and not weight.any():
             nn.init.normal_(weight, std=0.02)

@@ -12,7 +12,7 @@ from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, load_autoencod
 from ldm.commands.arguments import Node
 from ldm.commands.options import LoggedOptions, build
 from ldm.commands.run_folder import build_loggers
-from ldm.data.cache_writer import AUTOENCODER, MANIFEST, CacheWriter, cache_identity
+from ldm.data.cache_writer import AUTOENCODER_FILE, MANIFEST, CacheWriter, cache_identity
 from ldm.data.sources import Source
 from ldm.images import to_x
 from ldm.runtime.files import sha256
@@ -53,8 +53,8 @@ def main(options: CacheLatentsOptions, run: Path) -> None:
         print(f"{len(share) - len(todo)} of {len(share)} shards are there and whole")
     if start.rank == 0:
         options.begin(run)
-        if not (run / AUTOENCODER).exists():  # its run may train on, and prune the checkpoint that these came from
-            export_autoencoder(autoencoder, run / AUTOENCODER)
+        if not (run / AUTOENCODER_FILE).exists():  # its run may train on, and prune the checkpoint that these came from
+            export_autoencoder(autoencoder, run / AUTOENCODER_FILE)
     for part in track(todo, description="encoding shards", disable=start.rank != 0):
         writer.write(part)
     source.report_skipped()

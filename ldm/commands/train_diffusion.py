@@ -13,7 +13,7 @@ from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, build
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.training_options import TrainingOptions
 from ldm.data.cache_reader import LatentCache, LatentData, Verify
-from ldm.data.cache_writer import AUTOENCODER, MANIFEST
+from ldm.data.cache_writer import AUTOENCODER_FILE, MANIFEST
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.sampling import Sampling
 from ldm.generate import LatentDiffusionModel
@@ -50,7 +50,9 @@ class TrainDiffusionOptions(TrainingOptions):
 def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     objective, sampling = options.objective.objective(), options.objective.default_sampling()
     cache = LatentCache(options.latents, options.verify)
-    autoencoder = matching_autoencoder(options.autoencoder, AUTOENCODER, cache.folder, cache.manifest["autoencoder"])
+    autoencoder = matching_autoencoder(
+        options.autoencoder, AUTOENCODER_FILE, cache.folder, cache.manifest["autoencoder"]
+    )
     shape = {"in_channels": cache.latent_shape[0], "num_classes": len(cache.class_names)}
     seed_from(options.seed)
     net: nn.Module = build(options.net | shape)

@@ -27,7 +27,7 @@ from ldm.runtime.files import atomic_write, read_json, remove_leftovers, sha256,
 FORMAT = 1
 BLOCK = 1024  # images a tar member: large enough to read fast, small enough to hold
 MANIFEST = "manifest.json"
-AUTOENCODER = "autoencoder.ckpt"
+AUTOENCODER_FILE = "autoencoder.ckpt"
 Encode = Callable[[Tensor], Tensor]  # image [B, 3, R, R] uint8 -> moments [B, 2C, h, w]
 _T = TypeVar("_T")
 _View = tuple[Tensor, int]  # image [3, R, R] uint8, its label
