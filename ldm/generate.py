@@ -107,6 +107,19 @@ class Generator:
         latents, record = self.latents(indices, labels)
         return self.model.decode(latents), record.evaluations
 
+    def trajectory(self, label: Tensor, columns: int = 10) -> tuple[Tensor, list[float]]:
+        """Sample 0, of the class label [1], on its way from noise, at up to `columns` times.
+
+        Returns:
+            K states x_t and then the x0 that the network predicts at each, decoded, uint8 [2 K, 3, H, W]; and the K
+            times.
+        """
+        latents, record = self.latents([0], label, keep=1)
+        chosen = torch.linspace(0, len(record.states) - 1, min(columns - 1, len(record.states))).long().tolist()
+        states = [record.states[i] for i in chosen]
+        x_t, x0 = ([state[part] for state in states] + [latents] for part in (1, 2))
+        return self.model.decode(torch.cat(x_t + x0)), [float(t) for t, _, _ in states] + [0.0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatentDiffusionModel:

@@ -1,13 +1,20 @@
 """Between images (uint8, [B, 3, H, W]) and x (float in [-1, 1]), and pictures of several images."""
 
 import io
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ldm.runtime.files import atomic_write
+
+INK, PAPER = (64, 64, 64), (255, 255, 255)
+GAP = 2  # pixels between the images of a grid
 
 
 def to_x(image: Tensor) -> Tensor:
@@ -21,12 +28,115 @@ def to_image(x: Tensor) -> Tensor:
 
 
 def grid(images: Tensor, columns: int, min_side: int = 480) -> Tensor:
-    """uint8 [N, 3, H, W] -> uint8 [3, H', W'], images enlarged by a whole factor to make the grid min_side wide."""
+    """uint8 [N, 3, H, W] -> uint8 [3, H', W'] on white, images enlarged by a whole factor to fill min_side pixels."""
     from torchvision.utils import make_grid  # half of a second that only pictures should cost
 
     factor = -(-min_side // (columns * images.shape[-1]))  # rounded up
     enlarged = images.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
-    return make_grid(enlarged, nrow=columns, padding=2)
+    return make_grid(enlarged, nrow=columns, padding=GAP, pad_value=255)
+
+
+def annotate(
+    picture: Tensor, rows: Sequence[str] = (), columns: Sequence[str] = (), key: "Key | None" = None
+) -> Tensor:
+    """Write beside a grid what its rows are, above it what its columns are, and below it what its colours mean.
+
+    Args:
+        picture : uint8 [3, H, W], of `grid`
+        rows    : a name a row, from the top; cut where it is long; none = no margin
+        columns : a name a column, from the left; none = no margin
+        key     : of colours; None = none
+
+    Returns:
+        uint8 [3, H', W'], the picture with margins.
+    """
+    _, height, width = picture.shape
+    cell = min(height / max(len(rows), 1), width / max(len(columns), 1))
+    font = _font(round(min(max(cell / 5, 11), 26)))
+    line = round(1.5 * font.size)
+    names = ["\n".join(_shortened(part, font, 10 * font.size) for part in name.splitlines()) for name in rows]
+    longest = max((font.getlength(part) for name in names for part in name.splitlines()), default=0)
+    left = round(longest + 0.6 * font.size) if names else 0
+    top, bottom = line if columns else 0, 2 * line if key is not None else 0
+    canvas = Image.new("RGB", (left + width, top + height + bottom), PAPER)
+    canvas.paste(Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()), (left, top))
+    draw = ImageDraw.Draw(canvas)
+    for i, name in enumerate(names):
+        middle = top + GAP / 2 + (height - GAP) * (i + 0.5) / len(rows)
+        draw.text((left - 0.3 * font.size, middle), name, INK, font, anchor="rm", align="right")
+    for i, name in enumerate(columns):
+        middle = left + GAP / 2 + (width - GAP) * (i + 0.5) / len(columns)
+        draw.text((middle, top / 2), _shortened(name, font, width / len(columns)), INK, font, anchor="mm")
+    if key is not None:
+        _draw_key(canvas, font, key, left, top + height + bottom // 2)
+    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a ramp of colours means.
+
+    Args:
+        colors    : uint8 [3, N], from one end to the other
+        low, high : the words at its ends
+    """
+
+    colors: Tensor
+    low: str
+    high: str
+
+
+def _draw_key(canvas: Image.Image, font: ImageFont.FreeTypeFont, key: Key, left: int, middle: int) -> None:
+    draw = ImageDraw.Draw(canvas)
+    gap, (width, height) = round(0.6 * font.size), (round(10 * font.size), round(0.8 * font.size))
+    ramp = Image.fromarray(key.colors.T[None].cpu().numpy()).resize((width, height))
+    start = left + gap + round(font.getlength(key.low)) + gap
+    draw.text((left + gap, middle), key.low, INK, font, anchor="lm")
+    canvas.paste(ramp, (start, middle - height // 2))
+    draw.text((start + width + gap, middle), key.high, INK, font, anchor="lm")
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings: Pillow's own knows no letters beyond ASCII."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text, or as much of its beginning as fits the width in pixels, with an ellipsis."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}\u2026") > width:
+        text = text[:-1]
+    return f"{text.rstrip(' ,')}\u2026"
+
+
+def class_rows(
+    samples: Tensor, labels: Sequence[int], names: Sequence[str], most: int = 10
+) -> tuple[Tensor, int, list[str]]:
+    """Samples for a grid, its number of columns, and the names of its rows.
+
+    A row is a class, for up to `most` classes that have at least two samples each. Where they are one class, or too few
+    for that, the rows are as the samples come: of one class they need no name, else one goes from class to class.
+
+    Args:
+        samples : uint8 [N, 3, H, W]
+        labels  : class indices, N
+        names   : of all classes
+    """
+    members: dict[int, list[int]] = defaultdict(list)  # of each class, in the order of their first samples
+    for i, label in enumerate(labels):
+        members[label].append(i)
+    columns = min(most, min(map(len, members.values())))
+    if len(members) > 1 and columns > 1:
+        rows = list(members.values())[:most]
+        return samples[[i for row in rows for i in row[:columns]]], columns, [names[c] for c in list(members)[:most]]
+    columns = min(most, len(samples))
+    count = min(most, len(samples) // columns)
+    ends = [(labels[row * columns], labels[(row + 1) * columns - 1]) for row in range(count)]
+    said = [f"{names[first]}\nto {names[last]}" for first, last in ends] if len(members) > 1 else []
+    return samples[: count * columns], columns, said
 
 
 def save_png(path: Path, image: Tensor) -> None:

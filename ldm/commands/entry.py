@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -53,7 +54,8 @@ def enter(command: str) -> None:
             raise
         sys.exit(f"ldm: error: {one_line(error)}")
     except KeyboardInterrupt:
-        sys.exit(f"ldm: interrupted{RESUMES.get(name, '')}")
+        print(f"ldm: interrupted{RESUMES.get(name, '')}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     finally:
         stop.unlisten()
         if asked is None:

@@ -17,7 +17,7 @@ from ldm.commands.options import Free, LoggedOptions, ResultOptions, SamplerOpti
 from ldm.commands.run_folder import build_loggers
 from ldm.diffusion.guidance import Guidance
 from ldm.generate import Class, Generator, LatentDiffusionModel
-from ldm.images import grid, save_png
+from ldm.images import annotate, class_rows, grid, save_png
 from ldm.runtime.files import atomic_write, sha256, write_json
 from ldm.runtime.loggers import artifact, record
 from ldm.runtime.ranges import Count, NonNegative, Share
@@ -81,8 +81,11 @@ def main(options: SampleOptions, run: Path) -> None:
         "precision": precision(device),
     }
     write_json(run / "sample.json", stamp)
-    save_png(run / "grid.png", grid(*rows_of_classes(samples, len(chosen))))
-    save_png(run / "trajectory.png", trajectory(generator, labels[:1].to(device)))
+    shown, columns, names = class_rows(samples, labels.tolist(), model.class_names)
+    save_png(run / "grid.png", annotate(grid(shown, columns), rows=names))
+    states, times = generator.trajectory(labels[:1].to(device))
+    titles = [f"t = {t:.2f}" for t in times]
+    save_png(run / "trajectory.png", annotate(grid(states, len(times)), rows=["x_t", "predicted x0"], columns=titles))
     record(
         build_loggers(options.logger, run),
         options.plain(),
@@ -176,22 +179,3 @@ def stamp_of(
         "seed": options.seed,
         "batches_trained": loaded.card["batches_seen"],
     }
-
-
-def rows_of_classes(samples: Any, num_classes: int, most: int = 10) -> tuple[Any, int]:
-    """Samples for a grid and its number of columns: a row a class (up to ten), or, of one class, rows in order."""
-    count = len(samples)
-    if num_classes == 1 or count < 2 * num_classes:
-        columns = min(most, count)
-        return samples[: columns * min(most, count // columns)], columns
-    rows, columns = min(most, num_classes), min(most, count // num_classes)
-    return samples[[row + num_classes * column for row in range(rows) for column in range(columns)]], columns
-
-
-def trajectory(generator: Generator, labels: Tensor, columns: int = 10) -> Tensor:
-    """A strip of sample 0 on its way from noise: above, x_t; below, the x0 that the network predicts there; decoded."""
-    latents, walk = generator.latents([0], labels, keep=1)
-    chosen = torch.linspace(0, len(walk.states) - 1, min(columns - 1, len(walk.states))).long().tolist()
-    x_t = [walk.states[i][1] for i in chosen] + [latents]
-    x0 = [walk.states[i][2] for i in chosen] + [latents]
-    return grid(generator.model.decode(torch.cat(x_t + x0)), len(x_t))

@@ -137,7 +137,7 @@ def sample_grid(
         grid=build(options.grid),
         seed=options.seed,
     )
-    return SampleGrid(generator, len(cache.class_names))
+    return SampleGrid(generator)
 
 
 def start_from(path: str, net: nn.Module) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ldm.data.sources import digest
 from ldm.evaluation.image_sets import ImageSet, SourceSet, some
-from ldm.images import grid, save_png
+from ldm.images import annotate, grid, save_png
 from ldm.metrics.classifier import Classifier
 from ldm.metrics.collect import Collected, collect, merged, sampling
 from ldm.metrics.distribution import inception_score, kernel_distance, neighbourhoods
@@ -227,7 +227,8 @@ class Memorisation:
 
     def compute(self, shares: list[tuple[Neighbours, int, int]]) -> dict[str, Any]:
         found = reduce(Neighbours.merge, (share for share, _, _ in shares))
-        save_png(self.picture, grid(*found.rows()))
+        pairs, columns = found.rows()
+        save_png(self.picture, annotate(grid(pairs, columns), columns=["sample", "nearest"] * (columns // 2)))
         depends = {"looked_up": found.num, "extractor": self.extractor.identity, "mirrors": self.train.source.flip}
         for name, images, total in (
             ("training_images", self.train, sum(total for _, total, _ in shares)),

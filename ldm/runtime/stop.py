@@ -1,14 +1,17 @@
-"""One owner of the signals by which a cluster asks a job to make room: SIGUSR1 and SIGTERM.
+"""One owner of the signals by which somebody asks a training run to stop: a cluster's SIGUSR1 and SIGTERM, and Ctrl-C.
 
-A handler notes the signal, nothing else: the training loop finishes its batch, saves, and comes back to `requeue`.
-So a second signal during a save changes nothing.
+A handler notes the signal and does nothing else: the training loop finishes its batch, saves, and then calls `requeue`.
+So a second signal during a save changes nothing, except a second Ctrl-C, which ends the process at once.
 """
 
 import logging
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -16,9 +19,12 @@ log = logging.getLogger(__name__)
 SIGNALS = {signal.SIGUSR1, signal.SIGTERM}
 if "SUBMITIT_EXECUTOR" in os.environ:  # a sweep's launcher asks by this one
     SIGNALS.add(signal.SIGUSR2)
+# seconds within which a Ctrl-C is the same one: torchrun, `ldm probe` and the terminal each send it to a rank
+SAME_PRESS = 1.0
+RUNNING = ("RUNNING", "PREEMPTED", "SUSPENDED")  # states of a SLURM job that is not about to end
 
 _received: list[int] = []
-_before: dict[int, Any] = {}  # handlers that were there first
+_before: dict[int, Any] = {}  # the handlers that these replaced, by signal
 
 
 class StoppedError(Exception):
@@ -30,16 +36,45 @@ class StoppedError(Exception):
 
 
 def listen() -> None:
-    """Own the signals from here on, if nobody here does yet."""
+    """Own the cluster's signals from here on, if this process does not own them yet."""
     for signum in SIGNALS - _before.keys():
         _before[signum] = signal.signal(signum, lambda number, _: _received.append(number))
 
 
 def unlisten() -> None:
-    """Give them back to whoever had them."""
+    """Give the signals back to the handlers that had them."""
     _received.clear()
     while _before:
         signal.signal(*_before.popitem())
+
+
+@contextmanager
+def interrupts_noted() -> Iterator[None]:
+    """Within it, a first Ctrl-C is noted as the cluster's signals are; the next press raises KeyboardInterrupt.
+
+    Only where there is something to save: elsewhere a Ctrl-C ends the process as usual, as it does at the end of this
+    block if it came too late for anybody to ask.
+    """
+    pressed, owner = [0.0], os.getpid()
+
+    def note(signum: int, _: Any) -> None:
+        if os.getpid() != owner:  # a data worker, forked with this handler: its parent ends it
+            return
+        if signum not in _received:
+            pressed[0] = time.monotonic()
+            _received.append(signum)
+            said = "stopping: this batch is finished and saved first; another Ctrl-C ends at once"
+            threading.Thread(target=log.warning, args=(said,)).start()  # this thread may hold the log's lock
+        elif time.monotonic() - pressed[0] > SAME_PRESS:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+        if signal.SIGINT in _received:
+            raise KeyboardInterrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def asked() -> int | None:
@@ -48,26 +83,57 @@ def asked() -> int | None:
 
 
 def requeue(signum: int) -> str:
-    """Have SLURM start this batch job again, unless it is being cancelled; says what came of it, in words.
+    """Have SLURM start this batch job again, unless it is being cancelled; says in words what came of it.
 
-    A launcher that came first (submitit, in a sweep) requeues by its own means.
+    Ctrl-C requeues nothing: a person is there, and wants the run to stop. A launcher that came first (submitit, in a
+    sweep) requeues by its own means.
     """
     if _launchers(signum):
         return "its launcher requeues it"
     job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))
-    if job is None:
+    if job is None or signum == signal.SIGINT:
         return "the same command goes on from there"
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job += f"_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return _requeue_job(job)
+
+
+def _requeue_job(job: str) -> str:
+    """Requeue the job if nobody has. Whether it worked is read from the count of its restarts, not from scontrol's exit
+    status: SLURM ends the job's processes at once, scontrol among them, often before it has its answer."""
+    ours = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    why = ""
     try:
-        state = _slurm("squeue", "--noheader", "--format", "%T", "--jobs", job)
-        if state not in ("RUNNING", "PREEMPTED", "SUSPENDED"):  # cancelled, or out of time: it is to end
-            return f"job {job} is {state.lower() or 'gone'}: not requeued; the same command goes on from there"
-        _slurm("scontrol", "requeue", job)
-    except (OSError, subprocess.SubprocessError) as error:
-        why = (getattr(error, "stderr", None) or str(error)).strip()
-        return f"job {job} could not be requeued ({why}); the same command goes on from there"
-    return f"job {job} is requeued"
+        state, restarts = _look_up(job)
+        if restarts <= ours:
+            if state not in RUNNING:  # cancelled, or out of time: it is to end
+                return f"job {job} is {state.lower()}: not requeued; the same command goes on from there"
+            try:
+                _slurm("scontrol", "requeue", job)
+            except (OSError, subprocess.SubprocessError) as error:
+                why = _reason(error)
+            _, restarts = _look_up(job)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        why, restarts = why or _reason(error), 0
+    if restarts > ours:
+        return f"job {job} is requeued"
+    return f"job {job} could not be requeued ({why}); the same command goes on from there"
+
+
+def _look_up(job: str) -> tuple[str, int]:
+    """A job's state and how often it was restarted.
+
+    Raises:
+        ValueError: if SLURM does not say.
+    """
+    fields = dict(field.partition("=")[::2] for field in _slurm("scontrol", "show", "--oneliner", "job", job).split())
+    if not {"JobState", "Restarts"} <= fields.keys():
+        raise ValueError(f"scontrol show job {job} tells no state")
+    return fields["JobState"], int(fields["Restarts"])
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "stderr", None) or str(error)).strip()
 
 
 def hand_over(signum: int) -> None:
@@ -77,6 +143,7 @@ def hand_over(signum: int) -> None:
 
 
 def _launchers(signum: int) -> Callable[[int, None], None] | None:
+    """The handler that a sweep's launcher had installed for this signal, if any."""
     handler = _before.get(signum)
     return handler if signum == signal.SIGUSR2 and callable(handler) else None
 

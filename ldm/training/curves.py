@@ -5,9 +5,11 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
 from ldm.runtime.files import atomic_write
+from ldm.training.plots import draw_curves
 
 
 class Curves(Callback):
@@ -52,7 +54,13 @@ def write_curves(folder: Path, draw: bool) -> None:
         lines = [",".join(names)] + [",".join(rows[step].get(name, "") for name in names) for step in sorted(rows)]
         binary.write(("\n".join(lines) + "\n").encode())
     if draw:
-        _draw(folder / "curves.png", rows, [n for n in names if "/" in n])
+        draw_curves(folder / "curves.png", str(folder), {name: _series(rows, name) for name in names if "/" in name})
+
+
+def _series(rows: dict[int, dict[str, str]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Batches and values, [N] each, of a metric that N rows hold."""
+    points = [(step + 1, float(row[name])) for step, row in sorted(rows.items()) if name in row]
+    return np.array([step for step, _ in points]), np.array([value for _, value in points])
 
 
 def last_value(folder: Path, name: str | None) -> float | None:
@@ -71,36 +79,3 @@ def validated(run: Path, batches: int) -> bool:
     with open(run / "metrics.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if int(row["step"]) == batches - 1]
     return any(value for row in rows for key, value in row.items() if key.startswith("val/"))
-
-
-def _draw(path: Path, rows: dict[int, dict[str, str]], names: list[str]) -> None:
-    from matplotlib.figure import Figure
-
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        stage, title = name.split("/", 1)
-        stage = "seconds a batch" if stage == "speed" and title.endswith("_s") and title != "images_per_s" else stage
-        # one picture for all channels, times or parts of a batch
-        together = stage.startswith(("latent_", "seconds")) or stage.endswith("_by_time")
-        groups[stage if together else title].append(name)
-    columns = min(4, len(groups))
-    figure = Figure(figsize=(4 * columns, 2.6 * -(-len(groups) // columns)))
-    figure.subplots_adjust(left=0.05, right=0.99, bottom=0.03, top=0.98, wspace=0.3, hspace=0.45)
-    axes = figure.subplots(-(-len(groups) // columns), columns, squeeze=False).flatten()
-    for axis in axes[len(groups) :]:
-        axis.axis("off")
-    for axis, (title, members) in zip(axes[: len(groups)], sorted(groups.items()), strict=True):
-        for name in members:
-            points = [(step + 1, float(row[name])) for step, row in sorted(rows.items()) if name in row]
-            axis.plot(
-                *zip(*points, strict=True),
-                label=name.split("/")[title == name.split("/")[0]],
-                marker="." if len(points) < 20 else None,
-            )
-        axis.set_title(title)
-        axis.set_xlabel("batches")
-        if len(members) <= 16:
-            many = len(members) > 4
-            axis.legend(fontsize="xx-small" if many else None, ncols=1 + many, framealpha=0.5)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=80)

@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ldm.generate import Generator
-from ldm.images import grid, save_png, to_x
+from ldm.images import Key, annotate, grid, save_png, to_x
 from ldm.runtime.loggers import show
 from ldm.training.sharding import is_sharded
 
@@ -35,12 +35,13 @@ class ReconstructionGrid(Callback):
             pair = (batch[0], outputs["image_hat"])
             images = [tensor[: rows * columns].unflatten(0, (rows, columns)) for tensor in pair]
             interleaved = torch.stack(images, dim=1).flatten(0, 2)  # a row of images, a row of reconstructions, ...
-            save_grid(trainer, pl_module, "reconstructions", grid(interleaved, columns))
+            picture = annotate(grid(interleaved, columns), rows=["image", "reconstruction"] * rows)
+            save_grid(trainer, pl_module, "reconstructions", picture)
 
 
 class LogitMaps(Callback):
     """Where the discriminator sees real (blue) and reconstructed (red) patches: its logits over validation images
-    (upper rows) and over their reconstructions (lower rows), once a validation after it has started."""
+    (upper row) and over their reconstructions (lower row), once a validation after it has started."""
 
     def __init__(self, columns: int = 8) -> None:
         self.columns = columns
@@ -54,7 +55,9 @@ class LogitMaps(Callback):
                 with torch.no_grad():
                     logits = pl_module.discriminator(to_x(image).to(pl_module.dtype)).float()  # type: ignore[operator]
                 rows.append(overlay(image, logits))
-            save_grid(trainer, pl_module, "logits", grid(torch.cat(rows), len(rows[0])))
+            picture = grid(torch.cat(rows), len(rows[0]))
+            picture = annotate(picture, rows=["image", "reconstruction"], key=logit_key())
+            save_grid(trainer, pl_module, "logits", picture)
 
 
 def overlay(image: Tensor, logits: Tensor) -> Tensor:
@@ -66,13 +69,22 @@ def overlay(image: Tensor, logits: Tensor) -> Tensor:
     return (255 * torch.lerp(grey, color, 0.6 * heat.abs())).round().to(torch.uint8)
 
 
+def logit_key() -> Key:
+    """The colours of `overlay` on middle grey, from a logit of -1 to 1."""
+    logits = torch.linspace(-1, 1, 64)[None, None, None]  # [1, 1, 1, 64]
+    grey = torch.full((1, 3, 1, 64), 128, dtype=torch.uint8)
+    return Key(overlay(grey, logits)[0, :, 0], "judged reconstructed (logit -1)", "judged real (1)")
+
+
 class SampleGrid(Callback):
     """Samples at fixed noise and labels, from the averaged weights, once a validation: a row a class, up to ten."""
 
-    def __init__(self, generator: Generator, num_classes: int, columns: int = 8) -> None:
-        rows = min(num_classes, 10) if num_classes > 1 else 4
+    def __init__(self, generator: Generator, columns: int = 8) -> None:
+        names = list(generator.model.class_names)
+        rows = min(len(names), 10) if len(names) > 1 else 4
         self.generator, self.columns = generator, columns
-        self.labels = (torch.arange(rows) % num_classes).repeat_interleave(columns)
+        self.names = names[:rows] if len(names) > 1 else []
+        self.labels = (torch.arange(rows) % len(names)).repeat_interleave(columns)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
@@ -83,4 +95,4 @@ class SampleGrid(Callback):
             self.generator.model.autoencoder.to(pl_module.device)  # type: ignore[union-attr]
             images, _evaluations = self.generator.images(range(len(self.labels)), self.labels.to(pl_module.device))
         if batch_idx == 0 and trainer.is_global_zero:
-            save_grid(trainer, pl_module, "samples", grid(images, self.columns))
+            save_grid(trainer, pl_module, "samples", annotate(grid(images, self.columns), rows=self.names))

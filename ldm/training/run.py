@@ -173,7 +173,7 @@ def _train(
     """Train to the end, from an older checkpoint when training has gone wrong."""
     while True:
         try:
-            with warnings.catch_warnings(), plain_interrupts():
+            with stop.interrupts_noted(), warnings.catch_warnings(), plain_interrupts():
                 ignore_known_warnings()
                 trainer.fit(module, data, ckpt_path=resume, weights_only=True)
             return

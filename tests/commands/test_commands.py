@@ -1,10 +1,8 @@
 """The commands as a user meets them: what they leave behind, their help, and the likely mistakes."""
 
 import json
-import signal
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -121,40 +119,6 @@ def test_a_cache_keeps_its_own_autoencoder(ldm, pipeline):
         == load_diffusion("runs/diffusion").card["autoencoder"]
         != load_autoencoder("runs/autoencoder").fingerprint
     )
-
-
-def test_grid_has_a_row_a_class():
-    from ldm.commands.sample import rows_of_classes
-
-    samples = torch.arange(1000)
-    images, columns = rows_of_classes(samples, 10)
-    assert columns == 10
-    assert torch.equal(images.reshape(10, 10) % 10, torch.arange(10)[:, None].expand(10, 10))
-    images, columns = rows_of_classes(samples[:23], 10)
-    assert torch.equal(images.reshape(10, columns) % 10, torch.arange(10)[:, None].expand(10, columns))
-    images, columns = rows_of_classes(samples[:40], 1)
-    assert images.tolist() == list(range(40))
-
-
-def test_interrupt_says_what_the_same_command_does(pipeline):
-    command = [sys.executable, "-m", "ldm", "train-diffusion", *TINY_DIFFUSION, *CPU, "steps=1e4", "run=interrupted"]
-    running = subprocess.Popen(
-        command,
-        cwd=pipeline,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
-    )
-    try:
-        while not (pipeline / "runs/interrupted/checkpoints").exists() and running.poll() is None:
-            time.sleep(0.2)
-        running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=60)
-    finally:
-        running.kill()
-    assert running.returncode == 1
-    assert errors.strip().splitlines()[-1] == "ldm: interrupted; the same command goes on from the last checkpoint"
 
 
 def test_features_files_through_the_command(ldm):

@@ -1,5 +1,6 @@
 """Signals and kills: whatever happens and whenever, the run goes on as if it had not."""
 
+import math
 import multiprocessing
 import os
 import random
@@ -13,6 +14,8 @@ from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, run_command
 from training.test_resume import COMPARED, assert_equal, read
 
 from ldm import checkpoint as checkpoints
+from ldm.data.cache_reader import LatentCache
+from ldm.runtime import stop
 from ldm.runtime.files import read_json, sha256
 from ldm.training.diffusion_module import DiffusionModule
 from ldm.training.saves import AtomicCheckpointIO
@@ -38,11 +41,11 @@ def hook(monkeypatch, cls, name, when, do):
     monkeypatch.setattr(cls, name, hooked)
 
 
-def stopped_at(monkeypatch, where):
+def stopped_at(monkeypatch, where, signum=signal.SIGUSR1):
     """A signal in batch 2 of 3, in the last one of a stretch, in a validation, or twice, once in a save."""
 
     def ask():
-        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signum)
 
     batch = {"within": 1, "last": 2, "save": 1}.get(where)
     if where in ("validation", "last validation"):
@@ -55,22 +58,61 @@ def stopped_at(monkeypatch, where):
 
 
 @pytest.mark.parametrize(
-    ("where", "saved_at"), [("within", 2), ("last", 3), ("validation", 3), ("last validation", 6), ("save", 2)]
+    ("where", "saved_at", "signum"),
+    [
+        ("within", 2, signal.SIGUSR1),
+        ("last", 3, signal.SIGUSR1),
+        ("validation", 3, signal.SIGUSR1),
+        ("last validation", 6, signal.SIGUSR1),
+        ("save", 2, signal.SIGUSR1),
+        ("save", 2, signal.SIGINT),  # twice within a moment: torchrun passes on what the terminal has sent, too
+    ],
 )
-def test_a_signal_saves_and_the_same_command_goes_on(ldm, pipeline, monkeypatch, capsys, where, saved_at):
+def test_a_signal_saves_and_the_same_command_goes_on(ldm, pipeline, monkeypatch, capsys, where, saved_at, signum):
     options = [*OPTIONS, f"latents={pipeline}/runs/latents"]
     ldm("train-diffusion", "run=whole", *options)
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as info:
-        stopped_at(patch, where)
+        stopped_at(patch, where, signum)
+        handler = signal.getsignal(signum)
+        patch.setattr(stop, "SAME_PRESS", math.inf)
         ldm("train-diffusion", "run=parts", *options)
-    assert info.value.code == 128 + signal.SIGUSR1
-    assert f"stopped by SIGUSR1: saved after batch {saved_at}; the same command goes on" in capsys.readouterr().err
+    assert info.value.code == 128 + signum
+    said = f"ldm: stopped by {signum.name}: saved after batch {saved_at}; the same command goes on from there"
+    assert capsys.readouterr().err.splitlines()[-1] == said
     assert checkpoints.newest(Path("runs/parts")).stem == f"{saved_at:08d}"
-    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL  # given back
+    assert signal.getsignal(signum) is handler  # given back
     ldm("train-diffusion", "run=parts", *options)
     assert_same_run("parts", "whole", "diffusion")
     assert sorted(p.name for p in Path("runs/parts/checkpoints").iterdir()) == ["00000003.ckpt", "00000006.ckpt"]
     assert metrics("parts") == metrics("whole")
+
+
+def test_a_second_press_of_ctrl_c_ends_at_once_and_harms_nothing(ldm, pipeline, monkeypatch, capsys):
+    options = [*OPTIONS, f"latents={pipeline}/runs/latents"]
+
+    def press_twice():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as info:
+        hook(patch, DiffusionModule, "training_step", lambda m: m.batches_seen == 4, press_twice)
+        patch.setattr(stop, "SAME_PRESS", -1.0)
+        ldm("train-diffusion", "run=parts", *options)
+    assert info.value.code == 128 + signal.SIGINT
+    said = "ldm: interrupted; the same command goes on from the last checkpoint"
+    assert capsys.readouterr().err.splitlines()[-1] == said
+    assert checkpoints.read(checkpoints.newest(Path("runs/parts")), "diffusion")["ldm"]["batches_seen"] == 3
+
+
+def test_ctrl_c_before_there_is_anything_to_save_ends_at_once(ldm, pipeline, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LatentCache, "__init__", interrupted)
+    with pytest.raises(SystemExit) as info:
+        ldm("train-diffusion", *OPTIONS, f"latents={pipeline}/runs/latents")
+    assert info.value.code == 128 + signal.SIGINT
+    assert "ldm: interrupted" in capsys.readouterr().err
 
 
 def metrics(run):
