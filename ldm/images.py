@@ -52,7 +52,7 @@ def annotate(
     """
     _, height, width = picture.shape
     cell = min(height / max(len(rows), 1), width / max(len(columns), 1))
-    font = _font(round(min(max(cell / 5, 11), 26)))
+    font = _font(round(max(8, min(width / 45, cell / 2, 26))))  # legible in the picture as a whole, and within a row
     line = round(1.5 * font.size)
     names = ["\n".join(_shortened(part, font, 10 * font.size) for part in name.splitlines()) for name in rows]
     longest = max((font.getlength(part) for name in names for part in name.splitlines()), default=0)
@@ -68,7 +68,7 @@ def annotate(
         middle = left + GAP / 2 + (width - GAP) * (i + 0.5) / len(columns)
         draw.text((middle, top / 2), _shortened(name, font, width / len(columns)), INK, font, anchor="mm")
     if key is not None:
-        _draw_key(canvas, font, key, left, top + height + bottom // 2)
+        _draw_key(canvas, font, key, top + height + bottom // 2)
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)
 
 
@@ -86,12 +86,12 @@ class Key:
     high: str
 
 
-def _draw_key(canvas: Image.Image, font: ImageFont.FreeTypeFont, key: Key, left: int, middle: int) -> None:
+def _draw_key(canvas: Image.Image, font: ImageFont.FreeTypeFont, key: Key, middle: int) -> None:
     draw = ImageDraw.Draw(canvas)
     gap, (width, height) = round(0.6 * font.size), (round(10 * font.size), round(0.8 * font.size))
     ramp = Image.fromarray(key.colors.T[None].cpu().numpy()).resize((width, height))
-    start = left + gap + round(font.getlength(key.low)) + gap
-    draw.text((left + gap, middle), key.low, INK, font, anchor="lm")
+    start = gap + round(font.getlength(key.low)) + gap
+    draw.text((gap, middle), key.low, INK, font, anchor="lm")
     canvas.paste(ramp, (start, middle - height // 2))
     draw.text((start + width + gap, middle), key.high, INK, font, anchor="lm")
 

@@ -73,7 +73,7 @@ def logit_key() -> Key:
     """The colours of `overlay` on middle grey, from a logit of -1 to 1."""
     logits = torch.linspace(-1, 1, 64)[None, None, None]  # [1, 1, 1, 64]
     grey = torch.full((1, 3, 1, 64), 128, dtype=torch.uint8)
-    return Key(overlay(grey, logits)[0, :, 0], "judged reconstructed (logit -1)", "judged real (1)")
+    return Key(overlay(grey, logits)[0, :, 0], "seen as reconstructed (logit -1)", "as real (1)")
 
 
 class SampleGrid(Callback):

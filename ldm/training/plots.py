@@ -110,18 +110,22 @@ def chosen_panels(series: dict[str, Series]) -> list[tuple[Panel, dict[str, str]
 def draw_curves(path: Path, run: str, series: dict[str, Series]) -> None:
     """Draw every metric over the batches, into a PNG."""
     panels = chosen_panels(series)
-    if not panels:
-        return
+    if panels:
+        with atomic_write(path) as file:
+            curves(run, series, panels).savefig(file, format="png", dpi=100)
+
+
+def curves(run: str, series: dict[str, Series], panels: list[tuple[Panel, dict[str, str]]]) -> "Figure":
+    """The picture: each panel's metrics, by their labels, over the batches of the run."""
     figure, axes = _panes(len(panels))
     figure.text(LEFT / figure.get_figwidth(), 1 - 0.1 / figure.get_figheight(), run, va="top", color=INK, fontsize=10)
     last = max(batches[-1] for batches, _ in series.values())
     for axis, (panel, members) in zip(axes, panels, strict=True):
-        axis.set_xlim(0, 1.02 * last)
         _draw_panel(axis, panel, {label: series[name] for name, label in members.items()})
+        axis.set_xlim(0, 1.02 * last)
     for axis in axes[-min(COLUMNS, len(axes)) :]:
         axis.set_xlabel("batches", fontsize=8, color=INK)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=100)
+    return figure
 
 
 def _panes(count: int) -> "tuple[Figure, list[Axes]]":
@@ -156,9 +160,15 @@ def _draw_panel(axis: "Axes", panel: Panel, lines: dict[str, Series]) -> None:
     axis.set_title(title, loc="left", fontsize=9, color=INK)
     _quieten(axis, panel.log)
     if len(lines) > 1:
-        named = [drawn[i] for i in _spread(len(drawn), 4)] if panel.family else drawn
-        key = {"title": panel.key, "title_fontsize": 7} if panel.family else {}
-        legend = axis.legend(handles=named, fontsize=7, labelcolor=INK, handlelength=1.2, framealpha=0.8, **key)
+        legend = axis.legend(
+            handles=[drawn[i] for i in _spread(len(drawn), 4)] if panel.family else drawn,
+            title=panel.key or None,
+            title_fontsize=7,
+            fontsize=7,
+            labelcolor=INK,
+            handlelength=1.2,
+            framealpha=0.8,
+        )
         legend.get_frame().set_linewidth(0)
         legend.get_title().set_color(INK)
 
