@@ -115,10 +115,12 @@ class Generator:
             times.
         """
         latents, record = self.latents([0], label, keep=1)
-        chosen = torch.linspace(0, len(record.states) - 1, min(columns - 1, len(record.states))).long().tolist()
-        states = [record.states[i] for i in chosen]
-        x_t, x0 = ([state[part] for state in states] + [latents] for part in (1, 2))
-        return self.model.decode(torch.cat(x_t + x0)), [float(t) for t, _, _ in states] + [0.0]
+        # by time: where the sampler looked at one twice, its second state is the corrected one
+        walked = {float(t): (x_t, x0) for t, x_t, x0 in record.states} | {0.0: (latents, latents)}
+        times = sorted(walked, reverse=True)
+        times = [times[i] for i in torch.linspace(0, len(times) - 1, min(columns, len(times))).long().tolist()]
+        x_t, x0 = ([walked[t][part] for t in times] for part in (0, 1))
+        return self.model.decode(torch.cat(x_t + x0)), times
 
 
 @dataclass(frozen=True, kw_only=True)

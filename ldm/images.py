@@ -28,10 +28,13 @@ def to_image(x: Tensor) -> Tensor:
 
 
 def grid(images: Tensor, columns: int, min_side: int = 480) -> Tensor:
-    """uint8 [N, 3, H, W] -> uint8 [3, H', W'] on white, images enlarged by a whole factor to fill min_side pixels."""
+    """uint8 [N, 3, H, W] -> uint8 [3, H', W'] on white, images enlarged by a whole factor until the longer side has
+    at least min_side pixels."""
     from torchvision.utils import make_grid  # half of a second that only pictures should cost
 
-    factor = -(-min_side // (columns * images.shape[-1]))  # rounded up
+    count, _, height, width = images.shape
+    longer = max(columns * width, -(-count // columns) * height)
+    factor = -(-min_side // longer)  # rounded up
     enlarged = images.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     return make_grid(enlarged, nrow=columns, padding=GAP, pad_value=255)
 
@@ -52,13 +55,15 @@ def annotate(
     """
     _, height, width = picture.shape
     cell = min(height / max(len(rows), 1), width / max(len(columns), 1))
-    font = _font(round(max(8, min(width / 45, cell / 2, 26))))  # legible in the picture as a whole, and within a row
+    # legible in the picture as a whole, and within a row
+    font = _font(round(max(8, min(max(width, height) / 45, cell / 2, 26))))
     line = round(1.5 * font.size)
     names = ["\n".join(_shortened(part, font, 10 * font.size) for part in name.splitlines()) for name in rows]
     longest = max((font.getlength(part) for name in names for part in name.splitlines()), default=0)
     left = round(longest + 0.6 * font.size) if names else 0
     top, bottom = line if columns else 0, 2 * line if key is not None else 0
-    canvas = Image.new("RGB", (left + width, top + height + bottom), PAPER)
+    room = 0 if key is None else round(font.getlength(key.low + key.high)) + 13 * font.size  # as `_draw_key` takes it
+    canvas = Image.new("RGB", (max(left + width, room), top + height + bottom), PAPER)
     canvas.paste(Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()), (left, top))
     draw = ImageDraw.Draw(canvas)
     for i, name in enumerate(names):
