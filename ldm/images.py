@@ -62,7 +62,7 @@ def annotate(
     longest = max((font.getlength(part) for name in names for part in name.splitlines()), default=0)
     left = round(longest + 0.6 * font.size) if names else 0
     top, bottom = line if columns else 0, 2 * line if key is not None else 0
-    room = 0 if key is None else round(font.getlength(key.low + key.high)) + 13 * font.size  # as `_draw_key` takes it
+    room = 0 if key is None else round(font.getlength(key.low + key.high) + 13 * font.size)  # as `_draw_key` takes it
     canvas = Image.new("RGB", (max(left + width, room), top + height + bottom), PAPER)
     canvas.paste(Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()), (left, top))
     draw = ImageDraw.Draw(canvas)
