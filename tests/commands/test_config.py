@@ -40,7 +40,7 @@ def test_objectives(name):
     given = ObjectiveOptions.model_validate(plain(composed("train_diffusion", f"objective={name}").objective))
     objective, sampling = given.objective(), given.default_sampling()
     times = sampling.grid(objective.path, sampling.steps, 1.0)
-    assert objective.path(times[:-1]).sigma[-1] < 0.2  # the last step has little detail still to come
+    assert objective.path(times[:-1]).sigma[-1] < 0.3  # the last step has little detail still to come
 
 
 def test_flow_and_ddpm_differ_in_the_objective_only():
