@@ -84,7 +84,7 @@ def test_an_autoencoder_alone(pipeline, model):
     images = model.sample(n=2, steps=1)
     z = alone.encode(images)
     assert torch.allclose(model.stats.normalize(z), model.encode(images))
-    assert torch.equal(alone.decode(z), model.decode(model.encode(images)))
+    assert (alone.decode(z).int() - model.decode(model.encode(images)).int()).abs().max() <= 1  # rounding
 
 
 def test_stages_are_checked_against_each_other(pipeline, tmp_path, ldm):

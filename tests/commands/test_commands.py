@@ -44,8 +44,8 @@ def test_samples_do_not_depend_on_the_batch_size(ldm, pipeline, sampler):
     inside(pipeline, ldm)
     results = []
     for size in (3, 7):
-        ldm("sample", "run=seeded", "num=7", f"batch_size={size}", f"sampler={sampler}", "sampler.steps=3")
-        results.append(np.load("runs/seeded/samples.npz")["arr_0"].astype(int))
+        ldm("sample", f"run=seeded-{sampler}", "num=7", f"batch_size={size}", f"sampler={sampler}", "sampler.steps=3")
+        results.append(np.load(f"runs/seeded-{sampler}/samples.npz")["arr_0"].astype(int))
     assert np.abs(results[0] - results[1]).max() <= 1  # convolutions round differently for other batch sizes
 
 
@@ -134,8 +134,8 @@ def test_features_files_through_the_command(ldm):
         torch.export.save(torch.export.export(Mean(), (example,), dynamic_shapes=({0: batch},)), "mean.pt2")
     values = []
     for file in ("mean.pt", "mean.pt2"):
-        ldm("evaluate", f"samples={noise_samples()}", "reconstruction=false", f"features={file}")
-        values.append(json.loads(Path("runs/metrics/metrics.json").read_text())["frechet_distance"]["value"])
+        ldm("evaluate", f"run={file}", f"samples={noise_samples()}", "reconstruction=false", f"features={file}")
+        values.append(json.loads(Path(f"runs/{file}/metrics.json").read_text())["frechet_distance"]["value"])
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 

@@ -36,7 +36,7 @@ def test_samples_in_any_form_score_the_same(ldm, held_out):
         shard.rename(Path("tars", shard.name))
     shutil.copytree("tars", "runs/packed", dirs_exist_ok=True)
     for samples in ("theirs.npz", "theirs", "runs/packed", "tars"):
-        ldm("evaluate", f"samples={samples}", *ALONE)
+        ldm("evaluate", "overwrite=true", f"samples={samples}", *ALONE)
         found.append(metrics())
     names = ("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage")
     for name in names:
@@ -63,7 +63,7 @@ def test_finished_samples_are_not_prepared_as_the_data_is(ldm, held_out):
     torch.export.save(torch.export.export(Pixels(), (held_out[0][:2],), dynamic_shapes=({0: ANY},)), "grey.pt2")
     found = []
     for samples in ("theirs.npz", "theirs", "runs/packed"):
-        ldm("evaluate", f"samples={samples}", *data, *network, *ALONE)
+        ldm("evaluate", "overwrite=true", f"samples={samples}", *data, *network, *ALONE)
         found.append(metrics()["frechet_distance"])
     assert found[1]["value"] == pytest.approx(found[0]["value"], rel=1e-9)
     assert [one["of"] for one in found] == [found[0]["of"]] * 3
@@ -77,18 +77,18 @@ def test_any_set_or_statistics_can_be_the_reference(ldm, held_out):
     as_folder(*digits(), "real")
     values = []
     for reference in ("null", "real.npz", "real"):
-        ldm("evaluate", "samples=theirs.npz", f"reference={reference}", *PIXELS)
+        ldm("evaluate", "overwrite=true", "samples=theirs.npz", f"reference={reference}", *PIXELS)
         values.append(metrics()["frechet_distance"]["value"])
     features = Pixels()(digits()[0]).double().numpy()
     np.savez("statistics.npz", mu=features.mean(0), sigma=np.cov(features.T))
-    ldm("evaluate", "samples=theirs.npz", "reference=statistics.npz", *PIXELS)
+    ldm("evaluate", "overwrite=true", "samples=theirs.npz", "reference=statistics.npz", *PIXELS)
     values.append(metrics()["frechet_distance"]["value"])
     assert values == pytest.approx([values[0]] * 4, rel=1e-6)
     assert "precision" not in metrics()  # which moments alone do not tell
     both = dict(np.load("statistics.npz")) | {"arr_0": np.load("real.npz")["arr_0"][:500]}  # as ADM's files
     np.savez("both.npz", **both)
     for _ in range(2):  # the second time from runs/statistics
-        ldm("evaluate", "samples=theirs.npz", "reference=both.npz", *PIXELS)
+        ldm("evaluate", "overwrite=true", "samples=theirs.npz", "reference=both.npz", *PIXELS)
         assert metrics()["frechet_distance"]["value"] == values[-1]
         assert metrics()["precision"]["depends"]["kept"] == [297, 500]
     np.savez("statistics.npz", mu=np.zeros(3), sigma=np.eye(3))
@@ -102,11 +102,11 @@ def test_a_references_statistics_are_computed_once_and_again_when_it_changes(ldm
     batches = SourceSet.batches
     monkeypatch.setattr(SourceSet, "batches", lambda self, *a: reads.append(self.splits) or batches(self, *a))
     for _ in range(2):
-        ldm("evaluate", "samples=theirs.npz", "reference=real", *PIXELS)
+        ldm("evaluate", "overwrite=true", "samples=theirs.npz", "reference=real", *PIXELS)
     assert len(reads) == 1
     first = metrics()["frechet_distance"]
     Path("real/0").joinpath(next(Path("real/0").iterdir()).name).unlink()
-    ldm("evaluate", "samples=theirs.npz", "reference=real", *PIXELS)
+    ldm("evaluate", "overwrite=true", "samples=theirs.npz", "reference=real", *PIXELS)
     assert len(reads) == 2
     assert metrics()["frechet_distance"]["depends"]["reference"]["images"] == 1499
     assert metrics()["frechet_distance"]["value"] != first["value"]
@@ -114,12 +114,12 @@ def test_a_references_statistics_are_computed_once_and_again_when_it_changes(ldm
     assert "297 samples against 1499 images, fewer than 10000: perfect samples would score" in capsys.readouterr().out
     changed = next(Path("real/1").iterdir())
     changed.write_bytes(next(Path("real/2").iterdir()).read_bytes())  # under its old name
-    ldm("evaluate", "samples=theirs.npz", "reference=real", *PIXELS)
+    ldm("evaluate", "overwrite=true", "samples=theirs.npz", "reference=real", *PIXELS)
     assert len(reads) == 3
     pixels = [json.loads(str(np.load(file)["card"]))["pixels"] for file in Path("runs/statistics").glob("*.npz")]
     assert len(set(pixels)) == 3
     kept = next(Path("runs/statistics").glob("*.npz"))
-    ldm("evaluate", "samples=theirs.npz", f"reference={kept}", *PIXELS)  # and may be passed on
+    ldm("evaluate", "overwrite=true", "samples=theirs.npz", f"reference={kept}", *PIXELS)  # and may be passed on
     assert "coverage" in metrics()
     theirs = dict(np.load(kept))
     np.savez("other.npz", **theirs | {"card": json.dumps(json.loads(str(theirs["card"])) | {"extractor": "another"})})
@@ -150,7 +150,7 @@ def test_a_file_classifies_and_copies_are_found(ldm, held_out):
     for samples in ("theirs.npz", copies):
         run = Path(samples).stem
         options = ["features=linear.pt", "classifier=linear.pt", "memorisation=100"]
-        ldm("evaluate", f"run={run}", f"samples={samples}", *options, *ALONE)
+        ldm("evaluate", "overwrite=true", f"run={run}", f"samples={samples}", *options, *ALONE)
         with Image.open(f"runs/{run}/neighbours.png") as picture:
             assert min(picture.size) > 200
     right = float((Pixels()(held_out[0]) @ weights).argmax(1).eq(held_out[1]).double().mean())
@@ -166,7 +166,16 @@ def test_a_file_classifies_and_copies_are_found(ldm, held_out):
     as_npz(images[:100].flip(-1), labels[:100], "mirrors.npz")
     for flip in (True, False):
         data = ["data=folder", "data.root=real", "data.val_root=theirs", "data.resolution=32", f"data.flip={flip}"]
-        ldm("evaluate", f"run={flip}", "samples=mirrors.npz", "features=linear.pt", "memorisation=100", *data, *ALONE)
+        ldm(
+            "evaluate",
+            "overwrite=true",
+            f"run={flip}",
+            "samples=mirrors.npz",
+            "features=linear.pt",
+            "memorisation=100",
+            *data,
+            *ALONE,
+        )
     assert metrics("True")["memorisation"]["median_distance"] == 0
     assert metrics("False")["memorisation"]["median_distance"] > 0.1
 
@@ -174,7 +183,15 @@ def test_a_file_classifies_and_copies_are_found(ldm, held_out):
 def test_samples_name_the_model_whose_likelihood_is_bounded(ldm, pipeline):
     inside(pipeline, ldm)
     ldm("sample", "run=few", "num=10", "sampler.steps=2")
-    ldm("evaluate", "run=bits", "samples=runs/few", "likelihood=8", "reconstruction=false", "batch_size=8")
+    ldm(
+        "evaluate",
+        "overwrite=true",
+        "run=bits",
+        "samples=runs/few",
+        "likelihood=8",
+        "reconstruction=false",
+        "batch_size=8",
+    )
     found = metrics("bits")["bits_per_dim"]
     assert found["terms"]["model"] == load_diffusion("runs/diffusion").fingerprint
     ldm("likelihood", "run=likelihood8", "num=8", "batch_size=8")

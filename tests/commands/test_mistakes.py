@@ -106,7 +106,7 @@ def test_checkpoint_with_code_in_it_is_not_executed(ldm, pipeline):
 def test_other_mistakes_are_caught_before_any_compute(ldm, pipeline):
     inside(pipeline, ldm)
     assert "classes=[12] must be null, or name some of 0 ... 9" in fails("sample", "run=z", "classes=[12]")
-    assert "sampler.steps must be at least 1" in fails("sample", "run=z", "sampler.steps=0")
+    assert "sampler.steps=0 must be at least 1" in fails("sample", "run=z", "sampler.steps=0")
     assert "pass data.resolution=32" in fails("evaluate", "run=m", f"samples={noise_samples()}", "data.resolution=16")
     assert "slice=2/2 must be I/N" in fails("cache-latents", "run=c", "slice=2/2")
     assert "steps=5 must be a multiple of every=2" in fails("train-autoencoder", "run=s", *TINY_AUTOENCODER, "steps=5")
@@ -186,3 +186,15 @@ def test_a_mistake_is_one_line_without_a_stack_trace(tmp_path):
         command, cwd=tmp_path, env=environment | {"HYDRA_FULL_ERROR": "1"}, capture_output=True, text=True
     )
     assert "Traceback" in traced.stderr
+
+
+def test_results_of_other_settings_are_not_overwritten_silently(ldm, pipeline):
+    model = f"model={pipeline}/runs/diffusion"
+    ldm("sample", model, "num=2", "sampler.steps=1", "guidance=1.5")
+    before = Path("runs/samples/samples.npz").read_bytes()
+    line = fails("sample", model, "num=2", "sampler.steps=1", "guidance=3")
+    assert "runs/samples holds results of guidance=1.5 (now 3): choose another run=, or pass overwrite=true" in line
+    assert Path("runs/samples/samples.npz").read_bytes() == before
+    ldm("sample", model, "num=2", "sampler.steps=1", "guidance=1.5", "batch_size=1", "logger=csv")  # changes nothing
+    ldm("sample", model, "num=2", "sampler.steps=1", "guidance=3", "overwrite=true")
+    assert json.loads(Path("runs/samples/sample.json").read_text())["guidance"] == 3
