@@ -4,6 +4,7 @@ model = ldm.load("runs/flow", device="cuda")
 images = model.sample(["cat", 5], n=8, sampler="heun", steps=25, guidance=2.0, seed=0)
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,12 @@ __version__ = "0.2.0"
 
 
 def load(
-    run: str | Path, *, device: str = "auto", weights: str = "ema", autoencoder: str | None = None
+    run: str | Path,
+    *,
+    device: str = "auto",
+    weights: str = "ema",
+    autoencoder: str | None = None,
+    trust: Sequence[str] = (),
 ) -> "LatentDiffusionModel | AutoencoderModel":
     """A trained model, from a run folder or a checkpoint, in evaluation mode.
 
@@ -22,10 +28,12 @@ def load(
     device:       "cpu", "cuda", "cuda:1", ...; "auto" is the GPU if there is one
     weights:      "ema", the average, or "raw", those of the last batch; of stage 2
     autoencoder:  stage 1, where it no longer lies at the place that stage 2 has recorded
+    trust:        packages, beside ldm, whose code the model may be built from: it then runs
 
     Raises:
-        ValueError: if there is no whole checkpoint, or the autoencoder is not the one that the latents were made with.
+        ValueError: if there is no whole checkpoint, the autoencoder is not the one that the latents were made with, or
+            the model is built from code of other packages.
     """
     from ldm.generate import load_model  # here, so that `import ldm` costs nothing
 
-    return load_model(run, device=device, weights=weights, autoencoder=autoencoder)
+    return load_model(run, device=device, weights=weights, autoencoder=autoencoder, trust=trust)

@@ -1,31 +1,41 @@
-"""Checkpoints say what they hold: read with weights_only, rebuilt from the card stored inside, loaded strictly.
+"""Checkpoints: files that say what they hold, and are read without running what they hold.
 
-The card is a plain dict under the key "ldm" of a Lightning checkpoint, whose state_dict is the averaged (EMA) weights.
+A file is a Lightning checkpoint, loaded by torch's weights_only reader. Under the key "ldm" it has a card, a plain dict
+that describes the model: its constructors' arguments, what it was trained on, what it is to be used with. The
+state_dict is that of the averaged (EMA) weights, and must fit the model that the card describes to the last tensor.
+
+A card may name code: a network, a path. Only ldm.models and ldm.diffusion are built from a card that nobody vouches
+for; other packages must be named in `trust`, by whoever trains and by whoever loads.
 """
 
 import hashlib
 import logging
+import sys
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from hydra.utils import get_object, instantiate
 from torch import nn
 
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.sampling import Sampling
 from ldm.latents import LatentStats
 from ldm.models.autoencoder import Autoencoder
+from ldm.runtime import targets
 from ldm.runtime.files import atomic_write
 
 log = logging.getLogger(__name__)
 
 CARD = "ldm"
 FOLDER = "checkpoints"
-AUTOENCODER = "autoencoder."  # prefix of its entries in a state_dict
+AUTOENCODER_PREFIX = "autoencoder."  # of stage 1's tensors in a state_dict, where the discriminator's are, too
+NET_PREFIX = "net."  # of stage 2's, beside those of a weighting that learns
+BUILT_BY_ANYONE = ("ldm.models", "ldm.diffusion")  # what a card may name without trust
+KINDS = {"autoencoder": "an autoencoder (stage 1)", "diffusion": "a diffusion model (stage 2)"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class LoadedAutoencoder:
 
 @dataclass(frozen=True)
 class LoadedDiffusion:
-    """A stage-2 model in evaluation mode with all that sampling needs."""
+    """A stage-2 model in evaluation mode, with all that sampling needs."""
 
     run: Path  # the folder that paths in the card are relative to
     net: nn.Module
@@ -51,8 +61,11 @@ class LoadedDiffusion:
     fingerprint: str  # of the weights
 
 
+# files
+
+
 class DamagedError(ValueError):
-    """A file that is no whole checkpoint."""
+    """The file is not a complete checkpoint."""
 
 
 def kind_of(path: Path) -> str:
@@ -62,10 +75,17 @@ def kind_of(path: Path) -> str:
 
 
 def find(path: Path, kind: str | None) -> tuple[Path, dict[str, Any]]:
-    """Load the path itself or, of a run folder, the last checkpoint that is whole; says so if a later one is not.
+    """Read a checkpoint file or, of a run folder, the last checkpoint that is not damaged; warns of later ones.
+
+    Args:
+        path: a file, or a run folder, whose checkpoints lie in FOLDER
+        kind: "autoencoder" or "diffusion"; None: either
+
+    Returns:
+        the file, and what it holds.
 
     Raises:
-        ValueError: if there is none, or it is damaged or of another kind.
+        ValueError: if there is no checkpoint, or none that is complete and of that kind.
     """
     if not path.is_dir():
         if not path.exists():
@@ -82,36 +102,36 @@ def find(path: Path, kind: str | None) -> tuple[Path, dict[str, Any]]:
 
 
 def newest(run: Path) -> Path | None:
-    """A run folder's last checkpoint; None if there is none."""
+    """A run folder's last checkpoint, damaged or not; None if there is none."""
     return max((run / FOLDER).glob("*.ckpt"), default=None, key=lambda path: path.name)
 
 
 def read(file: Path, kind: str | None) -> dict[str, Any]:
-    """Load a checkpoint file of a kind ("autoencoder" or "diffusion"; None: either); each entry's CRC-32 is checked.
+    """Load a checkpoint file of a kind ("autoencoder" or "diffusion"; None: either), once its CRC-32 sums are checked.
 
     Raises:
-        ValueError: if it is damaged, or if it holds something else.
+        DamagedError: if it is damaged, or no checkpoint at all.
+        ValueError: if it holds something else.
     """
     if file.suffix in (".safetensors", ".bin", ".pt"):
         raise ValueError(f"{file} was not written by ldm: `ldm convert source={file}` imports an autoencoder")
     try:
         with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} fails its checksum")
+            damaged_entry = archive.testzip()
+        if damaged_entry is not None:
+            raise zipfile.BadZipFile(f"{damaged_entry} fails its checksum")
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, EOFError, RuntimeError, UnpicklingError) as error:
         raise DamagedError(f"{file} is damaged or no checkpoint ({str(error).splitlines()[0]})") from None
     if CARD not in checkpoint:
         raise ValueError(f"{file} was not written by ldm: it has no {CARD!r} entry")
-    found = checkpoint[CARD]["kind"]
-    if kind not in (None, found):
-        article = {"autoencoder": "an autoencoder (stage 1)", "diffusion": "a diffusion model (stage 2)"}
-        raise ValueError(f"{file} holds {article[found]}, but {article[kind]} is wanted here")
+    held = checkpoint[CARD]["kind"]
+    if kind not in (None, held):
+        raise ValueError(f"{file} holds {KINDS[held]}, but {KINDS[kind]} is wanted here")
     return checkpoint
 
 
-def fingerprint(model: nn.Module) -> str:
+def weights_fingerprint(model: nn.Module) -> str:
     """Sixteen hexadecimal digits of a SHA-256 over the names, shapes, types and bytes of a model's state."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -120,84 +140,132 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+# what a card may name
+
+
+def build_from_card(config: Any, trust: str | Sequence[str] = (), named_in: str = "the config") -> Any:
+    """Build what part of a card describes.
+
+    Args:
+        config: the part; see `ldm.runtime.targets` for its form.
+        trust: packages, beside ldm's networks and mathematics, whose code may be named.
+        named_in: what names it, for the error.
+
+    Raises:
+        ValueError: if it names other code: nothing has been imported or called then.
+    """
+    try:
+        return targets.build(config, (*BUILT_BY_ANYONE, *targets.packages(trust)))
+    except targets.UntrustedError as error:
+        raise ValueError(
+            f"{named_in}: {error}: {_advice(error.foreign, 'if you trust whoever wrote it, pass')}"
+        ) from None
+
+
+def check_trust(config: Any, trust: str | Sequence[str]) -> None:
+    """Refuse, before training, to write a card whose parts nobody could load without further trust.
+
+    Raises:
+        ValueError: if `config` names code outside ldm's networks and mathematics and the packages in `trust`.
+    """
+    foreign = targets.foreign_targets(config, (*BUILT_BY_ANYONE, *targets.packages(trust)))
+    if foreign:
+        advice = _advice(foreign, "which its checkpoints record, and who loads them passes again:")
+        raise ValueError(f"the model would be built from {', '.join(sorted(foreign))}, {advice}")
+
+
+def _advice(foreign: dict[str, str], words: str) -> str:
+    packages = sorted({module.partition(".")[0] for module in foreign.values()})
+    if any(package in sys.stdlib_module_names or not package.isidentifier() for package in packages):
+        return "no model needs that"
+    return f"{words} trust=[{','.join(packages)}] (code of that package then runs, with the arguments given there)"
+
+
+# models
+
+
 def load_autoencoder(path: str | Path) -> LoadedAutoencoder:
     """Rebuild a stage-1 model from a checkpoint file or a run folder."""
     file, checkpoint = find(Path(path), "autoencoder")
     model = Autoencoder(**checkpoint[CARD]["autoencoder"])
-    _load(model, checkpoint, AUTOENCODER, file)
-    return LoadedAutoencoder(file, model, checkpoint[CARD], fingerprint(model))
+    _load(model, checkpoint["state_dict"], AUTOENCODER_PREFIX, file)
+    return LoadedAutoencoder(file, model, checkpoint[CARD], weights_fingerprint(model))
 
 
-def export_autoencoder(autoencoder: LoadedAutoencoder, file: Path) -> None:
-    """Write the averaged weights alone: a checkpoint that only `load_autoencoder` reads, and that nothing prunes."""
-    state = {f"{AUTOENCODER}{name}": tensor for name, tensor in autoencoder.model.state_dict().items()}
-    with atomic_write(file) as stream:
-        torch.save({CARD: autoencoder.card, "state_dict": state}, stream)
+def load_diffusion(path: str | Path, weights: str = "ema", trust: str | Sequence[str] = ()) -> LoadedDiffusion:
+    """Rebuild a stage-2 model.
 
+    Args:
+        path: a checkpoint file or a run folder.
+        weights: "ema", the averaged ones, or "raw", those of the last step.
+        trust: packages, beside ldm, whose code the model may be built from.
 
-def export_diffusion(net: nn.Module, card: dict[str, Any], file: Path) -> None:
-    """Write a network alone: a checkpoint that only `load_diffusion` reads."""
-    state = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
-    with atomic_write(file) as stream:
-        torch.save({CARD: card, "state_dict": state}, stream)
-
-
-def load_diffusion(path: str | Path, weights: str = "ema") -> LoadedDiffusion:
-    """Rebuild a stage-2 model from a checkpoint file or a run folder, with its averaged ("ema") or "raw" weights."""
+    Raises:
+        ValueError: if there is no such checkpoint, or it names code of other packages.
+    """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights={weights} must be ema or raw")
     file, checkpoint = find(Path(path), "diffusion")
     card = checkpoint[CARD]
-    net = build(card["net"])
-    if weights == "raw":
-        if "current_model_state" not in checkpoint:
-            raise ValueError(f"{file} holds averaged weights alone: pass weights=ema")
-        checkpoint["state_dict"] = checkpoint["current_model_state"]
-    _load(net, checkpoint, "net.", file)
+    parts = {"net": card["net"], "objective": card["objective"]}
+    parts["sampling"] = card.get("sampling", {})  # cards from before there was one mean the defaults
+    built = build_from_card(parts, trust, named_in=str(file))
+    net = built["net"]
+    if weights == "raw" and "current_model_state" not in checkpoint:
+        raise ValueError(f"{file} holds averaged weights alone: pass weights=ema")
+    state = checkpoint["current_model_state" if weights == "raw" else "state_dict"]
+    _load(net, state, NET_PREFIX, file)
     stats = LatentStats(torch.tensor(card["stats"]["mean"]), torch.tensor(card["stats"]["std"]))
-    sampling = Sampling(**build(card.get("sampling", {})))  # cards from before there was one mean the defaults
-    objective = Objective(**build(card["objective"]))
-    return LoadedDiffusion(file.parents[1], net, objective, sampling, stats, card, fingerprint(net))
+    objective, sampling = Objective(**built["objective"]), Sampling(**built["sampling"])
+    return LoadedDiffusion(file.parents[1], net, objective, sampling, stats, card, weights_fingerprint(net))
 
 
-def build(config: dict[str, Any]) -> Any:
-    """Instantiate a config that names only our networks and mathematics: no checkpoint can make us call other code."""
-    _refuse_foreign(config)
-    return instantiate(config, _convert_="all")
+def matching_autoencoder(
+    given: str | None, recorded: str, recorded_in: Path, wanted_fingerprint: str
+) -> LoadedAutoencoder:
+    """Load the autoencoder that a cache or a model was made with.
 
+    Args:
+        given: its path; None for the recorded one.
+        recorded: its path as the cache or model records it, relative to `recorded_in`.
+        recorded_in: the folder of that cache or model.
+        wanted_fingerprint: that its weights must have.
 
-def _refuse_foreign(config: Any) -> None:
-    if isinstance(config, dict):
-        target = config.get("_target_")
-        if target is not None:
-            module = getattr(get_object(target), "__module__", "") if str(target).startswith("ldm.") else ""
-            if not module.startswith(("ldm.models.", "ldm.diffusion.")):
-                raise ValueError(f"refusing to build {target}: only ldm.models and ldm.diffusion may be named here")
-        config = list(config.values())
-    if isinstance(config, list):
-        for value in config:
-            _refuse_foreign(value)
-
-
-def _load(model: nn.Module, checkpoint: dict[str, Any], prefix: str, path: Path) -> None:
-    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the model that its own card describes: {error}") from None
-    model.eval().requires_grad_(False)
-
-
-def matching_autoencoder(given: str | None, recorded: str, recorded_in: Path, wanted: str) -> LoadedAutoencoder:
-    """The autoencoder that a cache or model was made with, from the given path or the recorded one (relative to
-    `recorded_in`); ValueError if its weights are not the ones with the wanted fingerprint."""
+    Raises:
+        ValueError: if there is none, or its weights are others.
+    """
     path = Path(given) if given is not None else Path(recorded_in, recorded)
     if not path.exists():
         raise ValueError(f"the autoencoder that {recorded_in} was made with is not at {path}: pass autoencoder=PATH")
     autoencoder = load_autoencoder(path)
-    if autoencoder.fingerprint != wanted:
+    if autoencoder.fingerprint != wanted_fingerprint:
         raise ValueError(
-            f"{recorded_in} was made with the autoencoder {wanted}, but {path} holds {autoencoder.fingerprint}: pass "
-            "autoencoder=PATH of the right one, or cache the latents again into a new run folder"
+            f"{recorded_in} was made with the autoencoder {wanted_fingerprint}, but {path} holds "
+            f"{autoencoder.fingerprint}: pass autoencoder=PATH of the right one, or cache the latents again into a new "
+            "run folder"
         )
     return autoencoder
+
+
+def export_autoencoder(autoencoder: LoadedAutoencoder, file: Path) -> None:
+    """Write the averaged weights alone: a checkpoint that only `load_autoencoder` reads, and that nothing prunes."""
+    _export(autoencoder.model, AUTOENCODER_PREFIX, autoencoder.card, file)
+
+
+def export_diffusion(net: nn.Module, card: dict[str, Any], file: Path) -> None:
+    """Write a network alone: a checkpoint that only `load_diffusion` reads."""
+    _export(net, NET_PREFIX, card, file)
+
+
+def _export(model: nn.Module, prefix: str, card: dict[str, Any], file: Path) -> None:
+    state = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
+    with atomic_write(file) as stream:
+        torch.save({CARD: card, "state_dict": state}, stream)
+
+
+def _load(model: nn.Module, state: dict[str, Any], prefix: str, file: Path) -> None:
+    try:
+        model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    except RuntimeError as error:
+        raise ValueError(f"{file} does not fit the model that its own card describes: {error}") from None
+    model.eval().requires_grad_(False)

@@ -286,12 +286,17 @@ class AutoencoderModel:
 
 
 def load_model(
-    run: str | FilePath, *, device: str = "auto", weights: str = "ema", autoencoder: str | None = None
+    run: str | FilePath,
+    *,
+    device: str = "auto",
+    weights: str = "ema",
+    autoencoder: str | None = None,
+    trust: Sequence[str] = (),
 ) -> LatentDiffusionModel | AutoencoderModel:
     """What `ldm.load` says."""
     where = pick_device(device)
     if kind_of(FilePath(run)) == "autoencoder":
         return AutoencoderModel(load_autoencoder(run).model.to(where))
-    loaded = load_diffusion(run, weights)
+    loaded = load_diffusion(run, weights, trust)
     stage1 = matching_autoencoder(autoencoder, loaded.card["autoencoder_path"], loaded.run, loaded.card["autoencoder"])
     return LatentDiffusionModel.of(loaded, stage1, where)

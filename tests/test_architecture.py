@@ -27,8 +27,8 @@ FLOORS = [
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {
-    "hydra": {"commands", "checkpoint"},
-    "omegaconf": {"commands", "checkpoint"},
+    "hydra": {"commands"},
+    "omegaconf": {"commands"},
     "lightning": {"training", "data", "runtime"},
     "webdataset": {"data"},
     "lpips": {"losses"},

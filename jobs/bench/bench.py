@@ -166,7 +166,7 @@ def unet(size: Size) -> None:
     for what, optimizers in rounds:
         taken = compare(what, variants(makers, partial(task, optimizers=optimizers)), 7, size)
         times = times or taken
-    share_of_bound("step", 3 * n * forward_flops(ldm_unet(size.unet), (1, 4, 16, 16), (1,), None), times, size)
+    share_of_bound("step", 3 * n * forward_flops(ldm_unet(size.unet), x[:1], t[:1], y[:1]), times, size)
 
 
 def autoencoder(size: Size) -> None:
@@ -188,11 +188,11 @@ def autoencoder(size: Size) -> None:
         encode = (lambda: model.encode(z).mean) if who == "ldm" else (lambda: model.encode(z).latent_dist.mean)
         return torch.inference_mode()(encode)
 
-    model, image = ldm_autoencoder(size.autoencoder), (1, 3, 64, 64)
+    model = ldm_autoencoder(size.autoencoder)
     times = compare("autoencoder step, diffusers' with plain AdamW", variants(makers, training), 7, size)
-    share_of_bound("step", 3 * n * forward_flops(model, image), times, size)
+    share_of_bound("step", 3 * n * forward_flops(model, x[:1]), times, size)
     times = compare("autoencoder encoding", variants(makers, encoding), 15, size)
-    share_of_bound("batch", n * forward_flops(model.encoder, image), times, size)
+    share_of_bound("batch", n * forward_flops(model.encoder, x[:1]), times, size)
 
 
 class Nothing(nn.Module):

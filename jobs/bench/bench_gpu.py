@@ -34,7 +34,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from timing import Task, middle
 
-from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, fingerprint
+from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, weights_fingerprint
 from ldm.commands.run_folder import plain
 from ldm.data.cache_writer import AUTOENCODER_FILE, FORMAT
 from ldm.models.autoencoder import Autoencoder
@@ -199,7 +199,7 @@ def synthetic_latents(recipe: Recipe, folder: Path) -> None:
     values = np.random.default_rng(0).standard_normal((count, 1, *shape)).astype(np.float16)
     identity = {
         "format": FORMAT,
-        "autoencoder": fingerprint(model),
+        "autoencoder": weights_fingerprint(model),
         "preprocessing": {},
         "views": 1,
         "class_names": [str(i) for i in range(recipe.classes)],

@@ -38,14 +38,12 @@ def unets(net: dict[str, Any], optimizer: dict[str, Any], latent_shape: tuple[in
         "ldm": Contender(
             make=partial(instantiate, net | {"in_channels": channels, "num_classes": classes}, _convert_="all"),
             inputs=lambda n: (torch.randn(n, *latent_shape), torch.rand(n), torch.randint(classes, (n,))),
-            shapes=((1, *latent_shape), (1,), None),
             forward=lambda model, x, t, y: model(x, t, y),
             optimizer=made,
         ),
         "diffusers": Contender(
             make=partial(diffusers_unet, net, channels),
             inputs=lambda n: (torch.randn(n, *latent_shape), 1000 * torch.rand(n), torch.randn(n, 1, dim)),
-            shapes=((1, *latent_shape), (1,), (1, 1, dim)),
             forward=lambda model, x, t, context: model(x, t, context, return_dict=False)[0],
             optimizer=made,
         ),
@@ -91,7 +89,6 @@ def encoders(shape: dict[str, Any], side: int) -> Pair:
         who: Contender(
             make=partial(network, shape),
             inputs=lambda n: (torch.randint(256, (n, 3, side, side), dtype=torch.uint8),),
-            shapes=((1, 3, side, side),),
             forward=lambda model, image: model(image),
         )
         for who, network in (("ldm", LdmEncoding), ("diffusers", DiffusersEncoding))

@@ -59,14 +59,12 @@ class Contender:
     Args:
         make:      makes the network; the caller chooses its device and memory layout.
         inputs:    makes the inputs of so many images.
-        shapes:    shapes of one image's inputs, as `forward_flops` takes them.
         forward:   (net, *inputs) -> the output that the loss compares with a target.
         optimizer: (parameters, fused=...) -> the optimiser of a training step; None = the forward pass alone.
     """
 
     make: Callable[[], nn.Module]
     inputs: Callable[[int], tuple[Tensor, ...]]
-    shapes: tuple[tuple[int, ...] | None, ...]
     forward: Callable[..., Tensor]
     optimizer: Callable[..., Optimizer] | None = None
 
@@ -75,7 +73,7 @@ class Contender:
         """FLOPs of an image, counted from this network; a backward pass is counted as two forward ones."""
         with torch.device("meta"):
             net = self.make()
-        return (1 if self.optimizer is None else 3) * forward_flops(net, *self.shapes)
+        return (1 if self.optimizer is None else 3) * forward_flops(net, *self.inputs(1))
 
 
 Pair = dict[str, Contender]  # "ldm" and "diffusers"

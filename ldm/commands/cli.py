@@ -1,5 +1,6 @@
 """The console script: `ldm COMMAND [OVERRIDE ...]`, which is `python -m ldm COMMAND`. Imports nothing heavy."""
 
+import os
 import sys
 
 from ldm import __version__
@@ -35,6 +36,12 @@ def usage() -> str:
 
 
 def main() -> None:
+    """Run the command that sys.argv names.
+
+    Packages of the user's own are found in the current folder, as `python -m` finds them, but after all others: a file
+    there hides nothing that is installed.
+    """
+    sys.path.append(os.getcwd())
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help", "help"):
         print(usage())

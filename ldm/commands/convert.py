@@ -8,11 +8,12 @@ from ldm.checkpoint import (
     CARD,
     FOLDER,
     LoadedAutoencoder,
+    check_trust,
     export_autoencoder,
     export_diffusion,
-    fingerprint,
     load_autoencoder,
     load_diffusion,
+    weights_fingerprint,
 )
 from ldm.commands.options import ObjectiveOptions, ResultOptions
 from ldm.data.cache_reader import LatentCache
@@ -58,7 +59,7 @@ def autoencoder_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None
     card = {"kind": "autoencoder", "autoencoder": shape, "scaling": scaling, "imported_from": source.name}
     file = run / FOLDER / FILE
     options.begin(run)
-    export_autoencoder(LoadedAutoencoder(file, model, card | NEVER_TRAINED, fingerprint(model)), file)
+    export_autoencoder(LoadedAutoencoder(file, model, card | NEVER_TRAINED, weights_fingerprint(model)), file)
     print(f"autoencoder in {run}: {', '.join(f'{k}={v}' for k, v in shape.items())}")
 
 
@@ -74,6 +75,7 @@ def autoencoder_to_diffusers(options: ConvertOptions, source: Path, run: Path) -
 def diffusion_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None:
     if options.autoencoder is None:
         raise ValueError("what=diffusion needs autoencoder=RUN, the one that its latents come from (import it first)")
+    check_trust([options.objective.card(), options.objective.sampling], options.trust)
     given = options.model_dump(include={"head_channels", "num_heads", "num_heads_upsample"}, exclude_none=True)
     autoencoder = load_autoencoder(options.autoencoder)
     net, shape, factor = import_unet(source, given, options.null_class, options.attention_order)
@@ -93,6 +95,7 @@ def diffusion_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None:
         "net": {"_target_": "ldm.models.unet.UNet"} | shape,
         "objective": options.objective.card(),
         "sampling": options.objective.sampling,
+        "trust": list(options.trust),
         "label_dropout": 0.1 if options.null_class and shape["num_classes"] > 1 else 0.0,  # what counts is whether
         "stats": {"mean": [scaling.get("shift_factor") or 0.0] * channels, "std": [1 / factor] * channels},
         "latent_shape": [channels, options.latent_size, options.latent_size],
@@ -108,7 +111,7 @@ def diffusion_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None:
 
 
 def diffusion_to_diffusers(options: ConvertOptions, source: Path, run: Path) -> None:
-    loaded = load_diffusion(source)
+    loaded = load_diffusion(source, trust=options.trust)
     if not isinstance(loaded.net, UNet):
         raise ValueError(f"{source} holds a {type(loaded.net).__name__}, which diffusers has not")
     shape = {key: value for key, value in loaded.card["net"].items() if key != "_target_"}

@@ -287,7 +287,7 @@ def likelihood(asked: Request) -> Bits | None:
     if "model_path" not in stamp:
         raise ValueError("likelihood is of samples that name their model: a run of `ldm sample`")
     place = asked.folder / stamp["model_path"]
-    model = load_diffusion(place, stamp["weights"])
+    model = load_diffusion(place, stamp["weights"], asked.options.trust)
     if model.fingerprint != stamp["model"]:
         raise ValueError(f"{place} is no longer the model that these samples are from")
     autoencoder = its_autoencoder(asked)

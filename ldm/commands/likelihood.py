@@ -28,7 +28,7 @@ class LikelihoodOptions(ResultOptions):
 
 
 def main(options: LikelihoodOptions, run: Path) -> None:
-    model = load_diffusion(options.model, options.weights)
+    model = load_diffusion(options.model, options.weights, options.trust)
     card, device = model.card, pick_device(options.device)
     autoencoder = matching_autoencoder(options.autoencoder, card["autoencoder_path"], model.run, card["autoencoder"])
     source: Source = build(options.data)

@@ -5,15 +5,15 @@ from typing import Annotated, Any, Literal, Self
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from ldm.commands.arguments import Node, arguments_of, as_json, explain, shown
 from ldm.commands.run_folder import CONFIG, plain, read_config, write_config
-from ldm.diffusion.objective import Objective
 from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.sampling import Sampling
 from ldm.runtime.files import flat
 from ldm.runtime.ranges import Count, Natural
+from ldm.runtime.targets import packages
 
 Loggers = dict[str, Node]
 
@@ -35,12 +35,14 @@ class Free:
 class Options(Group):
     """What all commands share.
 
-    run:   the run folder's name below runs/
-    seed:  of all that is drawn
+    run:    the run folder's name below runs/
+    seed:   of all that is drawn
+    trust:  packages, beside ldm, whose code a model may be built from
     """
 
     run: Annotated[str, Free()]
     seed: Natural
+    trust: Annotated[list[str] | str, AfterValidator(packages), Free()]
     _plain: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @classmethod
@@ -133,11 +135,3 @@ class ObjectiveOptions(Group):
     def card(self) -> dict[str, Any]:
         """The objective's own arguments, as a checkpoint's card has them."""
         return self.model_dump(exclude={"sampling"}, exclude_unset=True)
-
-    def objective(self) -> Objective:
-        """Constructed; ValueError for choices that do not fit each other."""
-        return Objective(**instantiate(self.card(), _convert_="all"))
-
-    def default_sampling(self) -> Sampling:
-        """The sampler, steps and grid that fit it."""
-        return Sampling(**instantiate(self.sampling, _convert_="all"))

@@ -44,8 +44,9 @@ def main(options: ProbeOptions, run: Path) -> float:
         ("sample", "samples"): [f"model={here['diffusion']}", *options.probe.samples],
         ("evaluate", "metrics"): [f"samples={here['samples']}", *data, *options.probe.metrics],
     }
+    everywhere = [f"seed={options.seed}", f"trust=[{','.join(options.trust)}]"]
     for (name, folder), overrides in chain.items():
-        common = [f"hydra.run.dir='{run / folder}'", f"seed={options.seed}", *logger_overrides(options, run, folder)]
+        common = [f"hydra.run.dir='{run / folder}'", *everywhere, *logger_overrides(options, run, folder)]
         call(name, *common, *overrides)
     distance = read_json(run / "metrics" / "metrics.json")["frechet_distance"]["value"]
     print(f"{run}: Frechet distance {distance:.4f} of the small generator's samples")
@@ -54,7 +55,7 @@ def main(options: ProbeOptions, run: Path) -> float:
 
 def stage_one_overrides() -> list[str]:
     """This command's own overrides, but for those that stage 1 does not know or that all commands get."""
-    ours = ("run=", "probe.", "sweep=", "launcher=", "seed=", "logger")
+    ours = ("run=", "probe.", "sweep=", "launcher=", "seed=", "trust=", "logger")
     return [override for override in HydraConfig.get().overrides.task if not override.lstrip("+~").startswith(ours)]
 
 

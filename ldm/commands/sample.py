@@ -53,11 +53,11 @@ class SampleOptions(ResultOptions, LoggedOptions):
 
 def main(options: SampleOptions, run: Path) -> None:
     device = pick_device(options.device)
-    loaded = load_diffusion(options.model, options.weights)
+    loaded = load_diffusion(options.model, options.weights, options.trust)
     autoencoder = matching_autoencoder(
         options.autoencoder, loaded.card["autoencoder_path"], loaded.run, loaded.card["autoencoder"]
     )
-    weak = None if options.weak is None else load_weak(options.weak, loaded, options.weights)
+    weak = load_weak(options, loaded)
     model = LatentDiffusionModel.of(loaded, autoencoder, device)
     generator = model.generator(
         sampler=build(options.sampler.function),
@@ -96,12 +96,14 @@ def main(options: SampleOptions, run: Path) -> None:
     print(f"{options.num} samples in {run}: samples.npz, grid.png, trajectory.png, sample.json")
 
 
-def load_weak(path: str, loaded: LoadedDiffusion, weights: str) -> LoadedDiffusion:
-    """The weaker model of autoguidance; ValueError if it does not predict what the model predicts."""
-    weak = load_diffusion(path, weights)
+def load_weak(options: SampleOptions, loaded: LoadedDiffusion) -> LoadedDiffusion | None:
+    """The weaker model of autoguidance, if any; ValueError if it does not predict what the model predicts."""
+    if options.weak is None:
+        return None
+    weak = load_diffusion(options.weak, options.weights, options.trust)
     for key in ("latent_shape", "objective", "class_names"):
         if weak.card[key] != loaded.card[key]:
-            raise ValueError(f"weak={path} was trained with another {key}, or on other latents")
+            raise ValueError(f"weak={options.weak} was trained with another {key}, or on other latents")
     return weak
 
 

@@ -1,13 +1,22 @@
 """Stage 2: train the diffusion or flow-matching network on cached latents."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import torch
 from pydantic import model_validator
 from torch import nn
 
-from ldm.checkpoint import LoadedAutoencoder, load_diffusion, matching_autoencoder, newest
+from ldm.checkpoint import (
+    LoadedAutoencoder,
+    build_from_card,
+    check_trust,
+    load_diffusion,
+    matching_autoencoder,
+    newest,
+)
 from ldm.commands.arguments import Choice, node_with
 from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, build
 from ldm.commands.run_folder import build_loggers
@@ -20,6 +29,8 @@ from ldm.generate import LatentDiffusionModel
 from ldm.runtime.files import sha256
 from ldm.runtime.loggers import artifact
 from ldm.runtime.ranges import NonNegative, Share
+from ldm.runtime.ranks import pick_device
+from ldm.training.contract import check_network, check_sampling, checked_objective
 from ldm.training.curves import last_value
 from ldm.training.diffusion_module import DiffusionModule
 from ldm.training.pictures import SampleGrid
@@ -48,16 +59,20 @@ class TrainDiffusionOptions(TrainingOptions):
 
 
 def main(options: TrainDiffusionOptions, run: Path) -> float | None:
-    objective, sampling = options.objective.objective(), options.objective.default_sampling()
+    parts = {"net": options.net, "objective": options.objective.card(), "sampling": options.objective.sampling}
+    check_trust(parts, options.trust)
+    objective = checked_objective(build_from_card(parts["objective"], options.trust))
+    sampling = Sampling(**build_from_card(parts["sampling"], options.trust))
     cache = LatentCache(options.latents, options.verify)
     autoencoder = matching_autoencoder(
         options.autoencoder, AUTOENCODER_FILE, cache.folder, cache.manifest["autoencoder"]
     )
     shape = {"in_channels": cache.latent_shape[0], "num_classes": len(cache.class_names)}
     seed_from(options.seed)
-    net: nn.Module = build(options.net | shape)
+    net: nn.Module = build_from_card(options.net | shape, options.trust)
+    check_network(net, cache.latent_shape, shape["num_classes"], training_device(options))
     if options.init is not None and newest(run) is None:  # else the run has weights of its own
-        start_from(options.init, net)
+        start_from(options.init, net, options.trust)
     module = DiffusionModule(
         net=net,
         objective=objective,
@@ -85,7 +100,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
         tracking=Tracking(
             loggers=build_loggers(options.logger, run),
             used=[artifact("latents", sha256(cache.folder / MANIFEST), cache.folder)],
-            made=lambda: artifact("diffusion", load_diffusion(run).fingerprint, run),
+            made=lambda: artifact("diffusion", load_diffusion(run, trust=options.trust).fingerprint, run),
         ),
         begin=lambda: options.begin(run),
     )
@@ -101,6 +116,7 @@ def card_of(
         "kind": "diffusion",
         "objective": options.objective.card(),
         "sampling": options.objective.sampling,
+        "trust": list(options.trust),
         "label_dropout": options.label_dropout,
         "stats": {"mean": cache.manifest["mean"], "std": cache.manifest["std"]},
         "latent_shape": list(cache.latent_shape),
@@ -137,12 +153,18 @@ def sample_grid(
         grid=build(options.grid),
         seed=options.seed,
     )
+    check_sampling(generator)
     return SampleGrid(generator)
 
 
-def start_from(path: str, net: nn.Module) -> None:
+def training_device(options: TrainDiffusionOptions) -> torch.device:
+    """Where this rank will train."""
+    return pick_device("cpu" if options.trainer.accelerator == "cpu" else "auto")
+
+
+def start_from(path: str, net: nn.Module, trust: str | Sequence[str]) -> None:
     """Copy a trained or imported network's weights."""
-    loaded = load_diffusion(path)
+    loaded = load_diffusion(path, trust=trust)
     try:
         net.load_state_dict(loaded.net.state_dict())
     except RuntimeError:

@@ -120,29 +120,39 @@ class Stack(nn.ModuleList):
 
 
 class UNet(nn.Module):
-    """net(x_t [B, C, h, w], t [B] in [0, 1], y [B] or None) -> [B, C, h, w]; it never learns which path it serves.
+    """ADM's U-Net, as LDM has it (Dhariwal & Nichol 2021, section 3; Rombach et al. 2022, appendix E).
 
-    Further conditions, for those who bind them: context [B, L, context_dim], which the transformers attend to, and
+    net(x_t [B, C, h, w], t [B] in [0, 1], y [B]) -> [B, C, h, w]: what the objective regresses. It never learns which
+    path it serves. h and w must be multiples of `downsample_factor` (ValueError otherwise).
+
+    Further conditions, for those who bind them: context [B, L, context_dim], to which the transformers attend, and
     concat [B, concat_channels, h, w], which is put beside x_t.
 
     Args:
-        in_channels: C of the latent, in and out.
-        num_classes: labels are 0 ... num_classes - 1; the index num_classes is the null class (y None means all null).
-        model_channels: the width that channel_mult multiplies, one entry a resolution (0.5 is half of it).
-        stem_channels: width of the first convolution; None is model_channels, as in LDM (ADM: its first level's).
-        num_res_blocks: residual blocks a level on the way down (one more on the way up).
-        attention_resolutions: downsample factors at which levels attend, as in LDM (the middle always does).
-        head_channels, num_heads: channels of an attention head, or heads a level: one of the two.
-        num_heads_upsample: heads a level on the way up; None is num_heads, with which alone it may stand.
-        dropout: in every residual block.
-        context_dim: makes every attention a transformer block with cross-attention to the context (LDM, figure 3).
-        label_as: "embedding" adds the label to the time embedding (ADM); "context" makes it a token of the context
-        concat_channels: of the condition that is concatenated to x_t.
-        scale_shift, resblock_updown: see `ResBlock`; ADM's options.
-        conv_resample: whether a convolution goes with each change of resolution (where blocks do not make it).
-        qk_norm: normalise queries and keys (root mean square, learned scale): stable in half precision.
-        time_offset: the network sees the timestep 1000 t - time_offset; published weights count from 0: 1.
-        checkpoint: recompute activations in the backward pass: memory for about a third more time. Off means off.
+        in_channels:           C, the latent's channels, in and out
+        num_classes:           K; labels are 0 ... K - 1, and K itself, `null_class`, stands for no label
+        model_channels:        the width, in channels, that channel_mult multiplies
+        channel_mult:          the width at each resolution, in model_channels (0.5 is half of it); each further
+                               resolution halves height and width
+        num_res_blocks:        residual blocks at each resolution on the way down; one more on the way up
+        attention_resolutions: downsample factors at which there is attention, as in LDM; in the middle there always is
+        head_channels:         channels of an attention head; None where num_heads is given
+        num_heads:             heads at each resolution; None where head_channels is given
+        num_heads_upsample:    heads at each resolution on the way up; None is num_heads, without which it may not stand
+        stem_channels:         width of the first convolution; None is model_channels, as in LDM (ADM: the first
+                               resolution's width)
+        dropout:               probability, in every residual block
+        context_dim:           channels of a context token: makes every attention a transformer block with
+                               cross-attention (LDM, figure 3); None for plain self-attention
+        label_as:              "embedding" adds the label's to the time's (ADM); "context" makes it a context token
+        concat_channels:       channels of the condition beside x_t; 0 for none
+        scale_shift:           ADM's adaptive group norm: see `ResBlock`
+        resblock_updown:       change the resolution by residual blocks, as ADM does, not by plain layers
+        conv_resample:         whether a convolution goes with each such plain layer
+        qk_norm:               normalise queries and keys (root mean square, learned scale), for half precision
+        time_offset:           the network sees the timestep 1000 t - time_offset; 1 for published weights, which count
+                               from 0
+        checkpoint:            recompute activations in the backward pass: less memory for about a third more time
     """
 
     def __init__(
@@ -233,14 +243,17 @@ class UNet(nn.Module):
             group_norm(width, EPS), nn.SiLU(), zero_init(nn.Conv2d(width, in_channels, 3, padding=1))
         )
 
+    @property
+    def fsdp_blocks(self) -> list[nn.Module]:
+        """What FSDP shards block by block."""
+        return [module for module in self.modules() if isinstance(module, Stack)]
+
     def forward(
-        self, x_t: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None = None, concat: Tensor | None = None
+        self, x_t: Tensor, t: Tensor, y: Tensor, context: Tensor | None = None, concat: Tensor | None = None
     ) -> Tensor:
         f = self.downsample_factor
         if x_t.shape[-1] % f or x_t.shape[-2] % f:
             raise ValueError(f"latent size {tuple(x_t.shape[-2:])} is not a multiple of the U-Net's factor {f}")
-        if y is None:
-            y = torch.full((len(x_t),), self.null_class, device=x_t.device)
         emb, label = (
             self.time_embed(time_embedding(t - self.time_offset / TIME_SCALE, self.model_channels).to(x_t.dtype)),
             self.label_emb(y),

@@ -86,8 +86,8 @@ class AutoencoderModule(ProgressModule):
         autoencoder, 3 of LPIPS' VGG16 (two images, one gradient), 8 of the discriminator (2 for the autoencoder's step,
         6 for its own); one more of the autoencoder if that step draws afresh. The adaptive weight's are left out."""
         side = self.card["preprocessing"]["resolution"]
-        image, small = (1, 3, side, side), side // self.autoencoder.downsample_factor
-        latent = (1, self.card["autoencoder"]["latent_channels"], small, small)
+        image, small = torch.empty(1, 3, side, side), side // self.autoencoder.downsample_factor
+        latent = torch.empty(1, self.card["autoencoder"]["latent_channels"], small, small)
         autoencoder = forward_flops(self.autoencoder.encoder, image) + forward_flops(self.autoencoder.decoder, latent)
         judged = 8 * forward_flops(self.discriminator, image) if self.loss.disc_weight > 0 else 0.0
         vgg16 = self.loss.perceptual.net.net

@@ -79,7 +79,8 @@ class DiffusionModule(ProgressModule):
 
     def flops_per_image(self) -> float:
         """Three forward passes: a backward one costs two."""
-        return 3 * forward_flops(self.net, (1, *self.card["latent_shape"]), (1,), None)
+        x_t, t, y = torch.empty(1, *self.card["latent_shape"]), torch.empty(1), torch.zeros(1, dtype=torch.long)
+        return 3 * forward_flops(self.net, x_t, t, y)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

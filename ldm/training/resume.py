@@ -60,7 +60,7 @@ LATER = {"autoencoder.shortcut": False}
 
 
 # of a card: what options say as well, and where the autoencoder lies, whose weights' fingerprint the card holds
-FREE_OF_CARD = frozenset({"autoencoder_path", "sampling", "net.checkpoint"})
+FREE_OF_CARD = frozenset({"autoencoder_path", "sampling", "net.checkpoint", "trust"})
 RENAMED = {"config.vae.": "config.autoencoder."}  # keys by which earlier cards name the same thing
 
 

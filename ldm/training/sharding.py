@@ -8,17 +8,15 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ldm.models.unet import Stack
-
 
 def shard(modules: list[nn.Module], mesh: DeviceMesh) -> None:
-    """Shard modules over the mesh: stack by stack, so that only one is gathered at a time."""
+    """Shard modules over the mesh, a module's `fsdp_blocks` each by itself, so that no two of them are gathered at a
+    time; a module without that attribute is gathered as a whole."""
     for module in modules:
         if isinstance(module, FSDPModule) or not any(True for _ in module.parameters()):
             continue
-        for layer in module.modules():
-            if isinstance(layer, Stack) and len(layer) > 0:
-                fully_shard(layer, mesh=mesh)
+        for block in getattr(module, "fsdp_blocks", ()):
+            fully_shard(block, mesh=mesh)
         fully_shard(module, mesh=mesh)
 
 

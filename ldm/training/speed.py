@@ -6,8 +6,13 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -134,10 +139,15 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     return get_available_flops(device, dtype)
 
 
-def forward_flops(net: nn.Module, *shapes: tuple[int, ...] | None) -> float:
-    """Floating-point operations of a forward pass on inputs of these shapes (or None), counted without computing."""
+def forward_flops(net: nn.Module, *inputs: Tensor) -> float:
+    """Floating-point operations of a forward pass, counted without computing; 0 where torch can't foresee it, as in a
+    network that looks at its own values. Of the inputs only shapes and types matter."""
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        own = (*net.named_parameters(), *net.named_buffers())
-        state = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in own}
-        functional_call(net, state, tuple(None if shape is None else torch.empty(shape) for shape in shapes))
+        tensors = (*net.named_parameters(), *net.named_buffers())
+        state = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors}
+        arguments = tuple(torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in inputs)
+        try:
+            functional_call(net, state, arguments)
+        except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
+            return 0.0
     return float(counter.get_total_flops())

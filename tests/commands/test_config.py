@@ -14,7 +14,9 @@ from ldm.commands.arguments import check_node
 from ldm.commands.cli import COMMANDS
 from ldm.commands.options import ObjectiveOptions, SamplerOptions, build
 from ldm.commands.run_folder import plain
+from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import CosinePath
+from ldm.diffusion.sampling import Sampling
 from ldm.latents import LatentStats
 from ldm.losses.autoencoder_loss import AutoencoderLoss
 from ldm.models.autoencoder import Autoencoder
@@ -38,7 +40,7 @@ def test_no_key_has_the_name_of_another_commands_group(primary):
 @pytest.mark.parametrize("name", options("objective"))
 def test_objectives(name):
     given = ObjectiveOptions.model_validate(plain(composed("train_diffusion", f"objective={name}").objective))
-    objective, sampling = given.objective(), given.default_sampling()
+    objective, sampling = Objective(**build(given.card())), Sampling(**build(given.sampling))
     times = sampling.grid(objective.path, sampling.steps, 1.0)
     assert objective.path(times[:-1]).sigma[-1] < 0.3  # the last step has little detail still to come
 
@@ -173,6 +175,7 @@ def imagenet(ldm, monkeypatch):
         loaded = SimpleNamespace(model=autoencoder, fingerprint="0123", path=Path("autoencoder.ckpt"))
         monkeypatch.setattr("ldm.commands.train_diffusion.matching_autoencoder", lambda *_: loaded)
         monkeypatch.setattr("ldm.commands.train_diffusion.LatentCache", lambda *_: cache)
+        monkeypatch.setattr("ldm.commands.train_diffusion.check_network", lambda *_: None)  # it has no values
         here = ("trainer.accelerator=cpu", "optimizer.fused=false")  # fused is not for the meta device
         ldm("train-diffusion", f"experiment=imagenet256_{f}", *here)
         trainer, module, data = fits.pop()
@@ -229,10 +232,10 @@ def test_imagenet_as_a_lab_would_run_it(imagenet, monkeypatch, f):
     shape = module.card["latent_shape"]
     assert said(r"latents of (\d) x (\d+) x (\d+)") == list(shape)
     views, numbers = 2 * (IMAGENET + HELD_OUT), 2 * shape[0] * shape[1] * shape[2]
-    encoding = forward_flops(autoencoder.encoder, (1, 3, 256, 256)) / (share / 100 * TF32) / 3600
+    encoding = forward_flops(autoencoder.encoder, torch.empty(1, 3, 256, 256)) / (share / 100 * TF32) / 3600
     assert said(r"Latents: ([\d.]+) GPU-hours, (\d+) GB") == near([views * encoding, views * numbers * 2 / 1e9])
     passes = 2 * (2 * steps_of_sampling - 1)  # heun's evaluations, guided
-    sampling = passes * flops / 3 + forward_flops(autoencoder.decoder, (1, *shape))
+    sampling = passes * flops / 3 + forward_flops(autoencoder.decoder, torch.empty(1, *shape))
     assert said(r"50,000 samples: ([\d.]+) GPU-hours") == near([50_000 * sampling / (share / 100 * TF32) / 3600])
 
 

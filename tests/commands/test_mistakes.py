@@ -96,10 +96,12 @@ def test_checkpoint_with_code_in_it_is_not_executed(ldm, pipeline):
     torch.save({"ldm": Bomb()}, "bomb.ckpt")
     assert "bomb.ckpt is damaged or no checkpoint" in fails("sample", "model=bomb.ckpt")
     checkpoint = torch.load(next((pipeline / "runs/diffusion/checkpoints").iterdir()), weights_only=True)
-    for target in ("os.mkdir", "ldm.runtime.files.os.mkdir"):
+    for target, advice in (("os.mkdir", "no model needs that"), ("ldm.runtime.files.os.mkdir", "trust=[ldm]")):
         checkpoint["ldm"]["net"] = {"_target_": target, "path": "exploded"}
         torch.save(checkpoint, "bomb.ckpt")
-        assert f"refusing to build {target}" in fails("sample", "model=bomb.ckpt")
+        line = fails("sample", "model=bomb.ckpt")
+        assert f"bomb.ckpt: refusing to build {target}" in line
+        assert advice in line
     assert not Path("exploded").exists()
 
 

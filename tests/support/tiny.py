@@ -34,11 +34,12 @@ CPU = ["trainer.accelerator=cpu"]
 def run_command(name: str, *overrides: str) -> None:
     """Run `ldm NAME OVERRIDES` in this process; a user's error is SystemExit with its line."""
     GlobalHydra.instance().clear()
-    argv, sys.argv = sys.argv, ["ldm", name, *overrides]
+    argv, path = sys.argv, list(sys.path)
+    sys.argv = ["ldm", name, *overrides]
     try:
         main()
     finally:
-        sys.argv = argv
+        sys.argv, sys.path[:] = argv, path
 
 
 def fails(name, *overrides):
