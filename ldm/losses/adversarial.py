@@ -1,4 +1,4 @@
-"""The adversarial game: losses of both players, what keeps the discriminator healthy, and the adaptive weight."""
+"""The adversarial losses of autoencoder and discriminator, the discriminator's penalties, and the adaptive weight."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from ldm.runtime.ranks import mean_over_ranks
 
-CLAMP = 1e4  # of the adaptive weight, as in LDM
+CLAMP = 1e4  # the largest adaptive weight, as in LDM
 
 
 def hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """(E relu(1 - D(x)) + E relu(1 + D(x_hat))) / 2 (Lim & Ye 2017): 1 for a discriminator that says 0 everywhere."""
+    """(E relu(1 - D(x)) + E relu(1 + D(x_hat))) / 2 (Lim & Ye 2017): 1 where D is 0 everywhere."""
     return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
 
 
 def vanilla(real: Tensor, fake: Tensor) -> Tensor:
-    """(E softplus(-D(x)) + E softplus(D(x_hat))) / 2 (Goodfellow et al. 2014): log 2 at 0 everywhere."""
+    """(E softplus(-D(x)) + E softplus(D(x_hat))) / 2 (Goodfellow et al. 2014): log 2 where D is 0 everywhere."""
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
@@ -25,7 +25,7 @@ DISCRIMINATOR_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"hinge": 
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """-E D(x_hat), for either loss of the discriminator, as in LDM."""
+    """-E D(x_hat): the autoencoder's loss beside either loss of the discriminator, as in LDM."""
     return -fake.mean()
 
 
@@ -38,7 +38,7 @@ def r1_penalty(discriminator: nn.Module, x: Tensor) -> Tensor:
 
 
 def lecam_penalty(real: Tensor, fake: Tensor, anchor_real: Tensor, anchor_fake: Tensor) -> Tensor:
-    """E relu(D(x) - a_fake)^2 + E relu(a_real - D(x_hat))^2, the anchors being running means of the logits
+    """E relu(D(x) - a_fake)^2 + E relu(a_real - D(x_hat))^2; the anchors a are running means of the logits
     (Tseng et al. 2021, eq. 5)."""
     return F.relu(real - anchor_fake).square().mean() + F.relu(anchor_real - fake).square().mean()
 
@@ -51,18 +51,19 @@ def adaptive_weight(nll_grad: Tensor, g_grad: Tensor) -> Tensor:
 class BalancedBackward:
     """Gradients of the sum of nll + factor w g + penalty over a batch's micro-batches.
 
-    There is one adaptive weight w for the whole batch on all ranks: from the gradients of nll and of g at the last
-    layer, W, summed over micro-batches and averaged over ranks before their norms are taken. It is known with the last
-    micro-batch only; until then the gradients of g wait, apart from those of nll.
+    There is one adaptive weight w for a batch of all ranks. It comes from the gradients of nll and of g at the last
+    layer's weight, W, which are summed over micro-batches and averaged over ranks before their norms are taken. So w is
+    known with the last micro-batch only; until then the gradients of g are kept apart from those of nll.
 
-    Each term is differentiated once, down to x_hat: the rest of the way is linear, so that measuring w costs two
-    products at W instead of a second backward pass through LPIPS and the discriminator.
+    Each term is differentiated once, down to x_hat. From there on gradients are linear in those at x_hat, so that
+    measuring w costs two products at W, not a second backward pass through LPIPS and the discriminator.
 
     Args:
-        last_layer: W, which makes x_hat.
-        parameters: the generator's trained parameters.
-        also: parameters that nll depends on other than through x_hat: its log-variance.
-        backward: accumulates a loss's gradients in .grad, multiplied by `scale` (that of fp16's scaler).
+        last_layer: W, of the layer that makes x_hat
+        parameters: those of the autoencoder that are trained
+        also:       parameters that nll depends on other than through x_hat: its log-variance
+        backward:   accumulates a loss's gradients in .grad, multiplied by `scale`
+        scale:      of fp16's scaler; 1 without one
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class BalancedBackward:
         self.waiting: list[Tensor] | None = None  # d g / d parameters of the micro-batches before the last, scaled
 
     def add(self, nll: Tensor, g: Tensor, penalty: Tensor, x_hat: Tensor) -> None:
-        """A micro-batch that is not the last."""
+        """Take in a micro-batch that is not the last."""
         nll_slope, g_slope, direct = self._slopes(nll, g, x_hat)
         gradients = torch.autograd.grad(x_hat, self.parameters, self.scale * g_slope, retain_graph=True)
         if self.waiting is None:
@@ -90,7 +91,7 @@ class BalancedBackward:
         self.backward((x_hat * nll_slope).sum() + direct + penalty)
 
     def finish(self, nll: Tensor, g: Tensor, penalty: Tensor, x_hat: Tensor, factor: float) -> Tensor:
-        """The last micro-batch, which settles w; returns w."""
+        """Take in the last micro-batch, with which w is known; returns w. `factor` is g's weight besides."""
         nll_slope, g_slope, direct = self._slopes(nll, g, x_hat)
         weight = adaptive_weight(*mean_over_ranks(self.at_w))
         self.backward((x_hat * (nll_slope + factor * weight * g_slope)).sum() + direct + penalty)
@@ -102,7 +103,7 @@ class BalancedBackward:
 
     def _slopes(self, nll: Tensor, g: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """d nll / d x_hat and d g / d x_hat, [B, 3, H, W], and a scalar with nll's gradient on `also`."""
-        # through networks in half precision, slopes of a mean over pixels need fp16's scale as gradients do
+        # in half precision the slopes of a mean over pixels would vanish without fp16's scale, as gradients would
         nll_slope, *also_slopes = (d / self.scale for d in torch.autograd.grad(self.scale * nll, [x_hat, *self.also]))
         g_slope = torch.autograd.grad(self.scale * g, x_hat)[0] / self.scale
         for i, slope in enumerate((nll_slope, g_slope)):

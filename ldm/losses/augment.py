@@ -1,4 +1,5 @@
-"""DiffAugment (Zhao et al. 2020): the discriminator sees real and reconstructed images through random views."""
+"""DiffAugment (Zhao et al. 2020): random, differentiable changes to what the discriminator sees, real and
+reconstructed images alike."""
 
 from collections.abc import Callable
 
@@ -8,12 +9,12 @@ from torch import Tensor
 
 
 def uniform(x: Tensor, low: float, high: float) -> Tensor:
-    """One draw an image: [B, 1, 1, 1]."""
+    """A number between low and high for each image of x [B, 3, H, W]: [B, 1, 1, 1]."""
     return torch.empty(len(x), 1, 1, 1, dtype=x.dtype, device=x.device).uniform_(low, high)
 
 
 def color(x: Tensor) -> Tensor:
-    """Brightness +-0.5, saturation x [0, 2], contrast x [0.5, 1.5], for x in [-1, 1]."""
+    """Brightness changed by up to 0.5, saturation times 0 to 2, contrast times 0.5 to 1.5, for x in [-1, 1]."""
     x = x + uniform(x, -0.5, 0.5)
     grey = x.mean(1, keepdim=True)
     x = grey + (x - grey) * uniform(x, 0.0, 2.0)
@@ -22,7 +23,7 @@ def color(x: Tensor) -> Tensor:
 
 
 def translation(x: Tensor) -> Tensor:
-    """Moved by up to an eighth of the side in each direction, zeros where the image was."""
+    """Moved by up to an eighth of the side in each direction; zeros move in."""
     _, _, height, width = x.shape
     dy, dx = (
         torch.round(uniform(x, -side / 8, side / 8)).long().flatten()[:, None] for side in (height, width)
@@ -35,7 +36,7 @@ def translation(x: Tensor) -> Tensor:
 
 
 def cutout(x: Tensor) -> Tensor:
-    """A square of half the side set to zero, anywhere, also partly outside."""
+    """A square of half the side set to zero; it may lie partly outside."""
     _, _, height, width = x.shape
     inside = torch.ones(len(x), 1, height, width, dtype=torch.bool, device=x.device)
     for dim, side in ((2, height), (3, width)):
@@ -49,7 +50,7 @@ POLICIES: dict[str, Callable[[Tensor], Tensor]] = {"color": color, "translation"
 
 
 class Augment:
-    """The given policies, in order, on [B, 3, H, W]; none at all is the identity."""
+    """The given policies one after another, on [B, 3, H, W]; with none, the identity."""
 
     def __init__(self, policies: list[str]) -> None:
         for name in policies:

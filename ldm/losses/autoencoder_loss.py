@@ -1,4 +1,4 @@
-"""Stage 1's objective: what the generator and the discriminator are asked for, and from which batch on."""
+"""Stage 1's objective: the losses of the autoencoder, which is the GAN's generator, and of the discriminator."""
 
 from typing import Literal, NamedTuple
 
@@ -17,39 +17,42 @@ Terms = dict[str, Tensor]  # scalars to log, detached
 ANCHOR_DECAY = 0.99  # of LeCam's running means, as in its authors' code
 
 
-class Reconstruction(NamedTuple):
-    """One pass through the autoencoder with the parts of its loss that need no discriminator."""
+class GeneratorPass(NamedTuple):
+    """One pass of images through the autoencoder, and the parts of its loss that need no discriminator."""
 
-    target: Tensor  # what x_hat must become: x, or x transformed together with its latent
-    x_hat: Tensor
+    target: Tensor  # [B, 3, H', W'], what x_hat must become: x, or x transformed together with its latent
+    x_hat: Tensor  # [B, 3, H', W']
     nll: Tensor  # scalar
-    penalty: Tensor  # scalar
+    penalty: Tensor  # scalar, in the units of nll
     terms: Terms
 
 
 class AutoencoderLoss(nn.Module):
     """NLL + regulariser + adversarial term (Rombach et al. 2022, appendix G):
 
-        rec = |x - x_hat| + perceptual_weight LPIPS                  an element's error; LPIPS is one number an image
-        nll = rec / exp(logvar) + logvar
+        error = |x - x_hat| + perceptual_weight LPIPS                of an element; LPIPS is one number an image
+        nll = error / exp(logvar) + logvar
 
     Args:
-        regularizer: of the latent space.
-        perceptual_weight: of LPIPS; at 0 it is not computed in training.
-        perceptual_pretrained: true, false or a path: see `PerceptualLoss`.
-        reduction: "sum" adds nll over an image's 3HW elements, as LDM does; "mean" divides all by 3HW, so that clipping
-            thresholds do not depend on the resolution. All weights mean the same in both.
-        learn_logvar: whether the scalar logvar is trained, with the generator, or stays 0.
-        disc_loss: hinge or vanilla, of the discriminator; the generator's is -E D(x_hat) for both.
-        disc_weight: of the adversarial term, times the adaptive weight; 0 is no discriminator.
-        disc_start: batches before the discriminator trains.
-        disc_warmup: batches that it then trains before the autoencoder feels it.
-        disc_ramp: batches over which its weight then grows linearly to disc_weight.
-        disc_forward: what the discriminator trains on: "reuse" takes the generator step's reconstruction; "fresh" makes
-            another with the updated autoencoder and a new posterior sample, as LDM does, for one more forward pass.
-        disc_augment: any of color, translation, cutout (DiffAugment).
-        r1: gamma of the R1 penalty, taken each `r1_every` batches at r1_every times its weight.
-        lecam: weight of the LeCam regulariser.
+        regularizer:           of the latent space
+        perceptual_weight:     of LPIPS; with 0 it is not computed in training
+        perceptual_pretrained: VGG16's weights: True, False or a path, see `PerceptualLoss`
+        reduction:             "sum" adds nll over an image's 3HW elements, as LDM does; "mean" divides all by 3HW, so
+                               that clipping thresholds do not depend on the resolution. All weights mean the same in
+                               both
+        learn_logvar:          whether the scalar logvar is trained, with the autoencoder; else it stays 0
+        disc_loss:             the discriminator's, hinge or vanilla; the autoencoder's is -E D(x_hat) for both
+        disc_weight:           of the adversarial term, multiplied by the adaptive weight; 0 for no discriminator
+        disc_start:            batches before the discriminator trains
+        disc_warmup:           batches for which it then trains before the autoencoder feels it
+        disc_ramp:             batches over which its weight then grows linearly to disc_weight
+        disc_forward:          what the discriminator trains on: "reuse" takes the reconstruction of the autoencoder's
+                               step; "fresh" makes another, with the updated autoencoder and a new posterior sample, as
+                               LDM does, at the cost of a forward pass
+        disc_augment:          any of color, translation and cutout (DiffAugment)
+        r1:                    gamma of the R1 penalty
+        r1_every:              batches from one R1 penalty to the next, each of r1_every times its weight
+        lecam:                 weight of the LeCam regulariser
     """
 
     def __init__(
@@ -91,59 +94,63 @@ class AutoencoderLoss(nn.Module):
         self.register_buffer("anchors", torch.zeros(2))  # running means of the logits: real, fake
         self.anchors: Tensor
 
-    # when
-
     def disc_trains(self, batches_seen: int) -> bool:
         """Whether the discriminator takes a step in this batch."""
         return self.disc_weight > 0 and batches_seen >= self.disc_start
 
     def disc_factor(self, batches_seen: int) -> float:
-        """disc_weight as the autoencoder feels it in this batch: 0 until the warm-up's end, then up the ramp."""
-        felt = batches_seen - self.disc_start - self.disc_warmup + 1  # batches, this one included
-        return self.disc_weight * max(0.0, min(1.0, felt / max(1, self.disc_ramp)))
+        """The adversarial term's weight in this batch: 0 until the warm-up ends, then rising to disc_weight."""
+        on_the_ramp = batches_seen - self.disc_start - self.disc_warmup + 1  # batches, this one included
+        return self.disc_weight * max(0.0, min(1.0, on_the_ramp / max(1, self.disc_ramp)))
 
-    # the generator's
+    # of the autoencoder
 
     def _per_image(self, x: Tensor) -> int:
         return x[0].numel() if self.reduction == "sum" else 1
 
     def nll(self, x: Tensor, x_hat: Tensor) -> tuple[Tensor, Terms]:
-        """The reconstruction's negative log-likelihood, mean over the batch: a scalar."""
+        """The negative log-likelihood of x given x_hat, both [B, 3, H, W]: a scalar, the batch's mean; and what to
+        log."""
         absolute = l1(x, x_hat)  # [B]
-        unused = self.training and self.perceptual_weight == 0  # VGG16 costs more than a small autoencoder
+        unused = self.training and self.perceptual_weight == 0  # then it is not computed: VGG16 is expensive
         perceptual = torch.zeros_like(absolute) if unused else self.perceptual(x, x_hat)  # [B]
         nll = (absolute + self.perceptual_weight * perceptual) / self.logvar.exp() + self.logvar
         return self._per_image(x) * nll.mean(), {"l1": absolute.detach().mean(), "lpips": perceptual.detach().mean()}
 
     def penalty(self, x: Tensor, posterior: DiagonalGaussian) -> tuple[Tensor, Terms]:
-        """The regulariser, mean over the batch, in the same units as the NLL: a scalar."""
+        """The regularizer's penalty: the mean over the batch, a scalar in the units of `nll`, and what to log."""
         penalty = self._per_image(x) * self.regularizer.penalty(posterior, x).mean()
         kl = {"kl": posterior.kl().detach().flatten(1).sum(1).mean()} if self.regularizer.variational else {}
         return penalty, kl
 
     def draw(self, autoencoder: Autoencoder, x: Tensor) -> tuple[DiagonalGaussian, Tensor, Tensor]:
-        """Encode, draw, transform, decode: the posterior, the target and x_hat."""
+        """Encode x, draw a latent, transform it as the regularizer wants, and decode it.
+
+        Returns:
+            the posterior [B, C, h, w]; what x_hat must become [B, 3, H', W']; x_hat.
+        """
         posterior = autoencoder.encode(x)
         z = posterior.sample() if self.regularizer.variational else posterior.mean
         target, z = self.regularizer.transform(x, z)
         return posterior, target, autoencoder.decode(z)
 
-    def reconstruct(self, autoencoder: Autoencoder, x: Tensor) -> Reconstruction:
-        """Draw and compare."""
+    def reconstruct(self, autoencoder: Autoencoder, x: Tensor) -> GeneratorPass:
+        """Pass x [B, 3, H, W] through the autoencoder and compare what comes out with what should."""
         posterior, target, x_hat = self.draw(autoencoder, x)
         nll, terms = self.nll(target, x_hat)
         penalty, kl = self.penalty(x, posterior)
         terms |= kl | {"loss": (nll + penalty).detach(), "logvar": self.logvar.detach().clone()}
-        return Reconstruction(target, x_hat, nll, penalty, terms)
+        return GeneratorPass(target, x_hat, nll, penalty, terms)
 
     def adversarial(self, discriminator: nn.Module, x_hat: Tensor) -> Tensor:
-        """The generator's adversarial term, unweighted: a scalar."""
+        """The autoencoder's adversarial term, before any weight: a scalar."""
         return generator_loss(at_least_float32(discriminator(self.augment(x_hat))))
 
-    # the discriminator's
+    # of the discriminator
 
     def discriminate(self, x: Tensor, x_hat: Tensor, discriminator: nn.Module, batches: int) -> tuple[Tensor, Terms]:
-        """Its loss on real and reconstructed images, `batches` after it started; the latter detached."""
+        """The discriminator's loss on real images x and reconstructions x_hat, both [B, 3, H, W]: a scalar, and what to
+        log. `batches` is the number since it started; no gradient reaches x_hat."""
         real = at_least_float32(discriminator(self.augment(x)))
         fake = at_least_float32(discriminator(self.augment(x_hat.detach())))
         loss = self.disc_loss(real, fake)
@@ -166,8 +173,8 @@ class AutoencoderLoss(nn.Module):
         return loss, terms
 
     def follow(self, logits_real: Tensor, logits_fake: Tensor, batches: int) -> None:
-        """Move LeCam's anchors toward a batch's mean logits, over all ranks; the first batch sets them."""
+        """Move LeCam's anchors toward the mean logits of a batch over all ranks; the first batch sets them."""
         decay = ANCHOR_DECAY if batches > 0 else 0.0
         logits = mean_over_ranks(torch.stack([logits_real, logits_fake]))
-        if logits.isfinite().all():  # one bad batch, whose step is skipped, must not stay in the mean for ever
+        if logits.isfinite().all():  # else one bad batch, whose step is skipped, would stay in the mean for ever
             self.anchors.lerp_(logits, 1 - decay)

@@ -1,4 +1,4 @@
-"""Reconstruction: L1 plus LPIPS on VGG16 features (Zhang et al. 2018)."""
+"""How far a reconstruction is from its image: L1, and LPIPS on VGG16 features (Zhang et al. 2018)."""
 
 import logging
 import warnings
@@ -16,20 +16,18 @@ VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 
 
 class PerceptualLoss:
-    """LPIPS of x and x_hat in [-1, 1]: [B].
+    """LPIPS of x and x_hat, [B, 3, H, W] in [-1, 1] each: [B].
 
-    Always in evaluation mode (its dropout would make the loss noisy), frozen, and no nn.Module: it enters neither
-    checkpoints nor averages nor DDP, and copies of its owner share it.
-
-    `identity` says which VGG16 it is.
+    It is frozen, always in evaluation mode (its dropout would make the loss noisy), and no nn.Module: so it enters
+    neither checkpoints nor averages nor DDP, and copies of its owner share it. `identity` says which VGG16 it has.
 
     Args:
-        pretrained: True downloads torchvision's VGG16 once, a path loads that file from disk, False leaves VGG16
-            at its random initialisation (a weak but real perceptual loss: for tests and offline demonstrations).
-        key: of the configuration, for messages.
+        pretrained: True downloads torchvision's VGG16 once; a path loads that file; False leaves VGG16 at its random
+                    initialisation, which is a weak but real perceptual loss, for tests and offline demonstrations
+        key:        the config's key of this option, for messages
 
     Raises:
-        ValueError: if the weights can't be had.
+        ValueError: if the weights are not there and can't be downloaded, or are not VGG16's.
     """
 
     identity = "random VGG16 weights"
@@ -80,5 +78,5 @@ class PerceptualLoss:
 
 
 def l1(x: Tensor, x_hat: Tensor) -> Tensor:
-    """Mean absolute error per element: [B]."""
+    """The mean absolute error of an element, for each image of [B, 3, H, W]: [B]."""
     return (x - x_hat).abs().flatten(1).mean(1)

@@ -1,4 +1,4 @@
-"""What keeps the latent space in shape: a penalty on the posterior, and transformations that it must commute with."""
+"""Regularizers of the latent space: a penalty on the posterior, and transformations that decoding must commute with."""
 
 import math
 from dataclasses import dataclass
@@ -13,35 +13,37 @@ from ldm.latents import DiagonalGaussian
 
 @dataclass(frozen=True, kw_only=True)
 class NoRegularizer:
-    """A plain autoencoder: nothing is drawn, nothing is penalised. Also what the others specialise."""
+    """Of a plain autoencoder: no latent is drawn, nothing is penalised. The base of the others."""
 
     @property
     def variational(self) -> bool:
-        """Whether the autoencoder emits a distribution."""
+        """Whether the autoencoder makes a distribution, from which latents are drawn."""
         return False
 
     @property
     def smallest_scale(self) -> float:
-        """The least side that `transform` makes of an image, relative to its own."""
+        """The smallest side that `transform` makes of an image, as a share of its own."""
         return 1.0
 
     def penalty(self, posterior: DiagonalGaussian, x: Tensor) -> Tensor:  # noqa: ARG002
-        """In the units of the reconstruction error per image element: [B]."""
+        """The penalty on a posterior [B, C, h, w] of images x [B, 3, H, W]: [B], in the units of the error of one of an
+        image's elements."""
         return torch.zeros_like(posterior.mean[:, 0, 0, 0])
 
     def transform(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """What is decoded in training, and the image that it must become: [B, 3, H', W'] and [B, C, h', w']."""
+        """Of images x and latents z, what is to be reconstructed and what is decoded in training: [B, 3, H', W'] and
+        [B, C, h', w']."""
         return x, z
 
 
 @dataclass(frozen=True, kw_only=True)
 class KL(NoRegularizer):
-    """weight x KL(posterior || N(0, 1)).
+    """weight KL(posterior || N(0, 1)).
 
     Args:
-        weight: 1e-6 in LDM.
-        per: "image" divides the divergence's sum over the latent by the image's 3HW elements: LDM's balance, whose
-            strength per latent element falls with f. "element" takes its mean over the latent's elements.
+        weight: 1e-6 in LDM
+        per:    "image" divides the divergence's sum over the latent by the image's 3HW elements, as LDM does: it is the
+                weaker on an element of the latent, the larger f is. "element" takes the mean over those elements
     """
 
     weight: float
@@ -67,9 +69,9 @@ class ScaleEquivariance(KL):
     """KL, and latents that may be resized: decode(resize(z)) must be resize(x) (EQ-VAE, Kouzelis et al. 2025, eq. 4).
 
     Args:
-        probability: share of batches that are resized, all images of one alike.
-        min_scale: the least side, relative to the full one; drawn uniformly among the latent's whole sizes.
-        rotate: also turn by a random multiple of 90 degrees, as the paper does.
+        probability: share of batches that are resized, all images of a batch alike
+        min_scale:   the smallest side, as a share of the full one; sides are drawn uniformly, in whole latent positions
+        rotate:      whether to turn by a random multiple of 90 degrees as well, as the paper does
     """
 
     probability: float = 0.5

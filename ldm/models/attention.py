@@ -10,19 +10,19 @@ TRANSFORMER_EPS = 1e-6  # of the norm before a transformer, as in LDM
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, qk_norm: nn.ModuleList) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over [B, heads, L, d]; queries and keys normalised where there are norms for them."""
+    """softmax(q k^T / sqrt(d)) v, of [B, heads, L, d] each; qk_norm holds the norms of queries and keys, or none."""
     if len(qk_norm) > 0:
         q, k = qk_norm[0](q), qk_norm[1](k)
     return F.scaled_dot_product_attention(q, k, v)
 
 
 def qk_norms(wanted: bool, head_channels: int) -> nn.ModuleList:
-    """RMS norms for queries and keys (Henry et al. 2020 with a learned scale), or none."""
+    """Root-mean-square norms of queries and keys (Henry et al. 2020, with a learned scale), where they are wanted."""
     return nn.ModuleList(nn.RMSNorm(head_channels, eps=1e-6) for _ in range(2 * wanted))
 
 
 class AttentionBlock(nn.Module):
-    """Multi-head self-attention over positions; the output projection starts at zero."""
+    """Self-attention over positions, added to the input; the projection of its output starts at zero."""
 
     def __init__(self, channels: int, num_heads: int, qk_norm: bool) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class AttentionBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """From tokens [B, L, C] to the context [B, M, context_dim], or to themselves."""
+    """Attention of tokens [B, L, C] to a context [B, M, context_dim], which may be the tokens themselves."""
 
     def __init__(self, channels: int, num_heads: int, context_dim: int, qk_norm: bool) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer block over positions (Rombach et al. 2022, app. E.2.1); its last layer starts at zero."""
+    """A transformer block over positions (Rombach et al. 2022, app. E.2.1), added to the input; it starts at zero."""
 
     def __init__(self, channels: int, num_heads: int, context_dim: int, qk_norm: bool) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """The KL autoencoder of Rombach et al. 2022, layer for layer and name for name, so that published weights fit.
 
-Each option that LDM does not have is off by default.
+Options that LDM does not have are off by default.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ EPS = 1e-6  # of every GroupNorm here, as in LDM
 
 
 class ResnetBlock(nn.Module):
-    """GroupNorm, SiLU, 3x3 convolution, twice, plus the (projected) input."""
+    """GroupNorm, SiLU and a 3 x 3 convolution, twice, added to the input, projected where the channels differ."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Single-head self-attention over the h w positions."""
+    """Self-attention with a single head, over the h w positions, added to the input."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Strided convolution after padding on the right and bottom only."""
+    """Half the height and width, by a 3 x 3 convolution of stride 2 padded on the right and at the bottom."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour, then a convolution."""
+    """Twice the height and width, by the nearest neighbour, then a 3 x 3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, attention after each where asked, then a change of resolution."""
+    """Residual blocks at one resolution, attention after each of them where asked, then a change of resolution."""
 
     def __init__(self, channels: Sequence[int], attention: bool, resample: dict[str, nn.Module], groups: int) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Level(nn.Module):
 
 
 class Mid(nn.Module):
-    """Block, attention, block: present at every size."""
+    """Block, attention, block, at the lowest resolution of every autoencoder."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -178,22 +178,24 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Images to diagonal Gaussian posteriors and back; downsamples by f = 2 ** (len(channel_mult) - 1).
+    """From images to diagonal Gaussian posteriors, and back; f = 2 ** (len(channel_mult) - 1) pixels a latent position.
 
     Args:
-        in_channels: of the image.
-        channels: width at full resolution; channel_mult multiplies it, one entry a resolution.
-        num_res_blocks: residual blocks a level (the decoder has one more).
-        latent_channels: C of the latent.
-        attention_resolutions: downsample factors at which levels also attend (the middle always does). LDM's configs
-            give pixels instead: its "attention at 16" for 256 px is the factor 16 here.
-        variational: false makes a plain autoencoder, whose posterior is its mean (with the smallest std, 3e-7).
-        norm_groups: of every GroupNorm, as in LDM. Of fewer than 128 channels, 32 groups hold so few each that the norm
-            takes colour and brightness away (alone in its group, a channel loses its mean): take channels / 4.
-        shortcut: a linear map from f x f pixels to a position's latent, and one back, beside the two networks. It soon
-            holds what a principal-component analysis of patches would, and the networks learn what that misses. Not
-            LDM's; where the budget is small it is worth decibels (docs/quality.md), for the norms first have to learn
-            to pass on brightness and detail.
+        in_channels:           channels of the image
+        channels:              the width, in channels, that channel_mult multiplies
+        channel_mult:          the width at each resolution, in `channels`; each further one halves height and width
+        num_res_blocks:        residual blocks at each resolution; the decoder has one more
+        latent_channels:       C, the latent's channels
+        attention_resolutions: downsample factors at which there is attention; in the middle there always is. LDM's
+                               configs give pixels: its "attention at 16" for 256 pixels is the factor 16 here
+        variational:           False makes a plain autoencoder, whose posterior is its mean (with the least std, 3e-7)
+        norm_groups:           groups of every GroupNorm, 32 as in LDM. Of fewer than 128 channels they hold so few each
+                               that the norm takes colour and brightness away (a channel alone in its group loses its
+                               mean): take channels / 4
+        shortcut:              a linear map from f x f pixels to their latent, and one back, beside the two networks. It
+                               soon holds what a principal-component analysis of patches would, and the networks learn
+                               what that misses. LDM has none; where the budget is small it is worth decibels
+                               (docs/quality.md), since the norms first have to learn to pass on brightness and detail
     """
 
     def __init__(

@@ -14,8 +14,8 @@ from ldm.models.layers import group_norm
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all ranks (torch's SyncBatchNorm wants GPUs), always of the batch at hand: running
-    statistics would mix real images, reconstructions and the generator's passes."""
+    """Batch normalisation over all ranks, which torch's SyncBatchNorm does on GPUs alone; always by the statistics of
+    the present batch, since running ones would mix real images, reconstructions and the generator's passes."""
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class BatchNorm(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = at_least_float32(x)
             moments = torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))])  # [2, C]
-            # not in evaluation, where a rank may look at pictures of its own
+            # not in evaluation, where a rank may judge images of its own while the others do not
             if self.training and dist.is_initialized() and dist.get_world_size() > 1:
                 moments = all_reduce(moments) / dist.get_world_size()
             mean, square = moments
@@ -47,11 +47,13 @@ class PatchDiscriminator(nn.Module):
     """x [B, in_channels, H, W] -> logits [B, 1, H', W']; with 3 layers each logit sees 70 x 70 pixels.
 
     Args:
-        in_channels: of the image.
-        channels: width of the first layer (LDM's ndf), doubled a layer up to 8 times.
-        num_layers: strided convolutions.
-        norm: "batch" is LDM's, synchronised across ranks; "group", the default, needs no statistics
-            across samples, ranks or the two passes; "spectral" bounds each convolution's gain (Miyato et al. 2018).
+        in_channels: channels of the image
+        channels:    width of the first layer (LDM's ndf); each further layer doubles it, up to 8 times
+        num_layers:  convolutions of stride 2
+        norm:        "batch" is LDM's, over all ranks; "group", the default, needs no statistics across images, ranks or
+                     the two passes; "spectral" bounds each convolution's gain (Miyato et al. 2018); "none"
+
+    An image of fewer than `min_size` pixels a side is a ValueError.
     """
 
     def __init__(self, *, in_channels: int = 3, channels: int = 64, num_layers: int = 3, norm: Norm = "group") -> None:
@@ -62,14 +64,14 @@ class PatchDiscriminator(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i in range(1, num_layers + 1):
             stride = 2 if i < num_layers else 1
-            # a normalisation brings its own offset, so that a bias before it would do nothing
+            # a normalisation adds an offset of its own, so that a bias before it would do nothing
             convolution = nn.Conv2d(
                 widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=norm in ("spectral", "none")
             )
             layers += [convolution, NORMS[norm](widths[i]), nn.LeakyReLU(0.2)]
         layers.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
         self.main = nn.Sequential(*layers)
-        self.min_size = 3 * 2**num_layers  # below, the last two convolutions are wider than what reaches them
+        self.min_size = 3 * 2**num_layers  # on smaller images the last two convolutions are wider than their input
         self.apply(init_weights)
         if norm == "spectral":
             for layer in self.main:

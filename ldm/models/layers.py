@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 def group_norm(channels: int, eps: float, groups: int = 32) -> nn.GroupNorm:
-    """32 groups as in LDM, or the largest divisor of the wanted number that fits a narrow network's channels."""
+    """GroupNorm of 32 groups, as in LDM, or of the largest divisor of the wanted number that divides the channels."""
     return nn.GroupNorm(math.gcd(groups, channels), channels, eps=eps)
 
 
 def zero_init(module: nn.Module) -> nn.Module:
-    """Zero a layer's parameters, so that the residual branch that it ends starts as the identity."""
+    """Set a layer's parameters to zero, so that a residual block that ends with it starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module

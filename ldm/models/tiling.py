@@ -7,18 +7,24 @@ from torch import Tensor
 
 
 def positions(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles start, so that neighbours overlap by at least `overlap` and the last one ends with the image."""
+    """Where tiles of `tile` pixels start along a side of `length` pixels, so that neighbours overlap by at least
+    `overlap` and the last one ends with the image."""
     if length <= tile:
         return [0]
     return [*range(0, length - tile, tile - overlap), length - tile]
 
 
 def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int) -> Tensor:
-    """function(x), computed on tiles of `tile` x `tile` of x [B, C, H, W] that overlap and are blended linearly.
+    """function(x), computed on overlapping tiles of x [B, C, H, W], which are blended linearly.
 
-    The function may enlarge or reduce by a whole factor (a decoder or an encoder): tile, overlap and x's sides must
-    then be multiples of what it reduces by. Where the function sees less than half the overlap around a pixel, the
-    result is exact; a GroupNorm or an attention sees the whole tile, so that an autoencoder's is close, without seams.
+    Where the function sees less than half the overlap around a pixel, the result is exact. A GroupNorm or an attention
+    sees its whole tile, so that an autoencoder's result is close, and has no seams.
+
+    Args:
+        function: may enlarge or reduce by a whole factor, as a decoder or an encoder does
+        x:        [B, C, H, W]
+        tile:     side of a tile, in pixels of x; with overlap, H and W a multiple of what the function reduces by
+        overlap:  pixels that neighbours share, fewer than tile (ValueError otherwise)
     """
     if not 0 <= overlap < tile:
         raise ValueError(f"tiles of {tile} can't overlap by {overlap}")
@@ -45,6 +51,7 @@ def tiled(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: i
 
 
 def ramp(length: int, overlap: int, like: Tensor) -> Tensor:
-    """Rises over `overlap`, is 1, and falls again: [length]; never 0, so that the image's border is covered."""
+    """Weights [length] that rise over `overlap` pixels, are 1, and fall again; none is 0, since at the image's border
+    there is no other tile."""
     edge = torch.arange(length, dtype=like.dtype, device=like.device)
     return (torch.minimum(edge, edge.flip(0)) + 0.5).div(max(1, overlap)).clamp(max=1.0)

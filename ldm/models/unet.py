@@ -1,122 +1,13 @@
-"""The U-Net of LDM and ADM (Dhariwal & Nichol 2021; Rombach et al. 2022), in LDM's names.
+"""The U-Net of LDM and ADM (Dhariwal & Nichol 2021; Rombach et al. 2022), in LDM's names."""
 
-Every layer is called with (x, emb, context) and takes of them what it wants.
-"""
-
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ldm.models.attention import AttentionBlock, SpatialTransformer
-from ldm.models.layers import group_norm, upsample_nearest, zero_init
-
-EPS = 1e-5  # of every GroupNorm here, as in LDM
-TIME_SCALE = 1000.0  # t in [0, 1] is embedded as LDM's timestep in [0, 1000]
-
-
-def time_embedding(t: Tensor, dim: int) -> Tensor:
-    """Sinusoids [cos, sin] of 1000 t with periods from 2 pi to 2 pi 1e4 (Vaswani et al. 2017): [B] -> [B, dim]."""
-    half = dim // 2
-    frequencies = torch.exp(-math.log(1e4) / half * torch.arange(half, device=t.device, dtype=torch.float32))
-    angles = TIME_SCALE * t.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-Resample = Literal["up", "down", "none"]
-
-
-class ResBlock(nn.Module):
-    """Residual block that takes in the projected embedding between its convolutions; the second starts at zero.
-
-    scale_shift: the embedding scales and shifts the second norm (ADM), instead of being added before it (LDM).
-    resample: both branches change resolution before the first convolution (ADM's resblock_updown).
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        emb_channels: int,
-        dropout: float,
-        scale_shift: bool,
-        resample: Resample,
-    ) -> None:
-        super().__init__()
-        self.scale_shift, self.resample = scale_shift, resample
-        self.in_layers = nn.Sequential(
-            group_norm(in_channels, EPS), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, (1 + scale_shift) * out_channels))
-        self.out_layers = nn.Sequential(
-            group_norm(out_channels, EPS),
-            nn.SiLU(),
-            nn.Dropout(dropout),
-            zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
-        )
-        same = in_channels == out_channels
-        self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
-        norm, activation, convolution = self.in_layers
-        h = convolution(self._resampled(activation(norm(x))))
-        emb = self.emb_layers(emb)[:, :, None, None]
-        if self.scale_shift:
-            norm, *rest = self.out_layers
-            scale, shift = emb.chunk(2, dim=1)
-            h = norm(h) * (1 + scale) + shift
-            for layer in rest:
-                h = layer(h)
-        else:
-            h = self.out_layers(h + emb)
-        return self.skip_connection(self._resampled(x)) + h
-
-    def _resampled(self, x: Tensor) -> Tensor:
-        if self.resample == "none":
-            return x
-        return upsample_nearest(x) if self.resample == "up" else F.avg_pool2d(x, 2)
-
-
-class Downsample(nn.Module):
-    """3x3 convolution with stride 2; without one, the mean of 2x2."""
-
-    def __init__(self, channels: int, convolution: bool) -> None:
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if convolution else nn.AvgPool2d(2)
-
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
-        return self.op(x)
-
-
-class Upsample(nn.Module):
-    """Nearest neighbour, then, if wanted, a 3x3 convolution."""
-
-    def __init__(self, channels: int, convolution: bool) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if convolution else nn.Identity()
-
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
-        return self.conv(upsample_nearest(x))
-
-
-class Stem(nn.Conv2d):
-    """The first convolution."""
-
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:  # type: ignore[override]
-        return super().forward(x)
-
-
-class Stack(nn.ModuleList):
-    """Layers in sequence; with `recompute`, their activations are computed again in the backward pass, not kept."""
-
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, recompute: bool) -> Tensor:
-        for layer in self:
-            x = checkpoint(layer, x, emb, context, use_reentrant=False) if recompute else layer(x, emb, context)
-        return x
+from ldm.models.layers import group_norm, zero_init
+from ldm.models.unet_layers import EPS, TIME_SCALE, LayerMaker, Stack, Stem, time_embedding
 
 
 class UNet(nn.Module):
@@ -180,14 +71,13 @@ class UNet(nn.Module):
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        self.time_offset = time_offset
         if (head_channels is None) == (num_heads is None):
             raise ValueError("net: give one of head_channels and num_heads, and leave the other null")
         if num_heads_upsample is not None and (num_heads is None or context_dim is not None):
             raise ValueError("net.num_heads_upsample goes with net.num_heads, and without a net.context_dim")
         if label_as not in ("embedding", "context") or (label_as == "context" and context_dim is None):
             raise ValueError(f"net.label_as={label_as} must be embedding, or context with a context_dim")
-        self.model_channels, self.null_class = model_channels, num_classes
+        self.model_channels, self.null_class, self.time_offset = model_channels, num_classes, time_offset
         self.context_dim, self.label_as, self.concat_channels = context_dim, label_as, concat_channels
         self.checkpoint = checkpoint
         self.downsample_factor = 2 ** (len(channel_mult) - 1)
@@ -196,52 +86,58 @@ class UNet(nn.Module):
             nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
         )
         self.label_emb = nn.Embedding(num_classes + 1, emb_channels if label_as == "embedding" else context_dim or 0)
-
-        def block(channels_in: int, channels_out: int, resample: Resample = "none") -> ResBlock:
-            return ResBlock(channels_in, channels_out, emb_channels, dropout, scale_shift, resample)
-
-        def attention(channels: int, counted: int | None) -> nn.Module:
-            heads = channels / head_channels if head_channels is not None else counted or 0
-            if heads != int(heads) or channels % int(heads):
-                what = f"head_channels={head_channels}" if head_channels is not None else f"num_heads={counted}"
-                raise ValueError(f"net.{what} does not divide a level of {channels} channels")
-            if context_dim is None:
-                return AttentionBlock(channels, int(heads), qk_norm)
-            return SpatialTransformer(channels, int(heads), context_dim, qk_norm)
-
-        def level(channels_in: int, channels_out: int, factor: int, counted: int | None) -> Stack:
-            stack = Stack([block(channels_in, channels_out)])
-            if factor in attention_resolutions:
-                stack.append(attention(channels_out, counted))
-            return stack
-
+        make = LayerMaker(
+            emb_channels=emb_channels,
+            dropout=dropout,
+            scale_shift=scale_shift,
+            attention_resolutions=attention_resolutions,
+            head_channels=head_channels,
+            context_dim=context_dim,
+            qk_norm=qk_norm,
+            resblock_updown=resblock_updown,
+            conv_resample=conv_resample,
+        )
+        stem = Stem(in_channels + concat_channels, stem_channels or model_channels, 3, padding=1)
         widths = [round(mult * model_channels) for mult in channel_mult]
-        width, factor = stem_channels or model_channels, 1
-        skips = [width]
-        self.input_blocks = nn.ModuleList([Stack([Stem(in_channels + concat_channels, width, 3, padding=1)])])
+        skips = self._way_down(make, stem, widths, num_res_blocks, num_heads)
+        width = widths[-1]
+        self.middle_block = Stack(
+            [make.block(width, width), make.attention(width, num_heads), make.block(width, width)]
+        )
+        self._way_up(make, skips, widths, num_res_blocks, num_heads_upsample or num_heads)
+        self.out = nn.Sequential(
+            group_norm(widths[0], EPS), nn.SiLU(), zero_init(nn.Conv2d(widths[0], in_channels, 3, padding=1))
+        )
+
+    def _way_down(
+        self, make: LayerMaker, stem: Stem, widths: list[int], num_res_blocks: int, num_heads: int | None
+    ) -> list[int]:
+        """Make the layers before the middle; returns the channels of what each of them passes to the way up."""
+        width, skips = stem.out_channels, [stem.out_channels]
+        self.input_blocks = nn.ModuleList([Stack([stem])])
         for i, level_width in enumerate(widths):
             for _ in range(num_res_blocks):
-                self.input_blocks.append(level(width, level_width, factor, num_heads))
+                self.input_blocks.append(make.level(width, level_width, 2**i, num_heads))
                 width = level_width
                 skips.append(width)
             if i < len(widths) - 1:
-                halve = block(width, width, "down") if resblock_updown else Downsample(width, conv_resample)
-                self.input_blocks.append(Stack([halve]))
+                self.input_blocks.append(Stack([make.halving(width)]))
                 skips.append(width)
-                factor *= 2
-        self.middle_block = Stack([block(width, width), attention(width, num_heads), block(width, width)])
+        return skips
+
+    def _way_up(
+        self, make: LayerMaker, skips: list[int], widths: list[int], num_res_blocks: int, num_heads: int | None
+    ) -> None:
+        """Make the layers after the middle; each takes in what one on the way down has passed on, the last first."""
+        width = widths[-1]
         self.output_blocks = nn.ModuleList()
         for i, level_width in reversed(list(enumerate(widths))):
             for j in range(num_res_blocks + 1):
-                stack = level(width + skips.pop(), level_width, factor, num_heads_upsample or num_heads)
+                stack = make.level(width + skips.pop(), level_width, 2**i, num_heads)
                 width = level_width
                 if i > 0 and j == num_res_blocks:
-                    stack.append(block(width, width, "up") if resblock_updown else Upsample(width, conv_resample))
-                    factor //= 2
+                    stack.append(make.doubling(width))
                 self.output_blocks.append(stack)
-        self.out = nn.Sequential(
-            group_norm(width, EPS), nn.SiLU(), zero_init(nn.Conv2d(width, in_channels, 3, padding=1))
-        )
 
     @property
     def fsdp_blocks(self) -> list[nn.Module]:
@@ -254,18 +150,9 @@ class UNet(nn.Module):
         f = self.downsample_factor
         if x_t.shape[-1] % f or x_t.shape[-2] % f:
             raise ValueError(f"latent size {tuple(x_t.shape[-2:])} is not a multiple of the U-Net's factor {f}")
-        emb, label = (
-            self.time_embed(time_embedding(t - self.time_offset / TIME_SCALE, self.model_channels).to(x_t.dtype)),
-            self.label_emb(y),
-        )  # [B, 4 mc]
-        if self.label_as == "embedding":
-            emb = emb + label
-        else:
-            context = label[:, None] if context is None else torch.cat([label[:, None], context], dim=1)
-        if (context is None) != (self.context_dim is None):
-            raise ValueError("the network wants a context exactly where net.context_dim is given")
         if (0 if concat is None else concat.shape[1]) != self.concat_channels:
             raise ValueError(f"the network wants {self.concat_channels} channels of concat beside x_t")
+        emb, context = self._embed(t, y, context, x_t.dtype)
         recompute = self.checkpoint and torch.is_grad_enabled()
         h, skips = x_t if concat is None else torch.cat([x_t, concat], dim=1), []
         for block in self.input_blocks:
@@ -275,3 +162,15 @@ class UNet(nn.Module):
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb, context, recompute)
         return self.out(h)
+
+    def _embed(self, t: Tensor, y: Tensor, context: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """The embedding [B, 4 model_channels] and the context that every layer is called with."""
+        time = time_embedding(t - self.time_offset / TIME_SCALE, self.model_channels).to(dtype)
+        emb, label = self.time_embed(time), self.label_emb(y)
+        if self.label_as == "embedding":
+            emb = emb + label
+        else:
+            context = label[:, None] if context is None else torch.cat([label[:, None], context], dim=1)
+        if (context is None) != (self.context_dim is None):
+            raise ValueError("the network wants a context exactly where net.context_dim is given")
+        return emb, context

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from ldm.models.unet import UNet, time_embedding
+from ldm.models.unet import UNet
+from ldm.models.unet_layers import time_embedding
 
 TINY = {
     "in_channels": 3,
