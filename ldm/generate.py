@@ -286,12 +286,7 @@ class AutoencoderModel:
 
 
 def load_model(
-    run: str | FilePath,
-    *,
-    device: str = "auto",
-    weights: str = "ema",
-    autoencoder: str | None = None,
-    trust: Sequence[str] = (),
+    run: str | FilePath, *, device: str, weights: str, autoencoder: str | None, trust: Sequence[str]
 ) -> LatentDiffusionModel | AutoencoderModel:
     """What `ldm.load` says."""
     where = pick_device(device)
