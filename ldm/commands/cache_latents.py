@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, load_autoencoder
@@ -15,6 +14,7 @@ from ldm.commands.run_folder import build_loggers
 from ldm.data.cache_writer import AUTOENCODER_FILE, MANIFEST, CacheWriter, cache_identity
 from ldm.data.sources import Source
 from ldm.images import to_x
+from ldm.runtime.bars import track
 from ldm.runtime.files import sha256
 from ldm.runtime.loggers import artifact, record
 from ldm.runtime.ranges import Count
@@ -55,7 +55,7 @@ def main(options: CacheLatentsOptions, run: Path) -> None:
         options.begin(run)
         if not (run / AUTOENCODER_FILE).exists():  # its run may train on, and prune the checkpoint that these came from
             export_autoencoder(autoencoder, run / AUTOENCODER_FILE)
-    for part in track(todo, description="encoding shards", disable=start.rank != 0):
+    for part in track(todo, "encoding shards", hidden=start.rank != 0):
         writer.write(part)
     source.report_skipped()
     manifest = writer.merge()

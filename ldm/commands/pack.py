@@ -3,12 +3,11 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from rich.progress import track
-
 from ldm.commands.arguments import Node
 from ldm.commands.options import Options, build
 from ldm.data import shards
 from ldm.data.sources import Part, Source
+from ldm.runtime.bars import track
 from ldm.runtime.ranges import Count
 
 
@@ -21,7 +20,7 @@ class PackOptions(Options):
 
 def main(options: PackOptions, run: Path) -> None:
     def progress(parts: list[Part]) -> Iterable[Part]:
-        return track(parts, description="packing shards")
+        return track(parts, "packing shards")
 
     source: Source = build(options.data)
     shards.pack(source, run, options.shard_size, progress)

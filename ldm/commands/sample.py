@@ -8,7 +8,6 @@ from typing import Annotated, Any, Self
 import numpy as np
 import torch
 from pydantic import model_validator
-from rich.progress import track
 from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion, load_diffusion, matching_autoencoder
@@ -18,6 +17,7 @@ from ldm.commands.run_folder import build_loggers
 from ldm.diffusion.guidance import Guidance
 from ldm.generate import Class, Generator, LatentDiffusionModel
 from ldm.images import annotate, class_rows, grid, save_png
+from ldm.runtime.bars import track
 from ldm.runtime.files import atomic_write, sha256, write_json
 from ldm.runtime.loggers import artifact, record
 from ldm.runtime.ranges import Count, NonNegative, Share
@@ -132,7 +132,7 @@ def drawn(generator: Generator, labels: Tensor, batch_size: int) -> tuple[Tensor
     batches = [share[i : i + batch_size] for i in range(0, len(share), batch_size)]
     images: list[Tensor] = []
     evaluations: list[int] = []  # of each sample: a solver of adaptive steps takes as many as its batch needs
-    for indices in track(batches, description="sampling", disable=rank != 0):
+    for indices in track(batches, "sampling", hidden=rank != 0):
         image, count = generator.images(indices, labels[list(indices)].to(device))
         images.append(image.cpu())
         evaluations += [count] * len(indices)

@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from ldm.checkpoint import load_autoencoder, newest
 from ldm.commands.arguments import Node, arguments_of
+from ldm.commands.next_step import data_overrides, say_next
 from ldm.commands.options import Free, build
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.training_options import Optimizer, ScheduleOptions, TrainingOptions
@@ -22,6 +23,7 @@ from ldm.models.discriminator import PatchDiscriminator
 from ldm.runtime.loggers import artifact
 from ldm.runtime.ranges import Count
 from ldm.training.autoencoder_module import AutoencoderModule
+from ldm.training.console import final_figures
 from ldm.training.curves import last_value
 from ldm.training.gradients import StepGuard
 from ldm.training.health import Health
@@ -149,8 +151,9 @@ def main(options: TrainAutoencoder, run: Path) -> float | None:
         ),
         begin=lambda: options.begin(run),
     )
-    print(f"autoencoder in {run}: reconstructions/, logits/, curves.png, metrics.csv, checkpoints/")
     source.report_skipped()
+    print(f"autoencoder in {run}: {final_figures(run)} (curves.png, reconstructions/, metrics.csv)")
+    say_next("cache-latents", f"autoencoder={run}", *data_overrides(options.data))
     return last_value(run, options.returns)
 
 

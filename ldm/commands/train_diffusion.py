@@ -18,6 +18,7 @@ from ldm.checkpoint import (
     newest,
 )
 from ldm.commands.arguments import Choice, node_with
+from ldm.commands.next_step import say_next
 from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, build
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.training_options import TrainingOptions
@@ -30,6 +31,7 @@ from ldm.runtime.files import sha256
 from ldm.runtime.loggers import artifact
 from ldm.runtime.ranges import NonNegative, Share
 from ldm.runtime.ranks import pick_device
+from ldm.training.console import final_figures
 from ldm.training.contract import check_network, check_sampling, checked_objective
 from ldm.training.curves import last_value
 from ldm.training.diffusion_module import DiffusionModule
@@ -104,7 +106,8 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
         ),
         begin=lambda: options.begin(run),
     )
-    print(f"diffusion model in {run}: samples/, curves.png, metrics.csv, checkpoints/")
+    print(f"diffusion model in {run}: {final_figures(run)} (curves.png, samples/, metrics.csv)")
+    say_next("sample", f"model={run}")
     return last_value(run, options.returns)
 
 

@@ -5,7 +5,6 @@ from inspect import signature
 from typing import Any
 
 import torch
-from rich.progress import track
 
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
 from ldm.data.sources import Source
@@ -13,6 +12,7 @@ from ldm.diffusion import log_likelihood as terms
 from ldm.evaluation.image_sets import spread
 from ldm.images import to_x
 from ldm.metrics.statistics import fingerprint, pixel_sum
+from ldm.runtime.bars import track
 
 
 def check(source: Source, card: dict[str, Any], found: LoadedAutoencoder) -> None:
@@ -55,7 +55,7 @@ def bits_per_dim(
     batches, pixels_seen = list(spread(source, "val", num, batch_size)), 0
     if not batches:
         raise ValueError("no held-out image could be decoded")
-    for image, y in track(batches, description="likelihood"):
+    for image, y in track(batches, "likelihood"):
         pixels_seen += pixel_sum(image)
         image, y = image.to(device), y.to(device)
         with torch.no_grad():

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from ldm.data.sources import digest
@@ -27,6 +26,7 @@ from ldm.metrics.features import Extractor
 from ldm.metrics.frechet import expected_bias, frechet_distance
 from ldm.metrics.neighbours import Neighbours
 from ldm.metrics.statistics import Statistics, fingerprint, pixel_sum
+from ldm.runtime.bars import track
 
 FEW = 10_000  # samples below which the Frechet distance's bias is worth saying
 FORMAT = 3  # of kept statistics
@@ -45,7 +45,7 @@ class Reader:
 
     def __call__(self, images: ImageSet, what: str) -> Iterator[tuple[Tensor, Tensor]]:
         batches = images.batches(self.batch_size, self.num_workers, self.rank, self.world)
-        for image, label in track(batches, description=what, disable=self.rank != 0):
+        for image, label in track(batches, what, hidden=self.rank != 0):
             yield image.to(self.device), label
 
 

@@ -147,7 +147,7 @@ def _trainer(
     """Lightning's Trainer for this plan, with the callbacks of every run around those of the stage."""
     saves = Saves(plan.run, plan.steps, plan.stretch, plan.keep)
     module.after_batch = saves.after_batch
-    console = Console(plan.run, plan.steps, resume)
+    console = Console(plan.run, plan.steps, plan.stretch, resume)
     return make_trainer(
         options,
         default_root_dir=plan.run,
@@ -158,6 +158,7 @@ def _trainer(
         num_sanity_val_steps=0,
         logger=[CSVLogger(plan.run, name="csv"), *loggers],
         enable_checkpointing=False,
+        enable_progress_bar=False,  # `Console` has its own
         callbacks=[EMA(plan.ema_decay), *callbacks, Curves(), Speed(), console, saves],
     )
 

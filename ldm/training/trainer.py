@@ -45,7 +45,7 @@ def make_trainer(chosen: dict[str, Any], **fixed: Any) -> Trainer:
     """
     both = chosen.keys() & fixed.keys()
     if both:
-        raise ValueError(f"trainer.{next(iter(both))} can't be chosen: steps and every set it")
+        raise ValueError(f"trainer.{next(iter(both))} can't be chosen: training sets it itself")
     start = launch()
     fixed |= _ranks(chosen, start)
     if chosen["strategy"] == "fsdp":
