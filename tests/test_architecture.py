@@ -29,7 +29,7 @@ FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {
     "hydra": {"commands"},
     "omegaconf": {"commands"},
-    "lightning": {"training", "data", "runtime"},
+    "lightning": {"training", "runtime"},
     "webdataset": {"data"},
     "lpips": {"losses"},
     "safetensors": {"exchange"},
@@ -42,12 +42,16 @@ DOORS = {
 }
 
 
+def imported_names(node: ast.AST):
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        yield from [node.module] if node.module != "ldm" else (f"ldm.{alias.name}" for alias in node.names)
+
+
 def imports(path: Path):
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from [node.module] if node.module != "ldm" else (f"ldm.{alias.name}" for alias in node.names)
+        yield from imported_names(node)
 
 
 def room_of(path: Path) -> str:
@@ -93,6 +97,30 @@ def test_ldm_help_imports_nothing_heavy():
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "train-autoencoder" in done.stdout
     assert not loaded & {"torch", "numpy", "hydra", "lightning"}
+
+
+def imported_at_once(path: Path, seen: set[Path]) -> set[str]:
+    """The libraries that importing a module of ldm imports: what its functions import later does not count."""
+    seen.add(path)
+    libraries: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        for name in imported_names(node):
+            file = ROOT / Path(*name.split(".")).with_suffix(".py")
+            if name.split(".")[0] != "ldm":
+                libraries.add(name.split(".")[0])
+            elif file.exists() and file not in seen:
+                libraries |= imported_at_once(file, seen)
+    return libraries
+
+
+@pytest.mark.parametrize(
+    "command", ["sample", "cache_latents", "evaluate", "likelihood", "convert", "pack", "summarize"]
+)
+def test_commands_that_do_not_train_do_not_wait_for_lightning(command):
+    """It takes more than half of the time until a command begins."""
+    assert not imported_at_once(ROOT / f"ldm/commands/{command}.py", set()) & {"lightning", "wandb"}
 
 
 def test_no_file_is_longer_than_300_lines():

@@ -12,7 +12,6 @@ from ldm.commands.next_step import data_overrides, say_next
 from ldm.commands.options import Free, build
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.training_options import Optimizer, ScheduleOptions, TrainingOptions
-from ldm.data.image_data import ImageData
 from ldm.data.sources import Digits, Source
 from ldm.losses.autoencoder_loss import AutoencoderLoss
 from ldm.losses.regularizer import NoRegularizer
@@ -25,6 +24,7 @@ from ldm.runtime.ranges import Count
 from ldm.training.autoencoder_module import AutoencoderModule
 from ldm.training.console import final_figures
 from ldm.training.curves import last_value
+from ldm.training.data_modules import ImageData
 from ldm.training.gradients import StepGuard
 from ldm.training.health import Health
 from ldm.training.pictures import LogitMaps, ReconstructionGrid

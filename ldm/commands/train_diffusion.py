@@ -22,7 +22,7 @@ from ldm.commands.next_step import say_next
 from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, build
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.training_options import TrainingOptions
-from ldm.data.cache_reader import LatentCache, LatentData, Verify
+from ldm.data.cache_reader import LatentCache, Verify
 from ldm.data.cache_writer import AUTOENCODER_FILE, MANIFEST
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.sampling import Sampling
@@ -34,6 +34,7 @@ from ldm.runtime.ranks import pick_device
 from ldm.training.console import final_figures
 from ldm.training.contract import check_network, check_sampling, checked_objective
 from ldm.training.curves import last_value
+from ldm.training.data_modules import LatentData
 from ldm.training.diffusion_module import DiffusionModule
 from ldm.training.pictures import SampleGrid
 from ldm.training.progress import Schedule, seed_from

@@ -1,1 +1,1 @@
-"""Images in, latents cached, latents out."""
+"""Images from sources to batches; latents from shards of the cache to batches."""

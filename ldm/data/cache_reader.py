@@ -1,8 +1,7 @@
-"""Reading the latent cache: memory-mapped blocks, a global shuffle, mirrors by turns."""
+"""Reads the latent cache: blocks are mapped into memory, images shuffled over all shards, mirror images alternate."""
 
 import bisect
 import contextlib
-import logging
 import resource
 import sys
 import tarfile
@@ -12,31 +11,28 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ldm.data.cache_writer import FORMAT, MANIFEST
-from ldm.data.order import Key, Order, OrderedBatches, Stretches
+from ldm.data.order import Key
 from ldm.data.sources import Split
 from ldm.diffusion.coupling import Coupling
 from ldm.latents import LatentStats
 from ldm.runtime.files import existing_folder, read_json, sha256, write_json
 
-log = logging.getLogger(__name__)
-
-VERIFIED = "verified.json"  # what a shard was when its checksum was found right
+VERIFIED = "verified.json"  # each shard's state when its checksum was last compared and found right
 Verify = Literal["once", "full", "size"]
-Batch = tuple[Tensor, ...]  # moments [B, 2C, h, w] fp16, labels [B], perhaps noise paired with them [B, C, h, w]
+Batch = tuple[Tensor, ...]  # moments [B, 2C, h, w] fp16, labels [B], and perhaps noise paired with them [B, C, h, w]
 
 
 class LatentCache:
-    """A verified cache.
+    """A cache whose shards have been checked.
 
     Args:
         folder: where `ldm cache-latents` wrote it.
-        verify: "full" checks every shard's checksum; "once" the same, but for files that an earlier check has found
-            right and that have not changed since, by their times; "size" only sizes. Each rank does so.
+        verify: "full" checks every shard's checksum; "once" does so for the files that have changed, by their times,
+                since their checksum was last found right; "size" checks sizes alone. Each rank checks.
 
     Raises:
         ValueError: if the manifest is missing or of another format, or a shard is missing or damaged.
@@ -61,36 +57,36 @@ class LatentCache:
         if verify == "once":
             with contextlib.suppress(ValueError, OSError):  # missing or damaged: as if nothing had been checked
                 known = dict(read_json(file))
-        found = {shard["name"]: self._check(shard, verify, known.get(shard["name"])) for shard in shards}
-        if verify != "size" and found != known:
-            with contextlib.suppress(OSError):  # somebody else's folder: then each start checks
-                write_json(file, found)
+        states = {shard["name"]: self._check(shard, verify, known.get(shard["name"])) for shard in shards}
+        if verify != "size" and states != known:
+            with contextlib.suppress(OSError):  # a folder that this user can't write: each start checks anew
+                write_json(file, states)
 
     def _check(self, shard: dict[str, Any], verify: Verify, known: list[Any] | None) -> list[Any]:
-        """What tells this file, unlike a copy of it, from others; ValueError if it is missing or damaged."""
+        """The file's state, which a changed file and a copy do not share; ValueError if it is missing or damaged."""
         path, fix = self.folder / shard["name"], "run the same `ldm cache-latents` again to mend it"
         if not path.exists():
             raise ValueError(f"{path}, which the manifest lists, is missing: {fix}")
-        state = path.stat()
-        if state.st_size != shard["bytes"]:
-            raise ValueError(f"{path} has {state.st_size} bytes, the manifest says {shard['bytes']}: {fix}")
-        found = [shard["sha256"], state.st_ino, state.st_mtime_ns, state.st_ctime_ns]
-        if verify != "size" and found != known and sha256(path) != shard["sha256"]:
+        status = path.stat()
+        if status.st_size != shard["bytes"]:
+            raise ValueError(f"{path} has {status.st_size} bytes, the manifest says {shard['bytes']}: {fix}")
+        state = [shard["sha256"], status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+        if verify != "size" and state != known and sha256(path) != shard["sha256"]:
             raise ValueError(f"{path} differs from the manifest's checksum: {fix}")
-        return found
+        return state
 
 
 class _Block(NamedTuple):
-    start: int  # index in the shard of its first image
+    start: int  # its first image's index in the shard
     moments: np.ndarray  # [n, views, 2C, h, w] fp16, memory-mapped
     labels: np.ndarray  # [n]
 
 
 class PairedNoise:
-    """Noise for a batch, paired with its latents in the data loader: with workers, beside the step.
+    """Noise for a batch, paired with its latents in the data loader, whose workers do so while the GPU trains.
 
-    It pairs with the posteriors' means, of which a draw is close to its own; and it is a function of (seed, the batch's
-    first key), which no other batch of any rank has.
+    The coupling pairs it with the posteriors' means, to which their samples are close. The noise is a function of
+    (seed, the batch's first key), which no other batch of any rank has.
     """
 
     def __init__(self, coupling: Coupling, stats: LatentStats, seed: int) -> None:
@@ -105,8 +101,8 @@ class PairedNoise:
 class CachedMoments(Dataset[Any]):
     """A split's moments, a batch at a time: `__getitems__(keys)` -> (moments [B, 2C, h, w] fp16, labels [B]).
 
-    The view alternates with the epoch: each image is mirrored in every other one, half of all images in each.
-    `noise` adds a third tensor.
+    The view alternates with the epoch: each image is mirrored in every other epoch, and half of them are in each.
+    With `noise`, a batch has a third tensor: the noise paired with it.
     """
 
     def __init__(self, cache: LatentCache, split: Split, noise: PairedNoise | None = None) -> None:
@@ -137,7 +133,7 @@ class CachedMoments(Dataset[Any]):
 
 
 def _allow_files(count: int) -> None:
-    """Let this process, and the workers that it starts, map so many files: many systems allow 1,024 unless asked."""
+    """Let this process and its workers map so many files; many systems allow 1,024 at first, and more when asked."""
     allowed, most = (
         sys.maxsize if n == resource.RLIM_INFINITY else n for n in resource.getrlimit(resource.RLIMIT_NOFILE)
     )
@@ -151,8 +147,10 @@ def _allow_files(count: int) -> None:
 
 
 def _open_blocks(path: Path) -> list[_Block]:
-    """Map a shard's blocks: tar members lie contiguous and uncompressed. One map a shard, of which there are few: each
-    map holds a file descriptor."""
+    """A shard's blocks, mapped into memory: in a tar, members lie contiguous and uncompressed.
+
+    A shard is mapped once and not once for each block, because every map holds a file descriptor.
+    """
     arrays: dict[str, np.ndarray] = {}
     mapped = np.memmap(path, np.uint8, "r")
     with tarfile.open(path, "r:") as tar, open(path, "rb") as file:
@@ -168,53 +166,3 @@ def _open_blocks(path: Path) -> list[_Block]:
         blocks.append(_Block(start, arrays[name], labels))
         start += len(labels)
     return blocks
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-class LatentData(LightningDataModule):
-    """Training and validation moments; training goes on where the module's count of images stands. A coupling that
-    wants to be ahead of the step is done here."""
-
-    def __init__(self, *, cache: LatentCache, batch_size: int, num_workers: int, seed: int, coupling: Coupling) -> None:
-        super().__init__()
-        self.noise = PairedNoise(coupling, cache.stats, seed) if coupling.ahead else None
-        self.cache, self.batch_size, self.num_workers, self.seed = cache, batch_size, num_workers, seed
-
-    def train_dataloader(self) -> Stretches:
-        trainer = self.trainer
-        assert trainer is not None
-        order = Order(
-            seed=self.seed,
-            batch_size=self.batch_size,
-            rank=trainer.global_rank,
-            world=trainer.world_size,
-            images_seen=trainer.lightning_module.images_seen,  # type: ignore[arg-type]
-        )
-        moments = CachedMoments(self.cache, "train", self.noise)
-        loader = self._loader(moments, OrderedBatches(order, len(moments)))
-        return Stretches(loader, int(trainer.limit_train_batches))
-
-    def val_dataloader(self) -> "DataLoader[Any]":
-        trainer = self.trainer
-        assert trainer is not None
-        moments = CachedMoments(self.cache, "val")
-        if len(moments) < trainer.world_size:
-            raise ValueError(f"{len(moments)} validation latents can't be shared by {trainer.world_size} ranks")
-        left_out = len(moments) % trainer.world_size  # else some ranks would have a batch more, and wait for the others
-        if left_out and trainer.is_global_zero:
-            log.info("%d of %d validation latents are left out, for equal shares", left_out, len(moments))
-        mine = range(trainer.global_rank, len(moments) - left_out, trainer.world_size)
-        batches = [[(0, i) for i in mine[j : j + self.batch_size]] for j in range(0, len(mine), self.batch_size)]
-        return self._loader(moments, batches)
-
-    def _loader(self, moments: CachedMoments, batches: Any) -> "DataLoader[Any]":
-        return DataLoader(
-            moments,
-            batch_sampler=batches,
-            num_workers=self.num_workers,
-            collate_fn=_as_is,
-            pin_memory=torch.cuda.is_available(),  # without it the copy to the GPU waits for all that is queued there
-        )

@@ -1,11 +1,12 @@
-"""The latent cache: what is written, how a rerun or a job array continues, and what a reader may rely on.
+"""Writes the latent cache: all shards, or those that a rerun or a task of a job array still has to write.
 
     FOLDER/train-000000.tar   up to BLOCK images a member: KEY.moments.npy, fp16 [n, views, 2C, h, w]; KEY.labels.npy
     FOLDER/train-000000.json  the shard's identity, count, size, checksum and float64 sums, written after the tar
     FOLDER/manifest.json      everything merged, written once all shards are there
     FOLDER/autoencoder.ckpt   the weights that encoded them
 
-views is 2 if the source may be mirrored, else 1. The second encodes mirrored pixels: mirroring latents is not the same.
+views is 2 if the source may be mirrored, else 1. The second view encodes the mirrored pixels, because the mirror image
+of a latent is another latent than that of the mirrored pixels.
 """
 
 import io
@@ -25,7 +26,7 @@ from ldm.data.sources import Part, Sample, Source, Split
 from ldm.runtime.files import atomic_write, read_json, remove_leftovers, sha256, write_json
 
 FORMAT = 1
-BLOCK = 1024  # images a tar member: large enough to read fast, small enough to hold
+BLOCK = 1024  # images a tar member: large enough to be read fast, small enough to be held in memory
 MANIFEST = "manifest.json"
 AUTOENCODER_FILE = "autoencoder.ckpt"
 Encode = Callable[[Tensor], Tensor]  # image [B, 3, R, R] uint8 -> moments [B, 2C, h, w]
@@ -33,11 +34,11 @@ _T = TypeVar("_T")
 _View = tuple[Tensor, int]  # image [3, R, R] uint8, its label
 
 
-def cache_identity(source: Source, fingerprint: str) -> dict[str, Any]:
-    """What every shard of one cache has in common."""
+def cache_identity(source: Source, weights_fingerprint: str) -> dict[str, Any]:
+    """What all shards of a cache have in common; `weights_fingerprint` is the autoencoder's."""
     return {
         "format": FORMAT,
-        "autoencoder": fingerprint,
+        "autoencoder": weights_fingerprint,
         "preprocessing": source.preprocessing(),
         "views": 2 if source.flip else 1,
         "dtype": "float16",
@@ -45,20 +46,23 @@ def cache_identity(source: Source, fingerprint: str) -> dict[str, Any]:
     }
 
 
-def difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """Say in words what differs between two identities."""
-    keys = [k for k in here if there.get(k) != here[k]]
-    return "; ".join(f"{k} is {there.get(k)}, not {here[k]}" for k in keys)
+def difference(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Say in words what differs between two identities: "dtype is float32, not float16"."""
+    keys = [key for key in wanted if stored.get(key) != wanted[key]]
+    return "; ".join(f"{key} is {stored.get(key)}, not {wanted[key]}" for key in keys)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheWriter:
-    """Encodes parts of a source into shards; what is there and whole is left alone.
+    """Encodes parts of a source into shards.
 
     Args:
-        folder, source, encode, identity: where to, of what, by what; what all shards have in common.
-        shard_size: images a shard, where the source has no shards of its own.
-        batch_size: images that are encoded at once.
+        folder:      where the shards are written.
+        source:      of the images.
+        encode:      image [B, 3, R, R] uint8 -> moments [B, 2C, h, w].
+        identity:    what all shards have in common, see `cache_identity`.
+        shard_size:  images a shard; a source that consists of shards decides itself.
+        batch_size:  images that are encoded at once.
         num_workers: threads that decode images meanwhile.
     """
 
@@ -71,7 +75,7 @@ class CacheWriter:
     num_workers: int
 
     def parts(self) -> list[tuple[Split, Part]]:
-        """All parts of both splits: what a job array divides."""
+        """All parts of both splits, in the order in which the tasks of a job array share them."""
         splits: tuple[Split, ...] = ("train", "val")
         return [(split, part) for split in splits for part in self.source.parts(split, self.shard_size)]
 
@@ -79,11 +83,11 @@ class CacheWriter:
         return self.identity | {"images": part.content}
 
     def is_done(self, part: Part) -> bool:
-        """Whether the part's shard is complete, checksum included; ValueError if it belongs to another cache."""
-        card, tar = self.folder / f"{part.name}.json", self.folder / f"{part.name}.tar"
-        if not card.exists():
+        """Whether the part's shard is complete, by its checksum; ValueError if it belongs to another cache."""
+        card_path, tar = self.folder / f"{part.name}.json", self.folder / f"{part.name}.tar"
+        if not card_path.exists():
             return False
-        shard = read_json(card)
+        shard = read_json(card_path)
         wanted = self._identity_of(part)
         if shard["identity"] != wanted:
             raise ValueError(
@@ -93,7 +97,7 @@ class CacheWriter:
         return tar.exists() and tar.stat().st_size == shard["bytes"] and sha256(tar) == shard["sha256"]
 
     def write(self, part: Part) -> None:
-        """Encode one part: the tar first, then its card."""
+        """Encode one part, and write its tar, then its card: a card says that its tar is complete."""
         sums, count, tar_path = _Sums(), 0, self.folder / f"{part.name}.tar"
         remove_leftovers(tar_path)
         with atomic_write(tar_path) as file, wds.TarWriter(file, encoder=False, mtime=0) as tar:
@@ -131,7 +135,10 @@ class CacheWriter:
                 moments, labels = [], []
 
     def _views(self, part: Part) -> Iterator[_View]:
-        """What can be decoded, in order, by threads two batches ahead of the encoder: Pillow's work lets others run."""
+        """The images that can be decoded, in order.
+
+        Threads decode them two batches ahead of the encoder: they run at once, for Pillow releases Python's lock.
+        """
         with ThreadPoolExecutor(self.num_workers) as pool:
             ahead: deque[Future[_View | None]] = deque()
             for sample in _with_end(part.samples()):
@@ -155,7 +162,7 @@ class CacheWriter:
         return encoded.cpu().numpy()
 
     def merge(self) -> dict[str, Any] | None:
-        """Write and return the manifest if every shard is there; None while some are missing."""
+        """Write and return the manifest once every shard is there; None while some are missing."""
         cards = [(split, part, self.folder / f"{part.name}.json") for split, part in self.parts()]
         if not all(path.exists() for _, _, path in cards):
             return None
@@ -181,10 +188,13 @@ class CacheWriter:
 
 
 class _Sums:
-    """Float64 sums that give the mean and variance of posterior samples: E[z] = E[mean], E[z^2] = E[mean^2 + std^2]."""
+    """Float64 sums that give the mean and variance of posterior samples z.
+
+    E[z] = E[mean], E[z^2] = E[mean^2 + std^2], per channel, over images, views and places.
+    """
 
     def __init__(self) -> None:
-        self.count, self.first, self.second = 0, np.zeros(1), np.zeros(1)  # [C], broadcast from [1]
+        self.count, self.first, self.second = 0, np.zeros(1), np.zeros(1)  # sums of z and z^2: [1] at first, then [C]
 
     def add(self, moments: np.ndarray) -> None:
         mean, std = np.split(moments.astype(np.float64), 2, axis=2)  # [n, views, C, h, w] each
@@ -212,6 +222,6 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def _with_end(items: Iterable[_T]) -> Iterator[_T | None]:
-    """The items, then None: so that what is pending is flushed by the same lines."""
+    """The items, then None, at which a loop can finish what is pending by the same lines."""
     yield from items
     yield None

@@ -1,4 +1,4 @@
-"""The order of training data: a pure function of (seed, images seen, world size): a resumed run needs no state."""
+"""The order of training data, a function of (seed, images seen, world size): a resumed run needs no other state."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,15 +14,22 @@ Key = tuple[int, int]  # (epoch, index into the data)
 class Order:
     """Where a rank is in the stream of shuffled epochs laid end to end.
 
-    Ranks take consecutive slices of each global batch, so that each epoch sees every image exactly once over all ranks,
-    nothing is padded or dropped, and every rank has equally many batches.
+    Ranks take consecutive slices of each global batch: over all ranks each epoch sees every image exactly once, nothing
+    is padded or dropped, and every rank has equally many batches.
+
+    Args:
+        seed:        of the shuffle.
+        batch_size:  images of a batch of one rank.
+        rank:        this rank, counted from 0.
+        world:       number of ranks.
+        images_seen: images that all ranks together have trained on.
     """
 
     seed: int
-    batch_size: int  # of one rank
+    batch_size: int
     rank: int = 0
     world: int = 1
-    images_seen: int = 0  # over all ranks
+    images_seen: int = 0
 
     def batches(self, length: int) -> Iterator[list[Key]]:
         """Yield this rank's batches of keys into data of the given length, for ever."""
@@ -38,10 +45,11 @@ class Order:
 
 
 def shuffled(places: np.ndarray, length: int, seed: tuple[int, ...]) -> np.ndarray:
-    """What a random permutation of range(length) has at the given places, without the permutation.
+    """The elements at these places of a random permutation of range(length), which is not computed elsewhere.
 
-    A Feistel network permutes the next power of four; what leaves the range is sent through it again until it is back
-    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). A billion images need no memory, and no wait.
+    A Feistel network permutes the numbers below the next power of four; a number that leaves the range is sent through
+    it again until it is back (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). So a billion images
+    need neither memory nor time to be shuffled.
     """
     half = max(1, ((length - 1).bit_length() + 1) // 2)
     mask, keys = np.uint64((1 << half) - 1), np.random.SeedSequence(seed).generate_state(6, np.uint64)
@@ -64,9 +72,9 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 class Stretches:
-    """An endless loader as Lightning's epochs want it: each pass of `length` batches goes on where the last ended.
+    """An endless loader cut into Lightning's epochs: each pass of `length` batches goes on where the last one ended.
 
-    Having a length, it is not read ahead, so that no batch is lost between two passes; and its workers stay.
+    Because it has a length, Lightning reads no batch ahead that would be lost between two passes. Its workers stay.
     """
 
     def __init__(self, loader: Iterable[Any], length: int) -> None:
@@ -77,11 +85,11 @@ class Stretches:
         return self.length
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: where it stands is the module's count of images. That it has one tells Lightning that it resumes."""
+        """Empty, for the position is the module's count of images; its presence tells Lightning to resume."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing, likewise."""
+        """Does nothing, for the same reason."""
 
     def __iter__(self) -> Iterator[Any]:
         self.iterator = iter(self.loader) if self.iterator is None else self.iterator
@@ -89,7 +97,7 @@ class Stretches:
 
 
 class OrderedBatches:
-    """An endless batch sampler for torch's DataLoader; without a length, on purpose."""
+    """An endless batch sampler for torch's DataLoader; it has no length, for it has no end."""
 
     def __init__(self, order: Order, length: int) -> None:
         self.order, self.length = order, length

@@ -1,4 +1,4 @@
-"""Images in webdataset shards: tars of KEY.jpg (or png, webp) beside KEY.cls, local, by URL or through a pipe."""
+"""Images in webdataset shards: tars of KEY.jpg (or png, webp) and KEY.cls, as files, by URLs or through pipes."""
 
 import logging
 import os
@@ -27,14 +27,14 @@ INDEX = "index.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Shards(Source):
-    """webdataset tars.
+    """webdataset tars: a folder of `ldm pack`'s, or other people's by URLs.
 
     Args:
-        root: a folder that `ldm pack` made (its index.json names classes and splits); or use urls and val_urls.
-        urls: training shards, with braces: "data/{000000..000099}.tar", "https://...", "pipe:aws s3 cp s3://... -".
-        val_urls: validation shards; required with urls.
-        num_classes: how many classes the .cls members count, with urls; 1 for unlabelled images.
-        shuffle_buffer: images a worker holds to shuffle within; shards are shuffled too.
+        root:           a folder that `ldm pack` made, whose index.json names classes and splits; None = see urls.
+        urls:           training shards, with braces: "data/{000000..000099}.tar", "https://...", "pipe:aws s3 cp ...".
+        val_urls:       validation shards; required with urls.
+        num_classes:    number of classes of the .cls members; required with urls; 1 = unlabelled images.
+        shuffle_buffer: images that a worker holds and draws from; the order of the shards is shuffled, too.
     """
 
     root: str | None = None
@@ -78,10 +78,10 @@ class Shards(Source):
         return self.shard_urls(split)
 
     def parts(self, split: Split, size: int) -> list[Part]:  # noqa: ARG002
-        """One part a shard, whatever the size."""
+        """One part for each shard, whatever `size` is."""
 
         def part(number: int, url: str) -> Part:
-            # a file may move, and stays what it is; of what is elsewhere only the whole URL, or command, tells
+            # a file may move without a change of its content; anything else is known by its URL, or command, alone
             content = digest(Path(url).name, Path(url).stat().st_size) if os.path.isfile(url) else digest(url)
             return Part(f"{split}-{number:06d}", content, lambda: self.samples(url))
 
@@ -90,7 +90,7 @@ class Shards(Source):
     def samples(self, url: str) -> Iterator[Sample]:
         """Read one shard in order."""
         try:
-            with wds.gopen(url) as stream:  # closed here: webdataset's own loop leaves it to the collector
+            with wds.gopen(url) as stream:  # webdataset's loop would leave it open until it is collected as garbage
                 files = wds.tariterators.tar_file_expander([{"url": url, "stream": stream}])
                 for member in wds.tariterators.group_by_keys(files):
                     yield self._sample(url, member)
@@ -117,19 +117,19 @@ class Shards(Source):
                 f"{len(shards)} training shards cannot feed {order.world} ranks x {workers} workers: "
                 "lower num_workers, or pack smaller shards"
             )
-        dealt = [stream._epoch_length(0, consumer, consumers) for consumer in range(consumers)]
+        dealt = [stream.epoch_length(0, consumer, consumers) for consumer in range(consumers)]
         if min(dealt) < max(dealt) and order.rank == 0:
-            log.info("%d ranks x %d workers are dealt %d to %d images of shards each: an epoch is each one's own",
+            log.info("%d ranks x %d workers are dealt shards of %d to %d images each: their epochs differ in length",
                      order.world, workers, min(dealt), max(dealt))  # fmt: skip
         return DataLoader(stream, batch_size=order.batch_size, num_workers=num_workers)
 
 
 class _ShardStream(IterableDataset[tuple[Tensor, int]]):
-    """One consumer's endless stream: each epoch deals the shuffled shards over ranks x workers.
+    """One consumer's endless stream; a consumer is one worker of one rank.
 
-    A resumed run skips whole epochs by the index's counts, then reads and drops, without decoding, the images of this
-    epoch that were seen before, so that it goes on with the very next one. Worker w of W makes the batches start + w,
-    start + w + W, ... of its rank.
+    Each epoch deals the shuffled shards to the consumers. Worker w of W makes the batches start + w, start + w + W, ...
+    of its rank. A resumed run skips the epochs that are complete, by the index's counts, and then reads the images of
+    this epoch that were seen before and drops them without decoding, so that it goes on with the next one.
     """
 
     def __init__(self, source: Shards, order: Order) -> None:
@@ -143,11 +143,11 @@ class _ShardStream(IterableDataset[tuple[Tensor, int]]):
         skip = (start // workers + (lane < start % workers)) * order.batch_size
         consumer, consumers = order.rank * workers + lane, order.world * workers
         epoch = 0
-        while self.source.on_error == "error" and 0 < self._epoch_length(epoch, consumer, consumers) <= skip:
-            skip -= self._epoch_length(epoch, consumer, consumers)  # whole epochs need no reading
+        while self.source.on_error == "error" and 0 < self.epoch_length(epoch, consumer, consumers) <= skip:
+            skip -= self.epoch_length(epoch, consumer, consumers)  # an epoch of known length is skipped unread
             epoch += 1
         while True:
-            for sample in self._shuffled(epoch, consumer, consumers):
+            for sample in self.shuffled(epoch, consumer, consumers):
                 if skip > 0 and self.source.on_error == "error":
                     skip -= 1
                     continue
@@ -159,26 +159,38 @@ class _ShardStream(IterableDataset[tuple[Tensor, int]]):
                     yield self.source.training_view(image, rng), sample.label
             epoch += 1
 
-    def _dealt(self, epoch: int, consumer: int, consumers: int) -> Sequence[int]:
+    def dealt(self, epoch: int, consumer: int, consumers: int) -> Sequence[int]:
+        """Indices of the shards that this consumer reads in an epoch, in order."""
         count = len(self.source.shard_urls("train"))
         return np.random.default_rng((self.order.seed, epoch)).permutation(count)[consumer::consumers].tolist()
 
-    def _epoch_length(self, epoch: int, consumer: int, consumers: int) -> int:
-        """Images of an epoch that this consumer is dealt; 0 where no index.json counts them."""
+    def epoch_length(self, epoch: int, consumer: int, consumers: int) -> int:
+        """Number of images that this consumer is dealt in an epoch; 0 where no index.json counts them."""
         counts = self.source.shard_counts("train")
-        return sum(counts[i] for i in self._dealt(epoch, consumer, consumers)) if counts else 0
+        return sum(counts[i] for i in self.dealt(epoch, consumer, consumers)) if counts else 0
 
-    def _shuffled(self, epoch: int, consumer: int, consumers: int) -> Iterable[Sample]:
+    def shuffled(self, epoch: int, consumer: int, consumers: int) -> Iterable[Sample]:
+        """The images of the consumer's shards, shuffled within a buffer."""
         urls = self.source.shard_urls("train")
-        dealt = self._dealt(epoch, consumer, consumers)
-        samples = (sample for i in dealt for sample in self.source.samples(urls[i]))
+        indices = self.dealt(epoch, consumer, consumers)
+        samples = (sample for i in indices for sample in self.source.samples(urls[i]))
         buffer = self.source.shuffle_buffer
         rng = random.Random(f"{self.order.seed} {epoch} {consumer}")
         return wds.filters.shuffle(buffer, initial=buffer, rng=rng)(samples)
 
 
 def pack(source: Source, folder: Path, shard_size: int, progress: Callable[[list[Part]], Iterable[Part]]) -> None:
-    """Write a source's splits as shards of at most shard_size images, their bytes as they are, and index.json last."""
+    """Write a source's splits as shards: the images' files as they are, and index.json last.
+
+    Args:
+        source:     of the images; those that can't be decoded are left out.
+        folder:     where the shards are written.
+        shard_size: images a shard at most.
+        progress:   iterates over a split's parts, and may show how far it is.
+
+    Raises:
+        ValueError: if the folder has been packed before.
+    """
     if (folder / INDEX).exists():
         raise ValueError(f"{folder} is packed already, and may be in use: choose another run=, or delete it")
     shards: dict[str, list[dict[str, Any]]] = {}

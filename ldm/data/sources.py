@@ -1,6 +1,7 @@
 """Sources of images: where encoded images come from, and how each becomes resolution x resolution pixels.
 
-A source's fields are the schema of a conf/data file. To add one: subclass `IndexedSource`, write `read`, add a yaml.
+A source's fields are the keys of its file in conf/data. To add a source, subclass `IndexedSource`, write its methods
+`class_names`, `count`, `key` and `read`, and add such a file.
 """
 
 import hashlib
@@ -31,35 +32,36 @@ Split = Literal["train", "val"]
 class Sample(NamedTuple):
     """One encoded image."""
 
-    key: str  # a file's path, or a shard's URL and a key in it: what an error message names
+    key: str  # a file's path, or a shard's URL and the key in it, for error messages
     data: bytes
     extension: str
     label: int
 
 
 class Part(NamedTuple):
-    """A named run of samples that is read in order: a slice of a source, or one of its shards."""
+    """Samples that are read in order: a slice of a source, or one of its shards."""
 
     name: str
-    content: str  # a digest of what the samples are, so that a cache notices when a source has changed
+    content: str  # a digest of what the samples are, by which a cache notices that a source has changed
     samples: Callable[[], Iterator[Sample]]
 
 
 def digest(*names: object) -> str:
-    """Sixteen hexadecimal digits of a SHA-256 over names."""
+    """Sixteen hexadecimal digits of the SHA-256 of the names."""
     return hashlib.sha256(repr(names).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source(ABC):
-    """LDM's preprocessing: the short side to `resize` pixels, a crop of `resolution`, perhaps a mirror.
+    """LDM's preprocessing: the short side is resized, a square is cropped and, in training, perhaps mirrored.
 
     Args:
-        resolution: side of the square image that the models see.
-        resize: length of the short side before the crop; the resolution itself when null.
-        crop: where the training crop lies; validation, caching and evaluation crop the centre.
-        flip: whether a mirror image is as good as the image: used in training, and stored in the latent cache.
-        on_error: what to do with an image that can't be decoded: stop with its name, or skip and count it.
+        resolution: side of the square, in pixels.
+        resize:     length of the short side before the crop, in pixels; None = resolution.
+        crop:       where the training crop lies; validation, caching and evaluation crop the centre.
+        flip:       whether a mirror image is as good as the image: training and the latent cache use both.
+        on_error:   what to do with an image that can't be decoded: stop with its name, or skip and count it.
+        skipped:    count of the images that were skipped, in memory that this process shares with its workers.
     """
 
     resolution: int
@@ -89,23 +91,23 @@ class Source(ABC):
         """Endless batches (image [B, 3, R, R] uint8, label [B]) of the train split, shuffled and augmented."""
 
     def places(self, split: Split) -> list[str]:  # noqa: ARG002
-        """The files, or URLs, that the split lies in, if any."""
+        """The files or URLs that hold the split; [] for a source that has none."""
         return []
 
     def preprocessing(self) -> dict[str, Any]:
-        """What determines the pixels of the centre view, for manifests and stamps."""
+        """What determines the pixels of the centre view: for manifests, and for the stamps of evaluations."""
         return {"resolution": self.resolution, "resize": self.resize or self.resolution, "filter": "bicubic"}
 
     def report_skipped(self) -> None:
-        """Print how many images on_error=skip has left out, over all workers of this process, if any."""
+        """Print how often on_error=skip has left out an image, over all workers of this process, if it has."""
         if self.skipped.value:
             print(f"left out an image that can't be decoded {self.skipped.value} times (data.on_error=skip)")
 
     def decode(self, sample: Sample) -> Image.Image | None:
-        """The image in RGB, upright as its EXIF says, its transparency dropped; None if damaged and to be skipped."""
+        """The image in RGB, turned upright by its EXIF, without transparency; None if it is damaged and skipped."""
         try:
             image = ImageOps.exif_transpose(Image.open(io.BytesIO(sample.data)))
-            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
+            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 8 bits
                 image = Image.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
             return image.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -119,15 +121,15 @@ class Source(ABC):
             return None
 
     def center_view(self, image: Image.Image) -> Tensor:
-        """[3, R, R] uint8: resized, centre-cropped."""
+        """[3, R, R] uint8: resized, cropped in the centre."""
         resized = self._resize(image)
         return self._crop(resized, (resized.width - self.resolution) // 2, (resized.height - self.resolution) // 2)
 
     def training_view(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        """[3, R, R] uint8: resized, cropped and mirrored as configured, with the given randomness."""
+        """[3, R, R] uint8: resized, cropped and mirrored as `crop` and `flip` say, at random by `rng`."""
         resized = self._resize(image)
-        free = (resized.width - self.resolution, resized.height - self.resolution)
-        left, top = rng.integers(0, np.add(free, 1)) if self.crop == "random" else np.floor_divide(free, 2)
+        margin = (resized.width - self.resolution, resized.height - self.resolution)
+        left, top = rng.integers(0, np.add(margin, 1)) if self.crop == "random" else np.floor_divide(margin, 2)
         view = self._crop(resized, int(left), int(top))
         return view.flip(-1) if self.flip and rng.random() < 0.5 else view
 
@@ -149,7 +151,7 @@ class IndexedSource(Source):
 
     @abstractmethod
     def key(self, split: Split, index: int) -> str:
-        """A name that stays an image's own when the source moves or grows."""
+        """A name by which an image is known even when the source has moved or grown."""
 
     @abstractmethod
     def read(self, split: Split, index: int) -> Sample: ...
@@ -169,7 +171,7 @@ class IndexedSource(Source):
 
 
 class _TrainingViews(Dataset[tuple[Tensor, int]]):
-    """Augmented views; a view's randomness is a function of (seed, epoch, index), whichever worker makes it."""
+    """Augmented views; a view's randomness is a function of (seed, epoch, index), not of the worker that makes it."""
 
     def __init__(self, source: IndexedSource, seed: int) -> None:
         self.source, self.seed = source, seed
@@ -188,7 +190,7 @@ class _TrainingViews(Dataset[tuple[Tensor, int]]):
 
 @dataclass(frozen=True, kw_only=True)
 class Digits(IndexedSource):
-    """scikit-learn's 1,797 handwritten digits (UCI), 8 x 8 pixels: 1,500 to train on, 297 held out, stratified."""
+    """scikit-learn's 1,797 handwritten digits (UCI), 8 x 8 pixels: 1,500 for training, 297 held out, stratified."""
 
     @property
     def class_names(self) -> list[str]:
@@ -223,9 +225,9 @@ class Folder(IndexedSource):
     """A folder of jpg, png or webp images: one subfolder a class, or flat and unlabelled.
 
     Args:
-        root: the training images.
-        val_root: the validation images, with the same classes; when null, val_fraction of root is held out.
-        val_fraction: share of root that is held out, chosen by a hash of the file names.
+        root:         the training images.
+        val_root:     the validation images, with the same classes; None = val_fraction of root is held out.
+        val_fraction: share of root that is held out, between 0 and 1; a hash of the file names chooses which.
     """
 
     root: str

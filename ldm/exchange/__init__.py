@@ -1,1 +1,1 @@
-"""Models from elsewhere and for elsewhere: CompVis and Stable Diffusion checkpoints, diffusers' folders."""
+"""Reads models from the checkpoints of CompVis, Stable Diffusion and ADM; reads and writes diffusers' folders."""

@@ -1,7 +1,6 @@
-"""Autoencoders: CompVis' and Stable Diffusion's checkpoints, diffusers' AutoencoderKL.
+"""Autoencoders: checkpoints of CompVis and Stable Diffusion, diffusers' AutoencoderKL, and back.
 
-Weights are read without executing anything (safetensors, or torch.load with weights_only); the shape is read off them,
-and every tensor must have its place.
+The constructor's arguments are read off the weights' shapes, and every tensor must have its place.
 """
 
 import re
@@ -15,10 +14,10 @@ from ldm.exchange.weight_files import CONFIG, State, fill, read_diffusers_weight
 from ldm.models.autoencoder import Autoencoder
 from ldm.runtime.files import read_json
 
-PREFIX = "first_stage_model."
-OURS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+FIRST_STAGE_PREFIX = "first_stage_model."  # within a CompVis checkpoint of a whole latent diffusion model
+PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 
-# diffusers' name -> ours, applied in turn; {up} counts from the other end
+# diffusers' name -> LDM's, applied in turn; afterwards the numbers of `up` are reversed, for LDM counts from the end
 RENAMES = (
     (r"\bdown_blocks\.(\d+)\.", r"down.\1."),
     (r"\bup_blocks\.(\d+)\.", r"up.\1."),
@@ -43,7 +42,7 @@ def import_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, Any], dict[st
     """Read a .ckpt, .pt, .bin or .safetensors file, or a diffusers folder.
 
     Returns:
-        the model, its constructor's arguments, and the scaling that came with it (see `export_diffusers`), if any.
+        the model, its constructor's arguments, and its scaling (see `export_diffusers`; None = it has none).
 
     Raises:
         ValueError: if the file is damaged, holds code, or holds no KL autoencoder of LDM's architecture.
@@ -59,10 +58,10 @@ def import_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, Any], dict[st
 
 
 def _read_diffusers(folder: Path) -> tuple[State, int, dict[str, Any]]:
-    """Weights in our names, groups of a norm, and scaling of a diffusers folder, or of the vae/ in a pipeline's."""
+    """Weights in LDM's names, groups of a norm, and scaling: of an autoencoder's folder, or of a pipeline's vae/."""
     folder = folder / "vae" if (folder / "vae" / CONFIG).exists() else folder
     if (folder / "checkpoints").is_dir() and not (folder / CONFIG).exists():
-        raise ValueError(f"source={folder} is a run of ldm's own already: pass to=diffusers to export it")
+        raise ValueError(f"source={folder} is a run of ldm already: pass to=diffusers to export it")
     config = read_json(folder / CONFIG)
     if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
         raise ValueError(f"{folder} holds diffusers' {config['_class_name']}, not an AutoencoderKL")
@@ -75,21 +74,22 @@ def _read_diffusers(folder: Path) -> tuple[State, int, dict[str, Any]]:
 
 
 def _read_compvis(path: Path) -> tuple[State, int, dict[str, Any]]:
-    """The same of a file: an autoencoder alone, or inside a whole model; averaged weights where it has both."""
-    found = read_tensors(path)
-    factor = found.get("scale_factor")
+    """The same, of a file: of an autoencoder alone or of a whole model; averaged weights where there are both."""
+    tensors = read_tensors(path)
+    factor = tensors.get("scale_factor")
     scaling = {"scaling_factor": float(factor)} if factor is not None and factor.numel() == 1 else {}
-    if any(key.startswith("decoder.up_blocks.") for key in found):
-        return from_diffusers(found), 32, scaling
-    state = {k.removeprefix(PREFIX): v for k, v in found.items() if k.startswith(PREFIX)} or found
+    if any(key.startswith("decoder.up_blocks.") for key in tensors):
+        return from_diffusers(tensors), 32, scaling
+    prefix = FIRST_STAGE_PREFIX
+    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)} or tensors
     if "quantize.embedding.weight" in state:
         raise ValueError(f"{path} holds a VQ autoencoder; only KL autoencoders can be imported")
-    state = {k: v for k, v in state.items() if k.startswith(OURS)}
-    return {k: found.get("model_ema." + k.replace(".", ""), v) for k, v in state.items()}, 32, scaling
+    state = {k: v for k, v in state.items() if k.startswith(PARTS)}
+    return {k: tensors.get("model_ema." + k.replace(".", ""), v) for k, v in state.items()}, 32, scaling
 
 
 def infer_shape(state: State, path: Path) -> dict[str, Any]:
-    """The constructor's arguments of the autoencoder whose weights these are, in our names."""
+    """The constructor's arguments of the autoencoder whose weights these are, in LDM's names; errors name `path`."""
 
     def need(name: str) -> Tensor:
         if name not in state:
@@ -122,15 +122,15 @@ def infer_shape(state: State, path: Path) -> dict[str, Any]:
 
 
 def _add_identities(state: State, latent: int) -> None:
-    """The 1x1 convolutions that newer autoencoders (SD 3, Flux) leave out."""
+    """Add the 1x1 convolutions that newer autoencoders (SD 3, Flux) do not have, as identities."""
     for name, channels in (("quant_conv", 2 * latent), ("post_quant_conv", latent)):
         state[f"{name}.weight"] = torch.eye(channels)[:, :, None, None]
         state[f"{name}.bias"] = torch.zeros(channels)
 
 
 def from_diffusers(state: State) -> State:
-    """diffusers' names and shapes -> LDM's."""
-    ours, levels = {}, 1 + max((int(m[1]) for k in state if (m := re.search(r"up_blocks\.(\d+)\.", k))), default=0)
+    """The same tensors under LDM's names, in its shapes."""
+    renamed, levels = {}, 1 + max((int(m[1]) for k in state if (m := re.search(r"up_blocks\.(\d+)\.", k))), default=0)
     for key, tensor in state.items():
         name = key
         for pattern, replacement in RENAMES:
@@ -138,13 +138,13 @@ def from_diffusers(state: State) -> State:
         name = re.sub(r"\bup\.(\d+)\.", lambda m: f"up.{levels - 1 - int(m[1])}.", name)
         if re.search(r"\.(q|k|v|proj_out)\.weight$", name) and tensor.dim() == 2:
             tensor = tensor[:, :, None, None]  # a linear layer there, a 1x1 convolution here
-        ours[name] = tensor
-    return ours
+        renamed[name] = tensor
+    return renamed
 
 
 def to_diffusers(state: State, levels: int) -> State:
-    """LDM's names and shapes -> diffusers'."""
-    theirs = {}
+    """The same tensors under diffusers' names, in its shapes."""
+    renamed = {}
     for key, tensor in state.items():
         name = re.sub(r"\bup\.(\d+)\.", lambda m: f"up_blocks.{levels - 1 - int(m[1])}.", key)
         name = re.sub(r"\bdown\.(\d+)\.", r"down_blocks.\1.", name)
@@ -158,8 +158,8 @@ def to_diffusers(state: State, levels: int) -> State:
             name = re.sub(r"\.norm\.", ".group_norm.", name).replace(".proj_out.", ".to_out.0.")
             name = re.sub(r"\.([qkv])\.", r".to_\1.", name)
             tensor = tensor[:, :, 0, 0] if tensor.dim() == 4 else tensor
-        theirs[name] = tensor
-    return theirs
+        renamed[name] = tensor
+    return renamed
 
 
 def export_diffusers(
@@ -167,7 +167,15 @@ def export_diffusers(
 ) -> None:
     """Write config.json and safetensors that `diffusers.AutoencoderKL.from_pretrained(folder)` reads.
 
-    scaling: diffusers' latents_mean and latents_std, [C] each, or scaling_factor (and shift_factor).
+    Args:
+        model:      the autoencoder.
+        shape:      its constructor's arguments.
+        scaling:    diffusers' latents_mean and latents_std, [C] each, or scaling_factor (and shift_factor).
+        folder:     where they are written.
+        resolution: side of the images that it was trained on, in pixels; None = unknown, 256 is written.
+
+    Raises:
+        ValueError: if diffusers has no such autoencoder; names the option.
     """
     if not model.variational:
         raise ValueError("this is a plain autoencoder (regularizer=none): diffusers' AutoencoderKL wants a posterior")

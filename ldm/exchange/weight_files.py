@@ -1,4 +1,4 @@
-"""Files of weights from elsewhere, read without executing anything, and diffusers folders."""
+"""Files of weights from elsewhere, read without executing anything in them, and folders as diffusers has them."""
 
 import codecs
 import json
@@ -20,12 +20,12 @@ CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
 
 class _Inert:
-    """Stands for a class that an old checkpoint mentions beside its weights; does nothing."""
+    """Takes the place of a class that an old checkpoint names beside its weights; does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
 
-# what Lightning 1.x left in checkpoints beside tensors: a callback's class, and a NumPy scalar of its best score
+# what checkpoints of Lightning 1.x hold beside tensors: a callback's class, and a NumPy scalar, its best score
 HARMLESS: list[Any] = [
     *(
         (_Inert, name)
@@ -39,7 +39,11 @@ HARMLESS: list[Any] = [
 
 
 def read_tensors(path: Path) -> State:
-    """The tensors of a file by name."""
+    """The tensors of a .ckpt, .pt, .bin or .safetensors file by name, of its "state_dict" where it has one.
+
+    Raises:
+        ValueError: that names the file, if it does not exist, is damaged, or refers to anything but tensors.
+    """
     if not path.exists():
         raise ValueError(f"{path} does not exist: name a .ckpt, .safetensors or a diffusers folder")
     try:
@@ -48,8 +52,8 @@ def read_tensors(path: Path) -> State:
         with torch.serialization.safe_globals(HARMLESS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"refers to {found[1]}, which is no tensor" if found else "is no checkpoint"
+        global_name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"refers to {global_name[1]}, which is no tensor" if global_name else "is no checkpoint"
         raise ValueError(f"{path} {what}: nothing of it was executed. Ask for a .safetensors file") from None
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is damaged or no checkpoint: {(str(error) or 'empty').splitlines()[0]}") from None
@@ -59,7 +63,7 @@ def read_tensors(path: Path) -> State:
 
 
 def read_diffusers_weights(folder: Path) -> State:
-    """The tensors of a diffusers folder; the plain file before a variant such as .fp16, safetensors before .bin."""
+    """The tensors of a diffusers folder: safetensors are read before .bin, both before a variant such as .fp16."""
     files = [f for kind in (".safetensors", ".bin") for f in folder.glob(f"diffusion_pytorch_model*{kind}")]
     if not files:
         raise ValueError(f"{folder} holds no {WEIGHTS}")
@@ -67,14 +71,19 @@ def read_diffusers_weights(folder: Path) -> State:
 
 
 def write_diffusers(folder: Path, config: dict[str, Any], state: State) -> None:
-    """config.json and safetensors."""
+    """Write config.json and the weights as safetensors."""
     with atomic_write(folder / WEIGHTS) as file:
         file.write(save({k: v.contiguous() for k, v in state.items()}, metadata={"format": "pt"}))
     write_json(folder / CONFIG, json.loads(json.dumps(config)))
 
 
 def fill(model: nn.Module, state: State, path: Path, shape: dict[str, Any]) -> None:
-    """Load a state whose every tensor must have its place, in float32, and freeze the model in evaluation mode."""
+    """Load a state into a model in float32, and freeze the model in evaluation mode.
+
+    Raises:
+        ValueError: that names `path`, the tensor and `shape` (the constructor's arguments), if the model lacks a place
+            for a tensor, or the state a tensor for a place, or if a value is not finite.
+    """
     state = {k: v.float() for k, v in state.items()}
     for name, wanted in model.state_dict().items():
         if name not in state:

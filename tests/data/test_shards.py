@@ -45,7 +45,7 @@ def batches(shards, count, workers=0, **order):
 def test_an_epoch_deals_each_image_to_one_consumer(packed, consumers):
     stream = _ShardStream(packed[1], Order(seed=0, batch_size=2))
     for epoch in range(2):
-        keys = [s.key for c in range(consumers) for s in stream._shuffled(epoch, c, consumers)]
+        keys = [s.key for c in range(consumers) for s in stream.shuffled(epoch, c, consumers)]
         assert len(keys) == len(set(keys)) == 16
 
 
