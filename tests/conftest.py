@@ -1,5 +1,8 @@
 """Shared fixtures: determinism, commands in process, and one tiny pipeline through both stages."""
 
+import fcntl
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import torch
 from support.forms import as_folder, as_npz, digits
 from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, run_command
 
+pytest_plugins = ["support.cpu_seconds"]
 Command = Callable[..., None]
 
 
@@ -29,14 +33,30 @@ def ldm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with runs/autoencoder, runs/latents and runs/diffusion: digits, tiny networks, a few batches."""
-    folder = tmp_path_factory.mktemp("pipeline")
+    """A folder with runs/autoencoder, runs/latents and runs/diffusion: digits, tiny networks, a few batches.
+
+    One process trains it for all of xdist's; each has a copy, in which its tests may work.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with open(shared / "pipeline.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed
+        if not (shared / "pipeline-trained").exists():
+            train_pipeline(shared / "pipeline-training")
+            (shared / "pipeline-training").rename(shared / "pipeline-trained")
+    copy = tmp_path_factory.mktemp("pipeline")
+    shutil.copytree(shared / "pipeline-trained", copy, dirs_exist_ok=True)
+    return copy
+
+
+def train_pipeline(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # what a failed attempt has left
+    folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run_command("train-autoencoder", *TINY_AUTOENCODER, *CPU)
         run_command("cache-latents", "shard_size=600")
         run_command("train-diffusion", *TINY_DIFFUSION, *CPU)
-    return folder
 
 
 @pytest.fixture

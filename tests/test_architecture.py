@@ -75,6 +75,13 @@ def test_no_two_rooms_have_a_file_of_the_same_name():
     assert {name for name, count in names.items() if count > 1} <= {"__init__.py"}
 
 
+def test_no_test_file_imports_another():
+    """What several test files need is in tests/support."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        modules = [part for name in imports(path) for part in name.split(".")]
+        assert not [part for part in modules if part.startswith("test_") or part == "conftest"], path
+
+
 def test_the_mathematics_imports_torch_only():
     for path in [*(ROOT / "ldm/diffusion").glob("*.py"), ROOT / "ldm/latents.py"]:
         libraries = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)

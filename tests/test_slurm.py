@@ -10,12 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION
-from training.test_autoencoder_training import EXACT
-from training.test_resume import COMPARED, assert_equal
+from support.runs import assert_close_weights, assert_same_training
+from support.tiny import CPU, EXACT_AUTOENCODER, TINY_AUTOENCODER, TINY_DIFFUSION
 
-from ldm.checkpoint import newest, read
+from ldm.checkpoint import newest
 
 pytestmark = [
     pytest.mark.slurm,
@@ -70,14 +68,10 @@ def alone(name, *overrides):
     subprocess.run([*LDM, name, *overrides], check=True, capture_output=True, env=env)
 
 
-def weights(run, kind):
-    return read(newest(Path("runs", run)), kind)["current_model_state"]
-
-
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
 def test_two_nodes_of_two_tasks_equal_one_process(site, pipeline, stage):
     if stage == "autoencoder":
-        name, options = "train_autoencoder", EXACT
+        name, options = "train_autoencoder", EXACT_AUTOENCODER
     else:
         name = "train_diffusion"
         options = [*TINY_DIFFUSION, *CPU, f"latents={pipeline}/runs/latents", "optimizer._target_=torch.optim.SGD"]
@@ -85,9 +79,7 @@ def test_two_nodes_of_two_tasks_equal_one_process(site, pipeline, stage):
     job = sbatch(name, *options, "run=four", "batch_size=2", options=("--nodes=2", "--ntasks-per-node=2"))
     alone(name.replace("_", "-"), *options, "run=one", "batch_size=8")
     wait(job)
-    one, four = weights("one", stage), weights("four", stage)
-    for key, tensor in one.items():
-        torch.testing.assert_close(four[key], tensor, rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+    assert_close_weights("runs/one", "runs/four", stage, rtol=1e-5, atol=1e-5)
     log = next(Path().glob(f"slurm-ldm-*-{job}.log")).read_text()
     assert "4 x cpu" in log
     assert "global batch 8 = 2 images x 4 ranks" in log
@@ -129,9 +121,7 @@ def test_a_requeued_job_goes_on_bit_for_bit_in_the_same_wandb_run(site, pipeline
     assert saved % 200 != 0, "the signal came too late to show anything: in mid-epoch it must be"
     assert f"job {job} is requeued" in text
     assert f"resumes from {saved:08d}.ckpt" in text
-    ours, theirs = (read(newest(Path("runs", run)), "diffusion") for run in ("requeued", "whole"))
-    for key in COMPARED:
-        assert_equal(ours[key], theirs[key], key)
+    assert_same_training("runs/requeued", "runs/whole", "diffusion")
     name = Path("runs/requeued/wandb-id.txt").read_text()
     starts = sorted(Path("runs/requeued/wandb").glob("offline-run-*"))
     assert len(starts) == 2

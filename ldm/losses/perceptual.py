@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from functools import cache
 from pathlib import Path
 from urllib.error import URLError
 
@@ -13,6 +14,19 @@ from ldm.runtime.files import sha256
 
 log = logging.getLogger(__name__)
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+
+
+def make_lpips() -> lpips.LPIPS:
+    """LPIPS on a VGG16 with random weights: the same ones in every run and on every rank."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        # lpips 0.1.4 calls torchvision's constructor and torch.load in their old forms
+        warnings.filterwarnings("ignore", module=r"torchvision|lpips")
+        warnings.filterwarnings("ignore", message=r".*weights_only.*", category=FutureWarning)
+        torch.manual_seed(0)
+        return lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False).eval()
+
+
+random_lpips = cache(make_lpips)  # drawing its 138 million weights takes seconds, and nothing changes them
 
 
 class PerceptualLoss:
@@ -33,15 +47,11 @@ class PerceptualLoss:
     identity = "random VGG16 weights"
 
     def __init__(self, *, pretrained: bool | str, key: str = "loss.perceptual_pretrained") -> None:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            # lpips 0.1.4 calls torchvision's constructor and torch.load in their old forms
-            warnings.filterwarnings("ignore", module=r"torchvision|lpips")
-            warnings.filterwarnings("ignore", message=r".*weights_only.*", category=FutureWarning)
-            torch.manual_seed(0)  # random weights are the same ones in every run and on every rank
-            self.net = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False).eval()
         if pretrained is False:
+            self.net = random_lpips()
             log.warning("LPIPS runs on random VGG16 weights (%s=false)", key)
         else:
+            self.net = make_lpips()
             self._load_vgg16(None if pretrained is True else Path(pretrained), key)
 
     def _load_vgg16(self, path: Path | None, key: str) -> None:

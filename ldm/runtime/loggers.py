@@ -103,7 +103,8 @@ def show(loggers: "list[Logger]", name: str, image: Tensor | np.ndarray, step: i
 
 
 def close(loggers: "list[Logger]", failed: bool = False) -> None:
-    """End the loggers' runs: a wandb run that stays open would take in the next point of a sweep in this process."""
+    """End the loggers' runs: a wandb run that stays open would take in the next point of a sweep in this process; and
+    wait until wandb's file is complete."""
     for logger in loggers:
         logger.finalize("failed" if failed else "success")
     for _ in of_wandb(loggers):
@@ -111,3 +112,4 @@ def close(loggers: "list[Logger]", failed: bool = False) -> None:
 
         if wandb.run is not None:  # else the logger has never begun one, or it has been ended already
             wandb.run.finish(exit_code=int(failed))
+            wandb.teardown()  # waits for wandb's own process, which `finish` only asks to close the file

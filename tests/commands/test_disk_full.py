@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.runs import assert_same_training, checkpoint
 from support.tiny import CPU, TINY_DIFFUSION, fails, run_command
-from training.test_resume import COMPARED, assert_equal, read
 
 from ldm.runtime.files import read_json, sha256
 
@@ -43,11 +43,10 @@ def test_while_a_checkpoint_is_written(small_disk, pipeline):
     assert "No space left on device" in line
     assert "runs/parts/checkpoints/00000004.ckpt" in line
     assert [p.name for p in Path("runs/parts/checkpoints").iterdir()] == ["00000002.ckpt"]
-    read(Path("runs/parts"), "diffusion")
+    checkpoint("runs/parts", "diffusion")
     Path("ballast").unlink()
     run_command("train-diffusion", "run=parts", *options)
-    for key in COMPARED:
-        assert_equal(read(Path("runs/parts"), "diffusion")[key], read(Path("runs/whole"), "diffusion")[key], key)
+    assert_same_training("runs/parts", "runs/whole", "diffusion")
 
 
 def test_while_a_shard_is_written(small_disk, pipeline):

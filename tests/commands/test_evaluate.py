@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from support.forms import ALONE, as_folder, as_npz, digits, metrics
+from support.processes import ranks
 from support.tiny import fails, inside
 
 from ldm.checkpoint import load_diffusion
@@ -267,9 +266,8 @@ def test_ranks_score_as_one_process_does(ldm, pipeline):
     inside(pipeline, ldm)
     ldm("sample", "run=shared", "num=100", "sampler.steps=2")
     options = ["samples=runs/shared", "classifier=svc", "memorisation=20", "statistics=null", "batch_size=64"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "ldm", "evaluate"]
-    for command, run in (([sys.executable, "-m", "ldm", "evaluate"], "alone"), (launch, "together")):
-        subprocess.run([*command, *options, f"run={run}"], check=True, capture_output=True)
+    ldm("evaluate", *options, "run=alone")
+    ranks("evaluate", *options, "run=together")
     alone, together = metrics("alone"), metrics("together")
     assert alone.keys() == together.keys()
     for name, score in alone.items():
@@ -281,8 +279,8 @@ def test_ranks_score_as_one_process_does(ldm, pipeline):
     as_folder(*digits("val"), "real")  # and where the only held-out image leaves a rank without any
     data = ["data=folder", "data.root=real", "data.resolution=32", "data.val_fraction=0.003", "features=null"]
     options = ["samples=null", "autoencoder=runs/autoencoder", *data]
-    for command, run in (([sys.executable, "-m", "ldm", "evaluate"], "alone"), (launch, "together")):
-        subprocess.run([*command, *options, f"run={run}"], check=True, capture_output=True)
+    ldm("evaluate", *options, "run=alone")
+    ranks("evaluate", *options, "run=together")
     alone, together = metrics("alone")["reconstruction"], metrics("together")["reconstruction"]
     assert alone["images"] == together["images"] == 1
     for name in ("psnr", "ssim", "lpips"):

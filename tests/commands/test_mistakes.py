@@ -178,16 +178,15 @@ def test_guidance_needs_label_dropout(ldm, pipeline):
     ldm("sample", "num=1", "guidance=1", "sampler.steps=1")
 
 
-def test_a_mistake_is_one_line_without_a_stack_trace(tmp_path):
+def test_a_mistake_is_one_line_without_a_stack_trace(ldm, tmp_path, monkeypatch):
     environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
     command = [sys.executable, "-m", "ldm", "sample", "model=nowhere"]
     plain = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (plain.returncode, plain.stdout) == (1, "")
     assert plain.stderr.count("\n") == 1
-    traced = subprocess.run(
-        command, cwd=tmp_path, env=environment | {"HYDRA_FULL_ERROR": "1"}, capture_output=True, text=True
-    )
-    assert "Traceback" in traced.stderr
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ValueError, match="nowhere holds no checkpoint"):  # not SystemExit: Python prints its trace
+        ldm("sample", "model=nowhere")
 
 
 def test_results_of_other_settings_are_not_overwritten_silently(ldm, pipeline):

@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
+from support.interruptions import hook
 from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION
-from training.test_preemption import hook
 from wandb.proto import wandb_internal_pb2
 
 from ldm.checkpoint import load_autoencoder, load_diffusion

@@ -29,6 +29,31 @@ TINY_DIFFUSION = [
     "trainer.log_every_n_steps=1",
 ]
 CPU = ["trainer.accelerator=cpu"]
+# Runs of the same training, divided otherwise, equal each other to rounding under these. SGD, since Adam's first steps
+# are the gradients' signs; no noise; all of the loss; float64, since the losses and networks have kinks, at which the
+# order of a float32 sum decides.
+EXACT_AUTOENCODER = [
+    *TINY_AUTOENCODER,
+    *CPU,
+    "regularizer=none",
+    "steps=3",
+    "every=3",
+    "schedule.decay=constant",
+    "disc_schedule.decay=constant",
+    *(f"{o}._target_=torch.optim.SGD" for o in ("optimizer", "disc_optimizer")),
+    *(f"~{o}.{key}" for o in ("optimizer", "disc_optimizer") for key in ("betas", "fused")),
+    "optimizer.lr=0.01",
+    "disc_optimizer.lr=0.01",
+    "loss.disc_start=0",
+    "loss.perceptual_weight=0",  # its gradient has kinks where digits have ties
+    "loss.learn_logvar=true",
+    "loss.lecam=0.1",
+    "loss.r1=1",
+    "loss.r1_every=2",
+    "guard.clip=1.0",
+    "disc_guard.clip=0.5",
+    "trainer.precision=64-true",
+]
 
 
 def run_command(name: str, *overrides: str) -> None:

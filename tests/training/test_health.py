@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.runs import checkpoint, rows
 from support.tiny import CPU, TINY_AUTOENCODER
-from training.test_autoencoder_training import rows
 
-from ldm.checkpoint import newest, read
 from ldm.training.gradients import DivergenceError, StepGuard
 from ldm.training.health import Health
 
@@ -32,7 +31,7 @@ def test_a_discriminator_a_hundred_times_too_fast_is_found_and_rolled_back(ldm):
     ldm("train-autoencoder", *options, "run=healthy", "disc_optimizer.lr=2e-3")
     ldm("train-autoencoder", *options, "run=fault", "disc_optimizer.lr=0.2", "health.rollbacks=0")
     ldm("train-autoencoder", *options, "run=rolled", "disc_optimizer.lr=0.2")
-    card = {run: read(newest(Path("runs", run)), "autoencoder")["ldm"] for run in ("healthy", "fault", "rolled")}
+    card = {run: checkpoint(f"runs/{run}", "autoencoder")["ldm"] for run in ("healthy", "fault", "rolled")}
     assert [card[run]["rollbacks"] for run in ("healthy", "fault")] == [0, 0]
     assert "collapse" not in Path("runs/healthy/log.txt").read_text()
     chance = r"collapse: after 20 batches the discriminator judges (4[89]|5[0-2])% of patches rightly, no better"
@@ -146,7 +145,7 @@ def test_a_guards_stop_is_rolled_back_and_remembered(ldm, player, monkeypatch):
     assert json.loads(Path("runs/autoencoder/rollbacks.json").read_text())["rollbacks"] == 2
     monkeypatch.setattr(StepGuard, "allows", allows)
     ldm("train-autoencoder", *options, "steps=140")  # goes on, and remembers
-    assert read(newest(Path("runs/autoencoder")), "autoencoder")["ldm"]["rollbacks"] == 2
+    assert checkpoint("runs/autoencoder", "autoencoder")["ldm"]["rollbacks"] == 2
     last = rows("runs/autoencoder")[-1]
     assert float(last["train/disc_lr"]) <= 0.01 * 2e-4
 

@@ -1,42 +1,33 @@
 """Memory layout and compilation change how a network runs, and nothing of what it learns."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from support.runs import assert_close_weights, weights
 from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, fails
 
-from ldm.checkpoint import newest, read
 from ldm.training.trainer import tune
 
 SGD = ["optimizer._target_=torch.optim.SGD", "~optimizer.fused", "optimizer.lr=0.1"]
 
 
-def weights(run, kind):
-    return read(newest(Path("runs", run)), kind)["current_model_state"]
-
-
-def assert_same(one, other, kind):
-    ones, others = weights(one, kind), weights(other, kind)
-    assert list(ones) == list(others)
-    for name, tensor in ones.items():
-        torch.testing.assert_close(others[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+def same(one, other, kind):
+    assert_close_weights(f"runs/{one}", f"runs/{other}", kind, rtol=1e-4, atol=1e-5)
 
 
 def layouts(run, kind):
-    return {tensor.is_contiguous() for tensor in weights(run, kind).values() if tensor.dim() == 4}
+    return {tensor.is_contiguous() for tensor in weights(f"runs/{run}", kind).values() if tensor.dim() == 4}
 
 
 def test_channels_last_trains_the_same_and_a_run_may_change_it(ldm, pipeline):
     options = [*TINY_DIFFUSION, *CPU, *SGD, f"latents={pipeline}/runs/latents"]
     ldm("train-diffusion", *options, "run=nchw", "trainer.channels_last=false")
     ldm("train-diffusion", *options, "run=nhwc", "trainer.channels_last=true")
-    assert_same("nchw", "nhwc", "diffusion")
+    same("nchw", "nhwc", "diffusion")
     assert False in layouts("nhwc", "diffusion")
     assert layouts("nchw", "diffusion") == {True}
     ldm("train-diffusion", *options, "run=nhwc", "trainer.channels_last=false", "steps=6")
     ldm("train-diffusion", *options, "run=nchw", "steps=6")
-    assert_same("nchw", "nhwc", "diffusion")
+    same("nchw", "nhwc", "diffusion")
 
 
 def test_stage_one_in_channels_last(ldm):
@@ -44,7 +35,7 @@ def test_stage_one_in_channels_last(ldm):
     options = [*TINY_AUTOENCODER, *CPU, "loss.perceptual_weight=0", "trainer.precision=64-true", "regularizer=none"]
     for run, channels_last in (("nchw", "false"), ("nhwc", "true")):
         ldm("train-autoencoder", *options, f"run={run}", f"trainer.channels_last={channels_last}")
-    assert_same("nchw", "nhwc", "autoencoder")
+    same("nchw", "nhwc", "autoencoder")
 
 
 @pytest.mark.slow
@@ -52,7 +43,7 @@ def test_compiled_trains_the_same(ldm, pipeline):
     options = [*TINY_DIFFUSION, *CPU, *SGD, f"latents={pipeline}/runs/latents"]
     ldm("train-diffusion", *options, "run=eager")
     ldm("train-diffusion", *options, "run=compiled", "trainer.compile=true")
-    assert_same("eager", "compiled", "diffusion")
+    same("eager", "compiled", "diffusion")
     ldm("sample", "model=runs/compiled", "num=4", "sampler.steps=2")
 
 

@@ -1,17 +1,17 @@
 """Signals and kills: whatever happens and whenever, the run goes on as if it had not."""
 
 import math
-import multiprocessing
 import os
-import random
+import shutil
 import signal
-import zlib
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, run_command
-from training.test_resume import COMPARED, assert_equal, read
+from support.interruptions import hook, killed_often, note_batches
+from support.processes import start, succeeds
+from support.runs import assert_same_training, learned
+from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION
 
 from ldm import checkpoint as checkpoints
 from ldm.data.cache_reader import LatentCache
@@ -21,24 +21,6 @@ from ldm.training.diffusion_module import DiffusionModule
 from ldm.training.saves import AtomicCheckpointIO
 
 OPTIONS = [*TINY_DIFFUSION, *CPU, "steps=6", "every=3", "net.dropout=0.3", "trainer.limit_val_batches=2"]
-
-
-def assert_same_run(one, other, kind):
-    one, other = (read(Path("runs", run), kind) for run in (one, other))
-    for key in COMPARED:
-        assert_equal(one[key], other[key], key)
-
-
-def hook(monkeypatch, cls, name, when, do):
-    """Have cls.name call do() where when(self) says so."""
-    method = getattr(cls, name)
-
-    def hooked(self, *args, **kwargs):
-        if when(self):
-            do()
-        return method(self, *args, **kwargs)
-
-    monkeypatch.setattr(cls, name, hooked)
 
 
 def stopped_at(monkeypatch, where, signum=signal.SIGUSR1):
@@ -82,9 +64,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(ldm, pipeline, monkeypatch,
     assert checkpoints.newest(Path("runs/parts")).stem == f"{saved_at:08d}"
     assert signal.getsignal(signum) is handler  # given back
     ldm("train-diffusion", "run=parts", *options)
-    assert_same_run("parts", "whole", "diffusion")
+    assert_same_training("runs/parts", "runs/whole", "diffusion")
     assert sorted(p.name for p in Path("runs/parts/checkpoints").iterdir()) == ["00000003.ckpt", "00000006.ckpt"]
-    assert metrics("parts") == metrics("whole")
+    assert learned("runs/parts") == learned("runs/whole")
 
 
 def test_a_second_press_of_ctrl_c_ends_at_once_and_harms_nothing(ldm, pipeline, monkeypatch, capsys):
@@ -115,13 +97,6 @@ def test_ctrl_c_before_there_is_anything_to_save_ends_at_once(ldm, pipeline, mon
     assert "ldm: interrupted" in capsys.readouterr().err
 
 
-def metrics(run):
-    """RUN/metrics.csv without what depends on the machine."""
-    lines = [line.split(",") for line in Path(f"runs/{run}/metrics.csv").read_text().splitlines()]
-    kept = [i for i, name in enumerate(lines[0]) if not name.startswith("speed/")]
-    return [[line[i] for i in kept] for line in lines]
-
-
 def test_a_signal_waits_for_accumulated_gradients(ldm, pipeline, monkeypatch):
     options = [*TINY_DIFFUSION, *CPU, "steps=8", "every=4", f"latents={pipeline}/runs/latents"]
     options.append("+trainer.accumulate_grad_batches=2")
@@ -135,64 +110,14 @@ def test_a_signal_waits_for_accumulated_gradients(ldm, pipeline, monkeypatch):
         ldm("train-diffusion", "run=parts", *options)
     assert checkpoints.newest(Path("runs/parts")).stem == "00000006"
     ldm("train-diffusion", "run=parts", *options)
-    assert_same_run("parts", "whole", "diffusion")
+    assert_same_training("runs/parts", "runs/whole", "diffusion")
 
 
-def digesting(module_class, file):
-    """Note in a file what each batch was made of."""
-    step = module_class.training_step
-
-    def training_step(self, batch, batch_idx):
-        with open(file, "a") as stream:
-            crc = zlib.crc32(batch[0].numpy().tobytes() + batch[1].numpy().tobytes())
-            stream.write(f"{self.batches_seen} {crc}\n")
-        return step(self, batch, batch_idx)
-
-    module_class.training_step = training_step
+def lines(file):
+    return file.read_text().splitlines() if file.exists() else []
 
 
-def child(folder, name, options, seed_file):
-    from ldm.training.autoencoder_module import AutoencoderModule
-
-    os.chdir(folder)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    for module in (AutoencoderModule, DiffusionModule):
-        digesting(module, seed_file)
-    run_command(name, *options)
-
-
-def start(folder, name, options, seed_file=os.devnull):
-    """A process that starts in a moment: forked from one that has imported everything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.test_preemption", "ldm.data.cache_reader", "ldm.training.run"])
-    process = context.Process(target=child, args=(folder, name, options, seed_file))
-    process.start()
-    return process
-
-
-def killed_often(folder, name, options, kills, longest, check, seed_file=os.devnull, steps=None):
-    """Start and SIGKILL at random moments, `kills` times, then let it end. A training run that ends before that is
-    given more steps, since no number of them is enough for every machine; returns how many it had."""
-    moments, done, given = random.Random(0), 0, steps
-    while True:
-        process = start(folder, name, [*options, *([f"steps={given}"] if given else [])], seed_file)
-        process.join(moments.uniform(0, longest) if done < kills else None)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            done += 1
-            check()
-            continue
-        assert process.exitcode == 0
-        if done == kills:
-            return given
-        assert given, f"it ended after {done} kills: make the job longer"
-        given += steps
-
-
-@pytest.mark.slow
+@pytest.mark.parametrize("kills", [pytest.param(4, marks=pytest.mark.slow), pytest.param(25, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("name", "kind", "options"),
     [
@@ -204,38 +129,43 @@ def killed_often(folder, name, options, kills, longest, check, seed_file=os.devn
         ("train-diffusion", "diffusion", [*TINY_DIFFUSION, "net.dropout=0.3"]),
     ],
 )
-def test_sigkill_at_25_random_moments(tmp_path, pipeline, name, kind, options):
+def test_sigkill_at_random_moments(tmp_path, monkeypatch, pipeline, name, kind, options, kills):
     options = [*options, *CPU, "every=10", "schedule.decay=constant"]
     options += [f"latents={pipeline}/runs/latents"] if kind == "diffusion" else []
+    killed, whole, steps = tmp_path / "killed.txt", tmp_path / "whole.txt", 10 * kills
 
-    def check():
+    def begin():
+        return start(tmp_path, name, [*options, f"steps={steps}", "run=killed"], first=partial(note_batches, killed))
+
+    def again():
+        nonlocal steps
+        steps += 10 * kills
+
+    for _ in killed_often(begin, lambda: len(lines(killed)), again, kills, most=15):
         for file in (tmp_path / "runs/killed/checkpoints").glob("*.ckpt"):
             checkpoints.read(file, kind)
-
-    steps = killed_often(tmp_path, name, [*options, "run=killed"], 25, 5.0, check, tmp_path / "killed.txt", 300)
-    whole = start(tmp_path, name, [*options, f"steps={steps}", "run=whole"], tmp_path / "whole.txt")
-    whole.join()
-    assert whole.exitcode == 0
-    os.chdir(tmp_path)
-    assert_same_run("killed", "whole", kind)
-    order = set((tmp_path / "whole.txt").read_text().splitlines())
+    succeeds(start(tmp_path, name, [*options, f"steps={steps}", "run=whole"], first=partial(note_batches, whole)))
+    monkeypatch.chdir(tmp_path)
+    assert_same_training("runs/killed", "runs/whole", kind)
+    order = set(lines(whole))
     assert len(order) == steps
-    assert set((tmp_path / "killed.txt").read_text().splitlines()) == order
+    assert set(lines(killed)) == order
     assert not list(Path("runs/killed/checkpoints").glob(".*"))  # nothing of an unfinished write is left
 
 
-@pytest.mark.slow
-def test_the_cache_survives_10_kills(tmp_path, pipeline):
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.long)])
+def test_the_cache_survives_kills(tmp_path, pipeline, kills):
     options = [f"autoencoder={pipeline}/runs/autoencoder", "shard_size=20", "batch_size=10"]
-    whole = start(tmp_path, "cache-latents", [*options, "run=whole"])
-    whole.join()
     folder = tmp_path / "runs/killed"
 
-    def check():
-        assert not (folder / "manifest.json").exists()
-        for card in folder.glob("*-*.json"):
-            assert read_json(card)["sha256"] == sha256(card.with_suffix(".tar"))
+    def cards():
+        return list(folder.glob("*-*.json"))
 
-    killed_often(tmp_path, "cache-latents", [*options, "run=killed"], 10, 1.5, check)
+    begin = partial(start, tmp_path, "cache-latents", [*options, "run=killed"])
+    for _ in killed_often(begin, lambda: len(cards()), lambda: shutil.rmtree(folder), kills, most=8):
+        assert not (folder / "manifest.json").exists()
+        for card in cards():
+            assert read_json(card)["sha256"] == sha256(card.with_suffix(".tar"))
+    succeeds(start(tmp_path, "cache-latents", [*options, "run=whole"]))
     assert (folder / "manifest.json").read_text() == (tmp_path / "runs/whole/manifest.json").read_text()
     assert not list(folder.glob(".*"))

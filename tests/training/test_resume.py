@@ -1,39 +1,14 @@
 """Stopping and continuing equals never having stopped, bit for bit; and the counters count batches."""
 
-import csv
 from pathlib import Path
 
 import pytest
 import torch
+from support.runs import assert_same_training, checkpoint, rows
 from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION
 
 from ldm.checkpoint import newest
-from ldm.checkpoint import read as read_file
 from ldm.training import resume
-
-
-def read(run: Path, kind: str):
-    return read_file(newest(run), kind)
-
-
-def assert_equal(a, b, where=""):
-    """Compare nested containers, tensors bit for bit."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}/{i}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
-COMPARED = ("state_dict", "current_model_state", "averaging_state", "optimizer_states")
 
 
 @pytest.mark.parametrize(
@@ -51,24 +26,22 @@ def test_resume_equals_uninterrupted(ldm, pipeline, command, kind, options):
     ldm(command, "run=whole", *options)
     ldm(command, "run=parts", *options, "steps=2")
     ldm(command, "run=parts", *options)
-    whole, parts = (read(Path("runs", run), kind) for run in ("whole", "parts"))
+    assert_same_training("runs/parts", "runs/whole", kind)
+    whole = checkpoint("runs/whole", kind)
     assert whole["ldm"]["batches_seen"] == 6
-    for key in COMPARED:
-        assert_equal(parts[key], whole[key], key)
     averaged = any(not torch.equal(v, whole["current_model_state"][k]) for k, v in whole["state_dict"].items())
     assert averaged, "the averaged weights must differ from the raw ones, or this test shows nothing of EMA"
 
 
 def test_counters_count_batches_under_two_optimisers(pipeline):
-    card = read(pipeline / "runs" / "autoencoder", "autoencoder")["ldm"]
+    card = checkpoint(pipeline / "runs" / "autoencoder", "autoencoder")["ldm"]
     assert (card["batches_seen"], card["images_seen"]) == (4, 16)
     assert newest(pipeline / "runs" / "autoencoder").name == "00000004.ckpt"
-    with open(pipeline / "runs" / "autoencoder" / "metrics.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row["step"]) + 1 for row in rows] == [float(row["batches"]) for row in rows] == [1, 2, 3, 4]
-    assert rows[0]["train/disc_loss"] == ""  # disc_start=1: the first batch has no discriminator
-    assert rows[1]["train/disc_loss"] != ""
-    assert [row["val/psnr"] != "" for row in rows] == [False, True, False, True]
+    log = rows(pipeline / "runs" / "autoencoder")
+    assert [int(row["step"]) + 1 for row in log] == [float(row["batches"]) for row in log] == [1, 2, 3, 4]
+    assert log[0]["train/disc_loss"] == ""  # disc_start=1: the first batch has no discriminator
+    assert log[1]["train/disc_loss"] != ""
+    assert [row["val/psnr"] != "" for row in log] == [False, True, False, True]
 
 
 def test_run_folder_holds_what_a_user_looks_for(pipeline):
@@ -91,9 +64,7 @@ def test_the_stretch_between_two_saves_may_change(ldm, pipeline):
     ldm("train-diffusion", *options, "steps=1")  # every=2 is cut to 1
     ldm("train-diffusion", *options, "steps=4")
     ldm("train-diffusion", *options, "steps=6", "every=3", "net.checkpoint=true")
-    whole, parts = (read(Path("runs", run), "diffusion") for run in ("whole", "diffusion"))
-    for key in COMPARED:
-        assert_equal(parts[key], whole[key], key)
+    assert_same_training("runs/diffusion", "runs/whole", "diffusion")
 
 
 def test_the_log_goes_on_without_gaps_or_repeats(ldm, pipeline):
@@ -101,15 +72,13 @@ def test_the_log_goes_on_without_gaps_or_repeats(ldm, pipeline):
     ldm("train-diffusion", *options, "steps=4")
     next(iter(sorted(Path("runs/diffusion/checkpoints").iterdir(), reverse=True))).unlink()  # as if killed after step 2
     ldm("train-diffusion", *options, "steps=6")
-    with open("runs/diffusion/metrics.csv") as file:
-        assert [float(row["batches"]) for row in csv.DictReader(file)] == [1, 2, 3, 4, 5, 6]
+    assert [float(row["batches"]) for row in rows("runs/diffusion")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_training_follows_the_schedule_in_batches(ldm, pipeline):
     options = [*TINY_DIFFUSION, *CPU, f"latents={pipeline}/runs/latents", "steps=4", "schedule.warmup=1"]
     ldm("train-diffusion", *options, "optimizer.lr=0.01", "schedule.decay=cosine")
-    with open("runs/diffusion/metrics.csv") as file:
-        rates = [float(row["train/lr"]) for row in csv.DictReader(file)]
+    rates = [float(row["train/lr"]) for row in rows("runs/diffusion")]
     assert rates == pytest.approx([0.005, 0.01, 0.0075, 0.0025])
 
 
