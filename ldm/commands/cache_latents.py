@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, load_autoencoder
 from ldm.commands.arguments import Node
-from ldm.commands.options import LoggedOptions, build
+from ldm.commands.options import LoggedOptions, Text, build
 from ldm.commands.run_folder import build_loggers
 from ldm.data.cache_writer import AUTOENCODER_FILE, MANIFEST, CacheWriter, cache_identity
 from ldm.data.sources import Source
@@ -25,7 +25,7 @@ class CacheLatentsOptions(LoggedOptions):
     """conf/cache_latents.yaml, which says what each key means."""
 
     data: Node
-    autoencoder: str
+    autoencoder: Text
     slice: str
     shard_size: Count
     batch_size: Count

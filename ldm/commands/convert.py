@@ -15,7 +15,7 @@ from ldm.checkpoint import (
     load_diffusion,
     weights_fingerprint,
 )
-from ldm.commands.options import ObjectiveOptions, ResultOptions
+from ldm.commands.options import ObjectiveOptions, ResultOptions, Text
 from ldm.data.cache_reader import LatentCache
 from ldm.exchange.autoencoder_weights import export_diffusers, import_autoencoder
 from ldm.exchange.unet_weights import export_unet, import_unet
@@ -29,13 +29,13 @@ FILE = "00000000.ckpt"
 class ConvertOptions(ResultOptions):
     """conf/convert.yaml, which says what each key means."""
 
-    source: str
+    source: Text
     what: Literal["autoencoder", "diffusion"]
     to: Literal["ldm", "diffusers"]
     objective: ObjectiveOptions
     scaling_factor: Positive | None
-    latents: str | None
-    autoencoder: str | None
+    latents: Text | None
+    autoencoder: Text | None
     num_heads: Count | None
     head_channels: Count | None
     num_heads_upsample: Count | None

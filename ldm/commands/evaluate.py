@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ldm import __version__
-from ldm.commands.evaluate_scores import PICTURE, EvaluateOptions, chosen, folder_of, request
+from ldm.commands.evaluate_options import EvaluateOptions
+from ldm.commands.evaluate_scores import PICTURE, chosen, folder_of, request
 from ldm.commands.options import build
 from ldm.commands.run_folder import build_loggers
 from ldm.data.sources import Source
@@ -24,7 +25,7 @@ def main(options: EvaluateOptions, run: Path) -> float | None:
     device = pick_device(options.device)
     asked = request(options, run, source, device)
     scores = chosen(asked)
-    options.begin(run)
+    options.keep_others(run)
     rank, world = join_ranks()
     reader = Reader(
         device=device, batch_size=options.batch_size, num_workers=options.num_workers, rank=rank, world=world
@@ -35,6 +36,7 @@ def main(options: EvaluateOptions, run: Path) -> float | None:
     metrics: dict[str, Any] = {}
     for i, score in enumerate(scores):
         metrics |= score.compute([share[i] for share in shares])
+    options.begin(run)
     stamp = asked.stamp | ({} if asked.samples is None else asked.samples.card)
     write_json(run / "metrics.json", metrics | {"samples": stamp, "versions": versions(device)})
     values = report(metrics, run)

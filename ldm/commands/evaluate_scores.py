@@ -2,15 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any
 
 import torch
-from pydantic import model_validator
 from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, load_autoencoder, load_diffusion, matching_autoencoder
-from ldm.commands.arguments import Node
-from ldm.commands.options import Free, Group, LoggedOptions, ResultOptions
+from ldm.commands.evaluate_options import EvaluateOptions
 from ldm.data.sources import Digits, Source
 from ldm.evaluation.bits_per_dim import check as check_likelihood
 from ldm.evaluation.image_sets import Array, ImageSet, SourceSet, holds_images, open_set
@@ -19,58 +17,10 @@ from ldm.evaluation.sample_scores import ClassAccuracy, FeatureScores, Memorisat
 from ldm.losses.perceptual import PerceptualLoss
 from ldm.metrics.classifier import Classifier, FileClassifier, PixelClassifier
 from ldm.metrics.features import Extractor, features_for, load_features
-from ldm.metrics.statistics import known_statistics
-from ldm.runtime.ranges import Count, Natural
+from ldm.metrics.statistics import Statistics, known_statistics
 from ldm.runtime.ranks import precision
 
 PICTURE = "neighbours.png"
-
-
-class Neighbourhoods(Group):
-    """k of the neighbourhoods of two pairs of scores."""
-
-    precision_recall: Count
-    density_coverage: Count
-
-
-class EvaluateOptions(ResultOptions, LoggedOptions):
-    """conf/evaluate.yaml, which says what each key means."""
-
-    data: Node
-    samples: str | None
-    reference: str | None
-    statistics: str | None
-    features: str | None
-    classifier: str | None
-    keep: Count
-    neighbours: Neighbourhoods
-    memorisation: Natural
-    likelihood: Natural
-    reconstruction: bool
-    lpips: bool | str | None
-    tile: Count | None
-    autoencoder: str | None
-    batch_size: Annotated[Count, Free()]
-    num_workers: Annotated[Natural, Free()]
-    device: Annotated[str, Free()]
-
-    @property
-    def of_samples(self) -> list[str]:
-        """The keys that ask for something of samples."""
-        return [key for key in ("classifier", "reference", "memorisation", "likelihood") if getattr(self, key)]
-
-    @model_validator(mode="after")
-    def _has_what_it_needs(self) -> Self:
-        if self.reference is not None and self.features is None:
-            raise ValueError("features=null compares with no reference: pass reference=null, or features=")
-        if self.samples is None and (self.of_samples or not self.reconstruction):
-            what = f"{self.of_samples[0]} needs samples" if self.of_samples else "pass reconstruction=true"
-            raise ValueError(f"samples=null scores an autoencoder alone: {what}")
-        if self.memorisation and self.features is None:
-            raise ValueError("memorisation is measured in feature space: pass features=")
-        if self.keep <= (most := max(self.neighbours.precision_recall, self.neighbours.density_coverage)):
-            raise ValueError(f"keep={self.keep} must be more than the neighbours that are looked for, {most}")
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +31,8 @@ class Request:
     run:        the folder that results go to
     source:     data: the real images
     samples:    what is scored; None: an autoencoder alone
+    reference:  the real images that they are compared with; None: statistics alone
+    known:      statistics of a reference; {}: none are given
     stamp:      what `ldm sample` says of the samples; {} of all others
     folder:     what paths in the stamp are relative to
     extractor:  of features; None: none are wanted
@@ -91,6 +43,8 @@ class Request:
     run: Path
     source: Source
     samples: ImageSet | None
+    reference: ImageSet | None
+    known: dict[str, Statistics]
     stamp: dict[str, Any]
     folder: Path
     extractor: Extractor | None
@@ -115,17 +69,29 @@ def request(options: EvaluateOptions, run: Path, source: Source, device: torch.d
     features = options.features
     if features == "auto" and options.reference is not None and stamp.get("preprocessing") != source.preprocessing():
         features = "inception"  # data may be the digits by default alone
+    reference, known = reference_of(options, source)  # before features are loaded, which may take long
     name = features_for(features, digits=isinstance(source, Digits))
     return Request(
         options=options,
         run=run,
         source=source,
         samples=samples,
+        reference=reference,
+        known=known,
         stamp=stamp,
         folder=run if options.samples is None else folder_of(options.samples),
         extractor=None if name is None else load_features(name, example(source)).to(device),
         device=device,
     )
+
+
+def reference_of(options: EvaluateOptions, source: Source) -> tuple[ImageSet | None, dict[str, Statistics]]:
+    """The images to compare with, and statistics that are known of them."""
+    if options.reference is None:
+        return SourceSet(source, ("train",)), {}
+    path = Path(options.reference)
+    known = known_statistics(path)
+    return None if known and not holds_images(path) else open_set(path, source, "reference"), known
 
 
 def folder_of(samples: str) -> Path:
@@ -178,16 +144,10 @@ def feature_scores(asked: Request) -> FeatureScores | None:
     options = asked.options
     if asked.samples is None or asked.extractor is None:
         return None
-    reference: ImageSet | None = asked.train
-    known = {}
-    if options.reference is not None:
-        path = Path(options.reference)
-        known = known_statistics(path)
-        reference = None if known and not holds_images(path) else open_set(path, asked.source, "reference")
     return FeatureScores(
         samples=asked.samples,
-        reference=reference,
-        known=known,
+        reference=asked.reference,
+        known=asked.known,
         extractor=asked.extractor,
         folder=None if options.statistics is None else Path(options.statistics),
         keep=options.keep,

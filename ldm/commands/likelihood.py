@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from ldm.checkpoint import load_diffusion, matching_autoencoder
 from ldm.commands.arguments import Node, arguments_of
-from ldm.commands.options import Free, ResultOptions, Weights, build
+from ldm.commands.options import Free, ResultOptions, Text, Weights, build
 from ldm.data.sources import Source
 from ldm.diffusion.log_likelihood import log_likelihood
 from ldm.evaluation.bits_per_dim import bits_per_dim, check
@@ -18,8 +18,8 @@ class LikelihoodOptions(ResultOptions):
     """conf/likelihood.yaml, which says what each key means."""
 
     data: Node
-    model: str
-    autoencoder: str | None
+    model: Text
+    autoencoder: Text | None
     weights: Weights
     num: Count
     batch_size: Count

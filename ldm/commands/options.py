@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from pydantic import AfterValidator, BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
 
 from ldm.commands.arguments import Node, arguments_of, as_json, explain, shown
 from ldm.commands.run_folder import CONFIG, plain, read_config, write_config
@@ -16,6 +16,8 @@ from ldm.runtime.ranges import Count, Natural
 from ldm.runtime.targets import packages
 
 Loggers = dict[str, Node]
+# a name or a path, which may be a number as well
+Text = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, bool | int | float) else value)]
 
 
 class Group(BaseModel):
@@ -40,7 +42,7 @@ class Options(Group):
     trust:  packages, beside ldm, whose code a model may be built from
     """
 
-    run: Annotated[str, Free()]
+    run: Annotated[Text, Free()]
     seed: Natural
     trust: Annotated[list[str] | str, AfterValidator(packages), Free()]
     _plain: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -92,18 +94,18 @@ class ResultOptions(Options):
     overwrite: Annotated[bool, Free()]
 
     def begin(self, run: Path) -> None:
-        """Likewise.
+        """Likewise, unless the folder has results of other settings: see `keep_others`."""
+        self.keep_others(run)
+        super().begin(run)
 
-        Raises:
-            ValueError: if the folder has results of other settings, and overwrite=true does not say that they may go.
-        """
+    def keep_others(self, run: Path) -> None:
+        """ValueError if the folder has results of other settings, and overwrite=true does not say that they may go."""
         if (run / CONFIG).exists() and not self.overwrite:
             before, now, free = flat(read_config(run)), flat(self.plain()), self.free_keys()
             changed = [k for k in now if k in before and before[k] != now[k] and k.partition(".")[0] not in free]
             if changed:
                 named = ", ".join(f"{key}={shown(before[key])} (now {shown(now[key])})" for key in changed[:3])
                 raise ValueError(f"{run} holds results of {named}: choose another run=, or pass overwrite=true")
-        super().begin(run)
 
 
 def build(node: dict[str, Any] | None) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion, load_diffusion, matching_autoencoder
 from ldm.commands.arguments import Choice
-from ldm.commands.options import Free, LoggedOptions, ResultOptions, SamplerOptions, Weights, build
+from ldm.commands.options import Free, LoggedOptions, ResultOptions, SamplerOptions, Text, Weights, build
 from ldm.commands.run_folder import build_loggers
 from ldm.diffusion.guidance import Guidance
 from ldm.generate import Class, Generator, LatentDiffusionModel
@@ -27,8 +27,8 @@ from ldm.runtime.ranks import gather, join_ranks, pick_device, precision
 class SampleOptions(ResultOptions, LoggedOptions):
     """conf/sample.yaml, which says what each key means."""
 
-    model: str
-    autoencoder: str | None
+    model: Text
+    autoencoder: Text | None
     sampler: SamplerOptions
     grid: Choice
     path: Choice
@@ -38,7 +38,7 @@ class SampleOptions(ResultOptions, LoggedOptions):
     guidance: NonNegative
     guidance_interval: tuple[Share, Share]
     guidance_rescale: Share
-    weak: str | None
+    weak: Text | None
     batch_size: Annotated[Count, Free()]
     device: Annotated[str, Free()]
 

@@ -9,7 +9,7 @@ from pydantic import model_validator
 from ldm.checkpoint import load_autoencoder, newest
 from ldm.commands.arguments import Node, arguments_of
 from ldm.commands.next_step import data_overrides, say_next
-from ldm.commands.options import Free, build
+from ldm.commands.options import Free, Text, build
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.training_options import Optimizer, ScheduleOptions, TrainingOptions
 from ldm.data.sources import Digits, Source
@@ -45,7 +45,7 @@ class StageOneOptions(TrainingOptions):
     regularizer: Node
     accumulate: Annotated[Count, Free()]
     trained: Literal["all", "decoder"]
-    features: Annotated[str | None, Free()]
+    features: Annotated[Text | None, Free()]
     disc_schedule: ScheduleOptions
     disc_optimizer: Optimizer
     guard: Annotated[dict[str, Any], arguments_of(StepGuard), Free()]

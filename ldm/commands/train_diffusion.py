@@ -19,7 +19,7 @@ from ldm.checkpoint import (
 )
 from ldm.commands.arguments import Choice, node_with
 from ldm.commands.next_step import say_next
-from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, build
+from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, Text, build
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.training_options import TrainingOptions
 from ldm.data.cache_reader import LatentCache, Verify
@@ -44,8 +44,8 @@ from ldm.training.run import Tracking, fit
 class TrainDiffusionOptions(TrainingOptions):
     """conf/train_diffusion.yaml, which says what each key means."""
 
-    latents: Annotated[str, Free()]  # the card holds fingerprints of these two
-    autoencoder: Annotated[str | None, Free()]
+    latents: Annotated[Text, Free()]  # the card holds fingerprints of these two
+    autoencoder: Annotated[Text | None, Free()]
     verify: Annotated[Verify, Free()]
     net: Annotated[dict[str, Any], node_with("in_channels", "num_classes"), Free("checkpoint")]  # memory for time
     objective: Annotated[ObjectiveOptions, Free("sampling")]

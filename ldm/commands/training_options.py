@@ -7,7 +7,7 @@ from lightning import Trainer
 from pydantic import AfterValidator, model_validator
 
 from ldm.commands.arguments import ArgumentError, arguments_of, check_arguments, check_node
-from ldm.commands.options import Free, Group, LoggedOptions
+from ldm.commands.options import Free, Group, LoggedOptions, Text
 from ldm.runtime.ranges import Count, Decay, Natural, Positive, Share
 from ldm.training.progress import Schedule
 from ldm.training.run import Plan
@@ -55,7 +55,7 @@ class TrainingOptions(LoggedOptions):
     every: Annotated[Count, Free()]
     keep: Annotated[Count, Free()]
     batch_size: Annotated[Count, Free()]
-    init: Annotated[str | None, Free()]
+    init: Annotated[Text | None, Free()]
     returns: Annotated[str, Free()]
     num_workers: Annotated[Natural, Free()]
     ema_decay: Decay

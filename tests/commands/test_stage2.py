@@ -80,12 +80,12 @@ def test_ways_to_sample_change_the_samples_and_are_stamped(there):
         (["sampler.function.eta=1"], "Key 'eta' is not in struct"),
         (["guidance_interval=[0.6,0.3]"], "0 <= low <= high <= 1"),
         (["path=ve", "sampler.steps=10", "model=runs/ddpm"], "sampler and path do not fit: .* pass grid=karras"),
-        (["guidance_rescale=2"], r"guidance_rescale=2 must lie in \[0, 1\]"),
+        (["guidance_rescale=2"], r"guidance_rescale=2 must be at most 1"),
         (["guidance=1", "guidance_rescale=0.5"], r"guidance_rescale=0\.5 would do nothing"),
         (["weights=average"], "weights=average must be ema or raw"),
         (["weak=runs/ddpm"], "was trained with another objective"),
-        (["classes=[3,10]"], r"must be null or name some of 0 \.\.\. 9"),
-        (["sampler=euler_maruyama", "sampler.function.diffusion=x"], "diffusion must be one of"),
+        (["classes=[3,10]"], r"must be null, or name some of 0 \.\.\. 9"),
+        (["sampler=euler_maruyama", "sampler.function.diffusion=x"], "diffusion=x must be sigma, constant or bell"),
     ],
 )
 def test_what_does_not_fit_is_said_before_any_sample(there, options, said):
@@ -112,7 +112,15 @@ def test_what_can_not_be_trained_is_said_before_any_batch(there, options, said):
 
 
 def test_a_run_starts_from_anothers_network(there):
-    there("train-diffusion", *TINY_DIFFUSION, *CPU, "run=tuned", "init=runs/diffusion", "optimizer.lr=0", "ema_decay=0")
+    there(
+        "train-diffusion",
+        *TINY_DIFFUSION,
+        *CPU,
+        "run=tuned",
+        "init=runs/diffusion",
+        "optimizer.lr=1e-30",
+        "ema_decay=0",
+    )
     for ours, theirs in zip(
         *(load_diffusion(f"runs/{r}").net.parameters() for r in ("tuned", "diffusion")), strict=True
     ):
