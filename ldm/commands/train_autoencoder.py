@@ -28,9 +28,11 @@ from ldm.training.data_modules import ImageData
 from ldm.training.gradients import StepGuard
 from ldm.training.health import Health
 from ldm.training.pictures import LogitMaps, ReconstructionGrid
-from ldm.training.progress import Schedule, seed_from
+from ldm.training.progress import seed_from
 from ldm.training.reconstruction_scores import ReconstructionScores
+from ldm.training.resume import defaults_of
 from ldm.training.run import Tracking, fit
+from ldm.training.schedule import Schedule
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 
@@ -121,8 +123,10 @@ def main(options: TrainAutoencoder, run: Path) -> float | None:
         loss=loss,
         optimizer=build(options.optimizer),
         disc_optimizer=build(options.disc_optimizer),
-        schedule=Schedule(steps=options.steps, **options.schedule),
-        disc_schedule=Schedule(steps=max(1, options.steps - loss.disc_start), **options.disc_schedule),
+        schedules={
+            "lr": Schedule(steps=options.steps, **options.schedule),
+            "disc_lr": Schedule(steps=max(1, options.steps - loss.disc_start), **options.disc_schedule),
+        },
         accumulate=options.accumulate,
         trained=options.trained,
         guard=StepGuard(**options.guard),
@@ -175,19 +179,13 @@ def check_sizes(
 def start_from(path: str, autoencoder: Autoencoder, shape: dict[str, Any]) -> None:
     """Copy a trained or imported autoencoder's weights."""
     loaded = load_autoencoder(path)
-    defaults = {
-        "in_channels": 3,
-        "attention_resolutions": [],
-        "variational": True,
-        "norm_groups": 32,
-        "shortcut": False,
-    }
-    theirs, ours = defaults | loaded.card["autoencoder"], defaults | shape
-    if theirs["variational"] != ours["variational"]:
+    defaults = defaults_of(Autoencoder)
+    given, wanted = defaults | loaded.card["autoencoder"], defaults | shape
+    if given["variational"] != wanted["variational"]:
         raise ValueError(
-            f"init={path} is {'not ' * (not theirs['variational'])}variational: choose regularizer= likewise"
+            f"init={path} is {'not ' * (not given['variational'])}variational: choose regularizer= likewise"
         )
-    wrong = [f"'autoencoder.{key}={theirs[key]}'".replace(" ", "") for key in theirs if theirs[key] != ours[key]]
+    wrong = [f"'autoencoder.{key}={given[key]}'".replace(" ", "") for key in given if given[key] != wanted[key]]
     if wrong:
         raise ValueError(f"init={path} has another shape: pass {' '.join(wrong)}")
     autoencoder.load_state_dict(loaded.model.state_dict())

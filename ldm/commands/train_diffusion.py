@@ -37,8 +37,9 @@ from ldm.training.curves import last_value
 from ldm.training.data_modules import LatentData
 from ldm.training.diffusion_module import DiffusionModule
 from ldm.training.pictures import SampleGrid
-from ldm.training.progress import Schedule, seed_from
+from ldm.training.progress import seed_from
 from ldm.training.run import Tracking, fit
+from ldm.training.schedule import Schedule
 
 
 class TrainDiffusionOptions(TrainingOptions):
@@ -82,7 +83,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
         stats=cache.stats,
         label_dropout=options.label_dropout,
         optimizer=build(options.optimizer),
-        schedule=Schedule(steps=options.steps, **options.schedule),
+        schedules={"lr": Schedule(steps=options.steps, **options.schedule)},
         seed=options.seed,
         batch_size=options.batch_size,
         lr_per_image=options.lr_per_image,

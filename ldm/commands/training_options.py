@@ -9,8 +9,8 @@ from pydantic import AfterValidator, model_validator
 from ldm.commands.arguments import ArgumentError, arguments_of, check_arguments, check_node
 from ldm.commands.options import Free, Group, LoggedOptions, Text
 from ldm.runtime.ranges import Count, Decay, Natural, Positive, Share
-from ldm.training.progress import Schedule
 from ldm.training.run import Plan
+from ldm.training.schedule import Schedule
 
 
 def check_optimizer(node: dict[str, Any]) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def check_optimizer(node: dict[str, Any]) -> dict[str, Any]:
 
 
 Optimizer = Annotated[dict[str, Any], AfterValidator(check_optimizer)]
-ScheduleOptions = Annotated[dict[str, Any], arguments_of(Schedule, "steps")]
+ScheduleOptions = Annotated[dict[str, Any], arguments_of(Schedule, "steps", "start", "peak")]
 
 
 class TrainerOptions(Group, extra="allow"):

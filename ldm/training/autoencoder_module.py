@@ -17,7 +17,7 @@ from ldm.models.discriminator import PatchDiscriminator
 from ldm.training.gradients import StepGuard, without_sync
 from ldm.training.health import Health
 from ldm.training.lightning_internals import LightningOptimizer, loss_scaler
-from ldm.training.progress import ProgressModule, Schedule
+from ldm.training.progress import ProgressModule
 from ldm.training.speed import forward_flops
 
 MakeOptimizer = Callable[[Iterable[Parameter]], Optimizer]
@@ -33,7 +33,6 @@ class AutoencoderModule(ProgressModule):
         accumulate: micro-batches that a batch is divided into; it equals the whole batch at once
             (but for discriminator.norm=batch, whose statistics are a micro-batch's).
         trained: all, or the decoder alone (with post_quant_conv), for published encoders that must stay as they are.
-        disc_schedule: of the discriminator's rate, counted from its start.
         guard, disc_guard: between each player's gradients and its step.
     """
 
@@ -47,7 +46,6 @@ class AutoencoderModule(ProgressModule):
         loss: AutoencoderLoss,
         optimizer: MakeOptimizer,
         disc_optimizer: MakeOptimizer,
-        disc_schedule: Schedule,
         accumulate: int,
         trained: Literal["all", "decoder"],
         guard: StepGuard,
@@ -59,7 +57,7 @@ class AutoencoderModule(ProgressModule):
         self.automatic_optimization = False
         self.autoencoder, self.discriminator, self.loss = autoencoder, discriminator, loss
         self.make_optimizers = (optimizer, disc_optimizer)
-        self.disc_schedule, self.accumulate = disc_schedule, accumulate
+        self.accumulate = accumulate
         self.guard, self.disc_guard, self.health = guard, disc_guard, health
         self.max_rollbacks = health.rollbacks
         if trained == "decoder":
@@ -68,6 +66,7 @@ class AutoencoderModule(ProgressModule):
                     part.requires_grad_(False)
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         if self.rolled_back:
             self.health.forget()
 
@@ -78,8 +77,11 @@ class AutoencoderModule(ProgressModule):
         return self.with_rates([make(trained[0]), make_disc(trained[1])])
 
     def rate_factors(self) -> dict[str, float]:
-        rollbacks = self.health.disc_lr_factor**self.rollbacks
-        return super().rate_factors() | {"disc_lr": rollbacks * self.disc_schedule(self.disc_batches)}
+        factors = super().rate_factors()
+        return factors | {"disc_lr": self.health.disc_lr_factor**self.rollbacks * factors["disc_lr"]}
+
+    def batches_of(self, rate: str, batches: int) -> int:
+        return max(0, batches - self.loss.disc_start) if rate == "disc_lr" else batches
 
     def flops_per_image(self) -> float:
         """A backward pass costs two forward ones, one if only its input's gradient is wanted: 3 passes of the
@@ -98,7 +100,7 @@ class AutoencoderModule(ProgressModule):
     @property
     def disc_batches(self) -> int:
         """Batches since the discriminator's start."""
-        return max(0, self.batches_seen - self.loss.disc_start)
+        return self.batches_of("disc_lr", self.batches_seen)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         micro = to_x(batch[0]).chunk(self.accumulate)  # [B / accumulate, 3, H, W] each

@@ -1,10 +1,9 @@
 """What both stages share: counters of their own, a rate and a seed that are functions of progress, the card."""
 
 import logging
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,29 +13,9 @@ from torch.optim import Optimizer
 
 from ldm.checkpoint import CARD
 from ldm.training.lightning_internals import loss_scaler
+from ldm.training.schedule import Schedule
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Factor on the learning rate: linear warm-up over `warmup` batches, then constant or cosine to 0."""
-
-    steps: int
-    warmup: int = 0
-    decay: Literal["constant", "cosine"] = "constant"
-
-    def __post_init__(self) -> None:
-        if self.decay not in ("constant", "cosine"):
-            raise ValueError(f"schedule.decay must be constant or cosine, not {self.decay!r}")
-
-    def __call__(self, batches_seen: int) -> float:
-        if batches_seen < self.warmup:
-            return (batches_seen + 1) / (self.warmup + 1)
-        if self.decay == "constant":
-            return 1.0
-        done = (batches_seen - self.warmup) / max(1, self.steps - self.warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def seed_from(*progress: int) -> None:
@@ -49,15 +28,29 @@ class ProgressModule(LightningModule):
 
     A step's randomness is a function of (seed, batches seen, rank), its learning rate one of batches seen: a resumed
     run needs neither generator nor scheduler states to continue as if it had never stopped.
+
+    schedules     of each optimiser's rate, by the name under which the rate is logged
+    seed          of all that training draws
+    batch_size    images a rank and batch
+    lr_per_image  the rates are this times the global batch; None = each optimiser's own
+    card          what a checkpoint says of itself, beside the counters
     """
 
     not_averaged: tuple[str, ...] = ()  # submodules that the EMA copies
 
     def __init__(
-        self, *, schedule: Schedule, seed: int, batch_size: int, lr_per_image: float | None, card: dict[str, Any]
+        self,
+        *,
+        schedules: dict[str, Schedule],
+        seed: int,
+        batch_size: int,
+        lr_per_image: float | None,
+        card: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.schedule, self.seed, self.batch_size, self.card = schedule, seed, batch_size, card
+        self.planned, self.schedules = schedules, schedules  # as the config has them; as a run that resumes goes on
+        self.moved: list[tuple[str, float, float]] = []  # rates whose steps changed: name, last factor, next factor
+        self.seed, self.batch_size, self.card = seed, batch_size, card
         self.lr_per_image = lr_per_image
         self.batches_seen, self.images_seen, self.rollbacks = 0, 0, 0
         self.flops = 0.0  # of `flops_per_image`
@@ -91,7 +84,11 @@ class ProgressModule(LightningModule):
 
     def rate_factors(self) -> dict[str, float]:
         """The factor on each optimiser's rate in this batch, by the name under which the rate is logged."""
-        return {"lr": self.schedule(self.batches_seen)}
+        return {name: schedule(self.batches_of(name, self.batches_seen)) for name, schedule in self.schedules.items()}
+
+    def batches_of(self, rate: str, batches: int) -> int:
+        """How many of so many batches count for a rate's schedule: all, unless its optimiser starts later."""
+        return batches
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         seed_from(self.seed, 0, self.batches_seen, self.global_rank)
@@ -133,7 +130,8 @@ class ProgressModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         counters = {name: getattr(self, name) for name in ("batches_seen", "images_seen", "rollbacks", "global_batch")}
-        checkpoint[CARD] = self.card | counters
+        schedules = {name: schedule.state() for name, schedule in self.schedules.items()}
+        checkpoint[CARD] = self.card | counters | {"schedules": schedules}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         card = checkpoint[CARD]
@@ -143,3 +141,24 @@ class ProgressModule(LightningModule):
                         card["global_batch"], self.global_batch, self.images_seen)  # fmt: skip
         self.rolled_back = self.rollbacks > card["rollbacks"]  # which what it goes back to does not undo
         self.rollbacks = max(self.rollbacks, card["rollbacks"])
+        self._go_on(card)
+
+    def _go_on(self, card: dict[str, Any]) -> None:
+        """Go on by the schedules that this run had, whose steps may have been others."""
+        self.schedules, self.moved = {}, []
+        for name, planned in self.planned.items():
+            more = self.card["config"]["steps"] - card["config"]["steps"]
+            state = card.get("schedules", {}).get(name, {"steps": int(planned.steps - more)})  # earlier cards have none
+            before, seen = replace(planned, **state), self.batches_of(name, self.batches_seen)
+            after = self.schedules[name] = planned.going_on(before, seen)
+            if before.steps != after.steps and planned.decay == "cosine" and seen > 0:
+                self.moved.append((name, before(seen - 1), after(seen)))
+
+    def on_train_start(self) -> None:
+        rates = dict(zip(self.schedules, self.rates, strict=True))
+        for name, before, after in self.moved:
+            key = "schedule.resume" if name == "lr" else "disc_schedule.resume"
+            log.info("steps are others than before: %s goes from %.3g to %.3g by %s=%s (anew lays the cosine over all "
+                     "steps, tail goes on from the rate as it was, 0.1 from a tenth of the full one)",
+                     name, rates[name] * before, rates[name] * after, key, self.planned[name].resume)  # fmt: skip
+        self.moved = []

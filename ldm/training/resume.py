@@ -1,10 +1,13 @@
 """Where a run goes on: after its last whole checkpoint, or, when it went wrong, after an older one."""
 
+import inspect
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ldm import checkpoint as checkpoints
+from ldm.models.autoencoder import Autoencoder
 from ldm.runtime.files import flat, read_json, write_json
 from ldm.training.gradients import DivergenceError
 from ldm.training.progress import ProgressModule
@@ -55,12 +58,12 @@ def _choose(run: Path, module: ProgressModule, why: DivergenceError) -> Path | s
     return trusted[-1]
 
 
-# keys that runs begun before there were these do not name, and what they did
-LATER = {"autoencoder.shortcut": False}
-
-
-# of a card: what options say as well, and where the autoencoder lies, whose weights' fingerprint the card holds
-FREE_OF_CARD = frozenset({"autoencoder_path", "sampling", "net.checkpoint", "trust"})
+# of a card: what options say as well, where the autoencoder lies, whose weights' fingerprint the card holds, and what
+# is asked for at the very moment that a run goes on
+FREE_OF_CARD = frozenset(
+    {"autoencoder_path", "sampling", "net.checkpoint", "trust", "config.schedule.resume", "config.disc_schedule.resume"}
+)
+SHAPES = ("autoencoder", "net", "latent_shape", "class_names")  # keys of a card that weights of another run do not fit
 RENAMED = {"config.vae.": "config.autoencoder."}  # keys by which earlier cards name the same thing
 
 
@@ -78,13 +81,23 @@ def resume_point(run: Path, wanted: dict[str, Any], free: frozenset[str] = froze
         return None, 0
     file, checkpoint = checkpoints.find(run, wanted["kind"])
     card = checkpoint[checkpoints.CARD]
-    was, now = LATER | {_renamed(key): value for key, value in flat(card).items()}, flat(wanted)
+    earlier = flat({"autoencoder": defaults_of(Autoencoder)})  # cards name no argument that came after them
+    was, now = earlier | {_renamed(key): value for key, value in flat(card).items()}, flat(wanted)
     may = FREE_OF_CARD | {f"config.{key}" for key in free}
     changed = [k for k in now if was.get(k) != now[k] and not any(k == f or k.startswith(f"{f}.") for f in may)]
     if changed:
         named = ", ".join(f"{k.removeprefix('config.')}={was.get(k)} (now {now[k]})" for k in changed[:3])
-        raise ValueError(f"{run} was started with {named}: keep that, or choose another run=")
+        fits = not any(key.split(".")[0] in SHAPES for key in changed)
+        instead = f"start run=NEW init={run}" if fits else "choose another run="
+        raise ValueError(f"{run} was started with {named}: keep that, or {instead}")
     return file, card["batches_seen"]
+
+
+def defaults_of(constructor: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments that a constructor has values for where none are given, as a card holds them."""
+    parameters = inspect.signature(constructor).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
 
 
 def _renamed(key: str) -> str:

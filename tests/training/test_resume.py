@@ -1,11 +1,12 @@
 """Stopping and continuing equals never having stopped, bit for bit; and the counters count batches."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from support.runs import assert_same_training, checkpoint, rows
-from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION
+from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, fails, inside
 
 from ldm.checkpoint import newest
 from ldm.training import resume
@@ -82,6 +83,27 @@ def test_training_follows_the_schedule_in_batches(ldm, pipeline):
     assert rates == pytest.approx([0.005, 0.01, 0.0075, 0.0025])
 
 
+def test_more_steps_go_on_by_the_tail_and_say_what_becomes_of_the_rate(ldm, pipeline):
+    options = [*TINY_DIFFUSION, *CPU, f"latents={pipeline}/runs/latents", "schedule.warmup=0", "optimizer.lr=0.01"]
+    ldm("train-diffusion", *options, "steps=4")
+    ldm("train-diffusion", *options, "steps=8", "schedule.resume=0.5")
+    ldm("train-diffusion", *options, "steps=8")  # is done
+    rates = [float(row["train/lr"]) / 0.01 for row in rows("runs/diffusion")]
+    quarters = [(1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)]
+    assert rates == pytest.approx([*quarters, *(0.5 * quarter for quarter in quarters)], rel=1e-5)
+    said = "lr goes from 0.00146 to 0.005 by schedule.resume=0.5 (anew lays the cosine over all steps, tail goes on"
+    assert said in Path("runs/diffusion/log.txt").read_text()
+
+
+def test_another_rate_is_another_run_and_says_how_to_start_it(ldm, pipeline):
+    inside(pipeline, ldm)
+    said = fails("train-diffusion", *TINY_DIFFUSION, *CPU, "optimizer.lr=0.01")
+    assert "with optimizer.lr=0.001 (now 0.01): keep that, or start run=NEW init=runs/diffusion" in said
+    said = fails("train-diffusion", *TINY_DIFFUSION, *CPU, "net.model_channels=48")
+    assert "net.model_channels=24 (now 48)" in said
+    assert said.endswith("keep that, or choose another run=")
+
+
 @pytest.fixture
 def begun(monkeypatch):
     """A run with one checkpoint, whose config names no shortcut and the probe that it was begun by."""
@@ -104,4 +126,4 @@ def test_a_run_from_before_an_option_goes_on_where_that_is_off(begun):
 
 def test_an_autoencoder_goes_on_whatever_its_probe_asks_of_the_next_commands(begun):
     wanted = {"kind": "autoencoder", "autoencoder": {"channels": 8}, "config": {"probe": {"diffusion": ["steps=4"]}}}
-    assert resume.resume_point(Path("run"), wanted) == (Path("run/a.ckpt"), 4)
+    assert resume.resume_point(Path("run"), wanted, frozenset({"probe"})) == (Path("run/a.ckpt"), 4)
