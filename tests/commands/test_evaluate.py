@@ -67,7 +67,7 @@ def test_finished_samples_are_not_prepared_as_the_data_is(ldm, held_out):
     assert found[1]["value"] == pytest.approx(found[0]["value"], rel=1e-9)
     assert [one["of"] for one in found] == [found[0]["of"]] * 3
     as_folder(held_out[0][..., :16], held_out[1], "half")
-    line = fails("evaluate", "samples=half", *data, *network, *ALONE)
+    line = fails("evaluate", "run=half", "samples=half", *data, *network, *ALONE)
     assert "samples=half has images of 16 x 32 pixels, data.resolution=32" in line
 
 
