@@ -26,8 +26,9 @@ def test_is_deterministic_frozen_and_shared_by_copies(loss):
 
 def test_weights_from_a_file_are_those_of_torchvision(tmp_path, loss):
     torch.manual_seed(1)  # other weights than the seed 0 of the untrained loss
-    vgg = torchvision.models.vgg16(weights=None)
-    torch.save(vgg.state_dict(), tmp_path / "vgg16.pth")
+    features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])  # VGG16's, without its classifier
+    vgg = {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
+    torch.save(vgg, tmp_path / "vgg16.pth")
     x, x_hat = torch.rand(2, 2, 3, 32, 32)
     ours = PerceptualLoss(pretrained=str(tmp_path / "vgg16.pth"))
     oracle = deepcopy(loss.net)
@@ -37,7 +38,7 @@ def test_weights_from_a_file_are_those_of_torchvision(tmp_path, loss):
                            ("slice5", (24, 26, 28))):  # fmt: skip
         for i in layers:
             for kind in ("weight", "bias"):
-                state[f"{slice_}.{i}.{kind}"] = vgg.state_dict()[f"features.{i}.{kind}"]
+                state[f"{slice_}.{i}.{kind}"] = vgg[f"features.{i}.{kind}"]
     oracle.net.load_state_dict(state)
     torch.testing.assert_close(ours(x, x_hat), oracle(x, x_hat).flatten())
     assert not torch.equal(ours(x, x_hat), loss(x, x_hat))

@@ -7,10 +7,41 @@ import torch
 from support.processes import ranks
 from support.runs import checkpoint
 from support.tiny import CPU, TINY_DIFFUSION
+from torch import nn
 
 from ldm.checkpoint import load_diffusion
+from ldm.models.unet import UNet
+from ldm.training import sharding
 
 OPTIONS = [*TINY_DIFFUSION, *CPU, "schedule.decay=constant", "+optimizer.eps=1e-3"]  # Adam's first steps are signs
+
+
+class Blocks(nn.Module):
+    """A network with a part that is sharded with the whole, and two that are sharded by themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(2, 2) for _ in range(3))
+        self.fsdp_blocks = [self.first, self.third]
+
+
+def test_a_network_says_which_of_its_modules_are_sharded_by_themselves(monkeypatch):
+    calls = []
+    monkeypatch.setattr(sharding, "fully_shard", lambda module, mesh: calls.append(module))
+    net, plain, empty = Blocks(), nn.Linear(2, 2), nn.Identity()
+    sharding.shard([net, plain, empty], None)
+    assert calls == [net.first, net.third, net, plain]  # a block before what holds it, as fully_shard wants it
+    unet = UNet(
+        in_channels=4,
+        num_classes=2,
+        model_channels=32,
+        channel_mult=[1, 2],
+        num_res_blocks=1,
+        attention_resolutions=[],
+        head_channels=32,
+    )
+    blocks = [unet.middle_block, *unet.input_blocks, *unet.output_blocks]
+    assert {id(block) for block in unet.fsdp_blocks} == {id(block) for block in blocks}
 
 
 @pytest.mark.slow
