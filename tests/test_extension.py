@@ -21,6 +21,7 @@ SMALLER = {  # in each command, so that it takes seconds
     "cache-latents": ["data.images=40"],
     "train-diffusion": [*(o for o in TINY_DIFFUSION if not o.startswith("net.")), *CPU, "steps=2", "net.width=8"],
     "sample": ["num=4"],
+    "evaluate": ["data.images=40"],
 }
 
 
@@ -57,6 +58,10 @@ def test_the_page_as_it_stands(ldm, package, capsys, monkeypatch):
         stamp = read_json(Path(f"runs/{run}/sample.json"))
         assert stamp["sampler"]["function"]["_target_"] == "my_pkg.sampling.adams_bashforth"
         assert stamp["grid"]["_target_"] == "my_pkg.sampling.square_grid"
+    redness = read_json(Path("runs/metrics/metrics.json"))["redness"]
+    pixels = np.load("runs/samples/samples.npz")["arr_0"].astype(float)
+    assert redness["value"] == pytest.approx(pixels[..., 0].sum() / pixels.sum())
+    assert redness["of_held_out_images"] == pytest.approx(0.5, abs=0.2)  # of four discs, two of each colour
     model = load_diffusion("runs/mine", trust="my_pkg")
     assert (type(model.net).__module__, type(model.objective.weighting).__name__) == ("my_pkg.nets", "PseudoHuber")
     assert model.card["trust"] == ["my_pkg"]

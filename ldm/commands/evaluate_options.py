@@ -1,10 +1,10 @@
 """What `ldm evaluate` may be asked."""
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import model_validator
 
-from ldm.commands.arguments import Node
+from ldm.commands.arguments import Node, node_with
 from ldm.commands.options import Free, Group, LoggedOptions, ResultOptions, Text
 from ldm.runtime.ranges import Count, Natural
 
@@ -31,6 +31,7 @@ class EvaluateOptions(ResultOptions, LoggedOptions):
     likelihood: Natural
     reconstruction: bool
     lpips: bool | str | None
+    scores: dict[str, Annotated[dict[str, Any], node_with("samples", "held_out")]]
     tile: Count | None
     autoencoder: Text | None
     batch_size: Annotated[Count, Free()]
@@ -40,7 +41,8 @@ class EvaluateOptions(ResultOptions, LoggedOptions):
     @property
     def of_samples(self) -> list[str]:
         """The keys that ask for something of samples."""
-        return [key for key in ("classifier", "reference", "memorisation", "likelihood") if getattr(self, key)]
+        keys = ("classifier", "reference", "memorisation", "likelihood", "scores")
+        return [key for key in keys if getattr(self, key)]
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Self:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, load_autoencoder, load_diffusion, matching_autoencoder
 from ldm.commands.evaluate_options import EvaluateOptions
+from ldm.commands.options import build
 from ldm.data.sources import Digits, Source
 from ldm.evaluation.bits_per_dim import check as check_likelihood
 from ldm.evaluation.image_sets import Array, ImageSet, SourceSet, holds_images, open_set
@@ -134,6 +135,8 @@ def chosen(asked: Request) -> list[Score]:
     """The scores that are asked for; ValueError where one lacks what it needs, or where there is none."""
     makers = (feature_scores, class_accuracy, memorisation, reconstruction, likelihood)
     scores: list[Score] = [score for maker in makers if (score := maker(asked)) is not None]
+    for node in asked.options.scores.values():
+        scores.append(build(node | {"_partial_": True})(samples=asked.samples, held_out=asked.held_out))
     if not scores:
         raise ValueError("nothing to score: pass features=, classifier= or reconstruction=true")
     return scores
