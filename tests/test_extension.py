@@ -51,6 +51,10 @@ def test_the_page_as_it_stands(ldm, package, capsys, monkeypatch):
             assert "my_pkg.nets.Residual" in line
             assert "trust=[my_pkg]" in line
         ldm(name, *words, *SMALLER[name])
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("next:")] == [
+        "next: ldm cache-latents --config-dir conf autoencoder=runs/autoencoder data=discs data.images=40",
+        "next: ldm sample --config-dir conf model=runs/mine 'trust=[my_pkg]'",
+    ]
     for run in ("samples", "fewer-steps"):
         samples = np.load(f"runs/{run}/samples.npz")
         assert samples["arr_0"].shape == (4, 32, 32, 3)
@@ -66,7 +70,6 @@ def test_the_page_as_it_stands(ldm, package, capsys, monkeypatch):
     assert (type(model.net).__module__, type(model.objective.weighting).__name__) == ("my_pkg.nets", "PseudoHuber")
     assert model.card["trust"] == ["my_pkg"]
     monkeypatch.syspath_prepend(".")
-    capsys.readouterr()
     runpy.run_path("load.py")
     assert capsys.readouterr().out == "[2, 3, 32, 32] Residual 1.5\n"
 

@@ -1,20 +1,28 @@
 """A command's last line: the command that usually follows, with the names of this run."""
 
+import os
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
+from hydra.conf import ConfigSourceInfo
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-
-from ldm.commands.entry import CHECKOUT, PACKAGED
 
 USUAL_DATA = "digits"  # what every command takes where data= is not given
 
 
 def say_next(command: str, *overrides: str) -> None:
-    """Print "next: ldm COMMAND OVERRIDES", to be copied into a shell."""
-    print(f"next: {shlex.join(['ldm', command, *overrides])}")
+    """Print "next: ldm COMMAND OVERRIDES", to be copied into a shell, with the user's own folder of configs, if any."""
+    added = [os.path.relpath(source.path) for source in config_folders() if source.provider == "command-line"]
+    flags = ["--config-dir", added[0]] if added else []
+    print(f"next: {shlex.join(['ldm', command, *flags, *overrides])}")
+
+
+def config_folders() -> list[ConfigSourceInfo]:
+    """Where Hydra has looked for this command's configs, in the order in which it did."""
+    return [source for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
 
 
 def data_overrides(data: dict[str, Any]) -> list[str]:
@@ -22,9 +30,11 @@ def data_overrides(data: dict[str, Any]) -> list[str]:
     crop, which is random in training alone."""
     choice = HydraConfig.get().runtime.choices["data"]
     usual: Any = {}
-    for conf in (PACKAGED, CHECKOUT):
-        if (conf / "data" / f"{choice}.yaml").exists():
-            usual = OmegaConf.to_container(OmegaConf.load(conf / "data" / f"{choice}.yaml"))
+    for source in config_folders():
+        file = Path(source.path, "data", f"{choice}.yaml")
+        if file.exists():
+            usual = OmegaConf.to_container(OmegaConf.load(file))
+            break
     wanted = {key: value for key, value in data.items() if key != "crop"}
     changed = [f"data.{key}={_word(value)}" for key, value in wanted.items() if key not in usual or usual[key] != value]
     return ([] if choice == USUAL_DATA else [f"data={choice}"]) + changed

@@ -109,7 +109,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
         begin=lambda: options.begin(run),
     )
     print(f"diffusion model in {run}: {final_figures(run)} (curves.png, samples/, metrics.csv)")
-    say_next("sample", f"model={run}")
+    say_next("sample", f"model={run}", *([f"trust=[{','.join(options.trust)}]"] if options.trust else []))
     return last_value(run, options.returns)
 
 
