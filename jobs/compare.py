@@ -2,8 +2,8 @@
 
     python jobs/compare.py RUNS OUT.png       RUNS holds compare-ddpm, compare-flow and compare-ot_flow
 
-Scores 1,000 samples each by an SVC (do they get their own label?) and by the Frechet distance on 8 x 8 pixels to the
-training digits; draws both, prints the table and writes OUT.json.
+Scores 1,000 samples each by an SVC's accuracy at the labels that they were sampled for, and by the Frechet distance on
+8 x 8 pixels to the training digits; draws both, prints the table and writes OUT.json.
 """
 
 import json
@@ -24,7 +24,7 @@ from ldm.metrics.classifier import PixelClassifier
 from ldm.metrics.features import Pixels
 from ldm.metrics.frechet import distance_of_images
 
-NFES, NUM = (1, 2, 4, 8, 16, 32), 1000
+BUDGETS = (1, 2, 4, 8, 16, 32)  # network evaluations
 CURVES: dict[str, tuple[str, Any, int]] = {  # a run, a sampler, its evaluations a step (less one in the last)
     "ddpm, ddim": ("compare-ddpm", partial(samplers.ddim, eta=0.0), 1),
     "ddpm, dpm++ 2m": ("compare-ddpm", samplers.dpmpp_2m, 1),
@@ -34,25 +34,25 @@ CURVES: dict[str, tuple[str, Any, int]] = {  # a run, a sampler, its evaluations
 }
 
 
-def main(runs: Path, out: Path) -> None:
-    """Sample, score, draw."""
+def main(runs: Path, out: Path, budgets: tuple[int, ...] = BUDGETS, num: int = 1000) -> None:
+    """Sample `num` images with each budget of evaluations, score, draw."""
     train = list(in_order(Digits(resolution=32), "train", 500, 0))
     images, labels = (torch.cat(part) for part in zip(*train, strict=True))
-    classifier, wanted = PixelClassifier(images, labels), torch.arange(NUM) % 10
+    classifier, wanted = PixelClassifier(images, labels), torch.arange(num) % 10
     table: dict[str, list[dict[str, float]]] = {}
     for name, (run, function, cost) in CURVES.items():
         model = ldm.load(runs / run, device="cpu")
         assert isinstance(model, LatentDiffusionModel)
         table[name] = []
-        for budget in NFES:
+        for budget in budgets:
             steps = max(1, (budget + cost - 1) // cost)
             generator = model.generator(sampler=function, steps=steps, grid="uniform", guidance=2.0)
-            samples, evaluations = generator.images(range(NUM), wanted)
+            samples, evaluations = generator.images(range(num), wanted)
             distance = distance_of_images(Pixels(), [images], [samples])
             row = {"evaluations": evaluations, "accuracy": classifier.accuracy(samples, wanted), "distance": distance}
             table[name].append(row)
             print(name, row, flush=True)
-    print(f"\n| accuracy / distance at | {' | '.join(map(str, NFES))} |\n|---|{'---|' * len(NFES)}")
+    print(f"\n| accuracy / distance at | {' | '.join(map(str, budgets))} |\n|---|{'---|' * len(budgets)}")
     for name, rows in table.items():
         cells = [f"{row['accuracy']:.1%} / {row['distance']:.2f}" for row in rows]
         print(f"| {name} | {' | '.join(cells)} |")
@@ -66,7 +66,7 @@ def draw(table: dict[str, list[dict[str, float]]], out: Path) -> None:
     for axis, key in zip(figure.subplots(1, 2), ("accuracy", "distance"), strict=True):
         for name, rows in table.items():
             axis.plot([row["evaluations"] for row in rows], [row[key] for row in rows], marker="o", label=name)
-        axis.set(xscale="log", xlabel="network evaluations", title=key, xticks=NFES, xticklabels=NFES)
+        axis.set(xscale="log", xlabel="network evaluations", title=key, xticks=BUDGETS, xticklabels=BUDGETS)
         if key == "distance":
             axis.set_yscale("log")
             axis.set_yticks([0.1, 0.2, 0.5, 1.0, 2.0], ["0.1", "0.2", "0.5", "1", "2"])

@@ -7,9 +7,10 @@
 #   DIFFUSION="net=ldm_f8_395m trainer=gpu steps=4e5 every=5000" SAMPLES="num=50000" METRICS="features=inception" \
 #       jobs/pipeline.sh photos
 #
-# Overrides: DATA (of the three commands that read images), AUTOENCODER, LATENTS, DIFFUSION, SAMPLES, METRICS.
-# Options of sbatch: LDM_SBATCH in jobs/env.sh for all; TRAIN_SBATCH (say --nodes=8) and ARRAY (tasks, 8) here.
-# The same line again goes on where a chain broke off: what is finished is skipped, or done again in seconds.
+# Overrides of one command each: AUTOENCODER, LATENTS, DIFFUSION, SAMPLES, METRICS; DATA of the three that read images.
+# Options of sbatch: LDM_SBATCH in jobs/env.sh for all jobs; here TRAIN_SBATCH for the two trainings (say --nodes=8), and
+# ARRAY, the number of tasks that cache (8).
+# The same line again continues a chain that broke off: finished jobs skip their work, or repeat it in seconds.
 set -euo pipefail
 name=${1:?usage: jobs/pipeline.sh NAME (see the head of this file)}
 env=${LDM_ENV:-jobs/env.sh}

@@ -66,6 +66,17 @@ def test_the_toy_draws_and_scores(monkeypatch, capsys, tmp_path):
     assert re.search(r"\| OT-flow \|( \d\.\d{3} \|){6}", capsys.readouterr().out)
 
 
+def test_samplers_are_compared(monkeypatch, pipeline, capsys, tmp_path):
+    for objective in ("ddpm", "flow", "ot_flow"):
+        (pipeline / f"runs/compare-{objective}").symlink_to("diffusion")
+    load("jobs/compare.py", monkeypatch).main(pipeline / "runs", tmp_path / "compare.png", budgets=(2,), num=20)
+    table = json.loads((tmp_path / "compare.json").read_text())
+    assert len(table) == 5
+    assert all(0 <= row["accuracy"] <= 1 and row["distance"] > 0 for (row,) in table.values())
+    assert (tmp_path / "compare.png").stat().st_size > 5_000
+    assert "| flow, heun |" in capsys.readouterr().out
+
+
 def test_sheets_become_a_folder(monkeypatch, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
     for i, sheet in enumerate((images[:3], images[3:])):

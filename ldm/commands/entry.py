@@ -148,9 +148,9 @@ def end_after_stop(stopped: stop.StoppedError) -> None:
 
 
 def _rank() -> int:
-    from ldm.runtime.ranks import launch  # torch is not needed for --help
+    from ldm.runtime.ranks import rank  # torch is not needed for --help
 
-    return launch().rank
+    return rank()
 
 
 def _remove_if_unused(folder: Path) -> None:

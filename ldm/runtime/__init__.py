@@ -1,1 +1,1 @@
-"""Files, ranks, signals, loggers: what every room may stand on, and nothing of images or models."""
+"""Files, ranks, signals and loggers: used by all rooms, and without knowledge of images or models."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed, then renamed."""
+"""Files that are complete or absent: they are written under another name, flushed to disk, then renamed."""
 
 import errno
 import hashlib
@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-# what reading a damaged zip, or .npz, may raise
+# the errors that reading a damaged zip or .npz raises
 DAMAGED_ZIP = (OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
 
 
@@ -22,7 +22,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file in path's folder; rename it to path if the block succeeds, remove it if it fails.
 
     Raises:
-        OSError: that names path, if the disk is full.
+        OSError: that names path and the fix, if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -33,24 +33,24 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would hide results from a lab's group
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would keep others of a lab from reading the results
         os.replace(temporary, path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save's complaint of the rest
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save raises another one on top
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(cause.errno, f"{cause.strerror}: make room, then run the same command", str(path)) from None
         raise
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a killed process has left of an `atomic_write` to this path."""
+    """Remove the temporary files that a killed process has left of an `atomic_write` to this path."""
     for leftover in path.parent.glob(f".{path.name}.*"):
         leftover.unlink(missing_ok=True)
 
 
 def write_once(path: Path, content: bytes) -> bytes:
-    """Write a file if it is not there; returns what it holds. Of processes that do so at once, one wins."""
+    """Write a file if it does not exist; returns its content. Of processes that do so at once, one succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(handle, "wb") as file:
@@ -62,12 +62,13 @@ def write_once(path: Path, content: bytes) -> bytes:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, by `atomic_write`."""
     with atomic_write(path) as file:
         file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """Raises ValueError, naming the file, if it is missing or is no JSON."""
+    """The value in a JSON file; ValueError, naming the file, if it is missing or is no JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -77,7 +78,7 @@ def read_json(path: Path) -> Any:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}: the keys as a command line writes them."""
+    """{"a": {"b": 1}} -> {"a.b": 1}: the keys as they are written on a command line."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -85,12 +86,13 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def existing_folder(path: str | os.PathLike[str], key: str) -> Path:
-    """Return path as a folder that exists; ValueError with the config key otherwise."""
+    """The path of a folder that exists; ValueError, naming the config's key, if it does not."""
     folder = Path(path)
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"

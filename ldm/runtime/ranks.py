@@ -1,4 +1,4 @@
-"""Devices and ranks: what started this process, and what the commands that do not train need of it."""
+"""Ranks and devices: what started this process, and what commands share over ranks outside of a training."""
 
 import os
 from typing import Any, Literal, NamedTuple
@@ -8,17 +8,21 @@ import torch.distributed as dist
 
 
 class Launch(NamedTuple):
-    """What started this process, and as which of how many."""
+    """What started this process, and as which of how many ranks."""
 
-    by: Literal["torchrun", "srun", ""]
+    by: Literal["torchrun", "srun", ""]  # "" = neither: it is the only one
     rank: int = 0
-    world: int = 1
-    local_rank: int = 0
+    world: int = 1  # ranks on all nodes
+    local_rank: int = 0  # on this node
     nodes: int = 1
 
 
 def launch() -> Launch:
-    """Read it from the environment; ValueError within a SLURM job of several tasks whose ranks srun did not start."""
+    """What the environment says of how this process was started.
+
+    Raises:
+        ValueError: in a SLURM job of several tasks whose ranks srun did not start, or whose nodes differ in tasks.
+    """
     env = os.environ
     if "LOCAL_WORLD_SIZE" in env:
         world = int(env["WORLD_SIZE"])
@@ -38,8 +42,21 @@ def launch() -> Launch:
     return Launch("srun", int(env["SLURM_PROCID"]), tasks, int(env["SLURM_LOCALID"]), nodes)
 
 
+def rank() -> int:
+    """This process's rank, counted from 0, among those that torchrun, srun or Lightning (trainer.devices) started.
+
+    Lightning starts ranks on one machine, by the same command line, with LOCAL_RANK in their environment.
+    """
+    start = launch()
+    return start.rank if start.by else int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def pick_device(name: str) -> torch.device:
-    """ "auto" is this rank's GPU if there is one, else the CPU."""
+    """The device of this name; "auto" is this rank's GPU where there are GPUs, else the CPU.
+
+    Raises:
+        ValueError: if torch finds no CUDA device, and one is named.
+    """
     if name != "auto":
         if name.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device={name}, but torch finds no CUDA device here: pass device=auto")
@@ -57,7 +74,7 @@ def precision(device: torch.device) -> str:
 
 
 def join_ranks() -> tuple[int, int]:
-    """(rank, world size), joining the group that torchrun or srun announces, if any."""
+    """Join the group of ranks that torchrun or srun started, if any; returns (rank, world size)."""
     start = launch()
     if start.world == 1:
         return 0, 1
@@ -68,12 +85,12 @@ def join_ranks() -> tuple[int, int]:
         address = f"tcp://{slurm.main_address}:{slurm.main_port}"
         dist.init_process_group("gloo", address, rank=start.rank, world_size=start.world)
     else:
-        dist.init_process_group("gloo")  # it carries finished results only, from CPU memory
+        dist.init_process_group("gloo")  # for CPU memory, in which the results are that ranks send
     return start.rank, start.world
 
 
 def gather(value: Any) -> list[Any]:
-    """Every rank's value, on rank 0; an empty list on the others."""
+    """All ranks' values on rank 0, an empty list on the others; the group ends with it."""
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
@@ -83,7 +100,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    """Its mean over the ranks of a training run; itself where there is one."""
+    """The mean of a value over the ranks of a training run."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         value = value.clone()
         dist.all_reduce(value)

@@ -101,11 +101,11 @@ def requeue(signum: int) -> str:
 def _requeue_job(job: str) -> str:
     """Requeue the job if nobody has. Whether it worked is read from the count of its restarts, not from scontrol's exit
     status: SLURM ends the job's processes at once, scontrol among them, often before it has its answer."""
-    ours = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    restarts_before = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     why = ""
     try:
         state, restarts = _look_up(job)
-        if restarts <= ours:
+        if restarts <= restarts_before:
             if state not in RUNNING:  # cancelled, or out of time: it is to end
                 return f"job {job} is {state.lower()}: not requeued; the same command goes on from there"
             try:
@@ -115,7 +115,7 @@ def _requeue_job(job: str) -> str:
             _, restarts = _look_up(job)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         why, restarts = why or _reason(error), 0
-    if restarts > ours:
+    if restarts > restarts_before:
         return f"job {job} is requeued"
     return f"job {job} could not be requeued ({why}); the same command goes on from there"
 

@@ -43,7 +43,8 @@ def test_two_processes_equal_one_with_the_joint_batch(ldm, untrained, norm):
     two = [*options, "run=two", "batch_size=4"]
     if norm == "group":  # Lightning starts the second process, by the same command line
         command = [sys.executable, "-m", "ldm", "train-autoencoder", *two, "trainer.devices=2"]
-        subprocess.run(command, check=True, capture_output=True)
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert done.stdout.count("next: ldm ") == 1  # rank 0 speaks for both
     else:
         ranks("train-autoencoder", *two)
     one, both = rows("runs/one"), rows("runs/two")  # of losses, these hold rank 0's own
