@@ -1,6 +1,7 @@
 """Every file of conf/ composes, and what it names can be built."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -124,6 +125,44 @@ def test_the_commands_around_imagenet_compose(f):
         composed(name.replace("-", "_"), *overrides)
         names.append(name)
     assert names == ["convert", "cache_latents", "train_diffusion", "sample", "evaluate"]
+
+
+def test_ldms_recipe_is_ldms():
+    """As CompVis' autoencoder_kl_32x32x4.yaml, main.py and ldm/models/autoencoder.py have it."""
+    config = composed("train_autoencoder", "experiment=ldm_kl_f8", "data.root=x")
+    assert (config.ema_decay, config.data.flip, config.loss.learn_logvar, config.init) == (0, False, False, None)
+    assert config.lr_per_image * config.batch_size == pytest.approx(2 * 12 * 4.5e-6)  # accumulated x images x base rate
+    for optimizer in (config.optimizer, config.disc_optimizer):
+        assert (optimizer._target_, optimizer.betas) == ("torch.optim.Adam", [0.5, 0.9])
+    assert (
+        (config.schedule.warmup, config.schedule.decay)
+        == (0, "constant")
+        == (
+            config.disc_schedule.warmup,
+            config.disc_schedule.decay,
+        )
+    )
+    loss = config.loss
+    assert (loss.disc_start, loss.disc_weight, loss.perceptual_weight, loss.reduction) == (50001, 0.5, 1.0, "sum")
+    assert (config.regularizer.weight, config.trainer.precision) == (1e-6, "32-true")
+    for guard in (config.guard, config.disc_guard):
+        assert guard.clip is guard.spike is None
+    assert (loss.r1, loss.lecam, loss.disc_augment, config.health.rollbacks) == (0, 0, [], 0)
+
+
+def test_adam_that_steps_on_zeros_is_off_by_as_much_as_the_recipe_says():
+    said = (CONF / "experiment/ldm_kl_f8.yaml").read_text().replace("\n# ", " ")
+    most, share, after = re.search(r"up to ([\d.]+) times, and within (\d+) % of the rate after (\d+);", said).groups()
+    weight = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+    adam = torch.optim.Adam([weight], lr=1.0, betas=(0.5, 0.9))
+    places = [0.0]
+    for gradient in [0.0] * 300 + [1.0] * 60:
+        weight.grad = torch.full_like(weight, gradient)
+        adam.step()
+        places.append(weight.item())
+    steps = [a - b for a, b in pairwise(places[300:])]  # of 1 where the moments are unbiased
+    assert max(steps) == pytest.approx(float(most), abs=0.05)
+    assert steps[int(after) - 2] > 1 + float(share) / 100 > steps[int(after) - 1]
 
 
 def test_every_trainer_and_logger_composes():
