@@ -111,11 +111,15 @@ class AutoencoderLoss(nn.Module):
     def nll(self, x: Tensor, x_hat: Tensor) -> tuple[Tensor, Terms]:
         """The negative log-likelihood of x given x_hat, both [B, 3, H, W]: a scalar, the batch's mean; and what to
         log."""
-        absolute = l1(x, x_hat)  # [B]
-        unused = self.training and self.perceptual_weight == 0  # then it is not computed: VGG16 is expensive
-        perceptual = torch.zeros_like(absolute) if unused else self.perceptual(x, x_hat)  # [B]
-        nll = (absolute + self.perceptual_weight * perceptual) / self.logvar.exp() + self.logvar
-        return self._per_image(x) * nll.mean(), {"l1": absolute.detach().mean(), "lpips": perceptual.detach().mean()}
+        error = absolute = l1(x, x_hat)  # [B]
+        terms = {"l1": absolute.detach().mean()}
+        if (
+            self.perceptual_weight > 0 or not self.training
+        ):  # where it counts for nothing, it is measured in validations
+            perceptual = self.perceptual(x, x_hat)  # [B]
+            error = absolute + self.perceptual_weight * perceptual
+            terms["lpips"] = perceptual.detach().mean()
+        return self._per_image(x) * (error / self.logvar.exp() + self.logvar).mean(), terms
 
     def penalty(self, x: Tensor, posterior: DiagonalGaussian) -> tuple[Tensor, Terms]:
         """The regularizer's penalty: the mean over the batch, a scalar in the units of `nll`, and what to log."""
@@ -139,7 +143,8 @@ class AutoencoderLoss(nn.Module):
         posterior, target, x_hat = self.draw(autoencoder, x)
         nll, terms = self.nll(target, x_hat)
         penalty, kl = self.penalty(x, posterior)
-        terms |= kl | {"loss": (nll + penalty).detach(), "logvar": self.logvar.detach().clone()}
+        learned = {"logvar": self.logvar.detach().clone()} if self.logvar.requires_grad else {}
+        terms |= kl | learned | {"loss": (nll + penalty).detach()}
         return GeneratorPass(target, x_hat, nll, penalty, terms)
 
     def adversarial(self, discriminator: nn.Module, x_hat: Tensor) -> Tensor:

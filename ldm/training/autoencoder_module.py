@@ -124,26 +124,26 @@ class AutoencoderModule(ProgressModule):
             backward=self.manual_backward,
             scale=self.loss_scale,
         )
-        pairs, terms = [], []
+        pairs, terms, images = [], [], sum(map(len, micro))
         for i, x in enumerate(micro):
-            target, x_hat, *losses, found = self.loss.reconstruct(self.autoencoder, x)
-            nll, penalty = (loss * (len(x) / sum(map(len, micro))) for loss in losses)
+            target, x_hat, nll, penalty, logged = self.loss.reconstruct(self.autoencoder, x)
+            share = len(x) / images  # of the batch's mean
             if factor == 0:
-                self.manual_backward(nll + penalty)
+                self.manual_backward(share * (nll + penalty))
             else:
                 g = self.loss.adversarial(self.discriminator, x_hat)
-                share = g * (len(x) / sum(map(len, micro)))
-                found["g"] = g.detach()
+                logged["g"] = g.detach()
                 if i < len(micro) - 1:
-                    backward.add(nll, share, penalty, x_hat)
+                    backward.add(share * nll, share * g, share * penalty, x_hat)
                 else:
-                    weight = backward.finish(nll, share, penalty, x_hat, factor)
+                    weight = backward.finish(share * nll, share * g, share * penalty, x_hat, factor)
             pairs.append((target.detach(), x_hat.detach()))
-            terms.append(found)
+            terms.append(logged)
         merged = mean_terms(terms)
         if factor > 0:
             merged |= {"disc_weight": weight, "disc_weight_clamped": (weight >= CLAMP).float()}
-        merged["disc_factor"] = torch.tensor(factor)
+        if self.loss.disc_weight > 0:
+            merged["disc_factor"] = torch.tensor(factor)
         return pairs, merged | self.guarded_step(optimizer, self.guard)
 
     def discriminator_step(self, micro: tuple[Tensor, ...], pairs: list[Pair], optimizer: LightningOptimizer) -> Terms:
@@ -155,9 +155,9 @@ class AutoencoderModule(ProgressModule):
             if self.loss.fresh:
                 with torch.no_grad():
                     _, target, x_hat = self.loss.draw(self.autoencoder, x)
-            loss, found = self.loss.discriminate(target, x_hat, self.discriminator, self.disc_batches)
+            loss, logged = self.loss.discriminate(target, x_hat, self.discriminator, self.disc_batches)
             self.manual_backward(loss * (len(x) / sum(map(len, micro))))
-            terms.append(found)
+            terms.append(logged)
         merged = mean_terms(terms)
         self.loss.follow(merged["logits_real"], merged["logits_fake"], self.disc_batches)
         return merged | {f"disc_{k}": v for k, v in self.guarded_step(optimizer, self.disc_guard).items()}
@@ -184,4 +184,4 @@ class AutoencoderModule(ProgressModule):
 
 def mean_terms(terms: list[Terms]) -> Terms:
     """The mean of each term over micro-batches."""
-    return {name: torch.stack([found[name] for found in terms]).mean() for name in terms[0]}
+    return {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
