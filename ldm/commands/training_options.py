@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from lightning import Trainer
 from pydantic import AfterValidator, model_validator
 
 from ldm.commands.arguments import ArgumentError, arguments_of, check_arguments, check_node
@@ -11,6 +10,7 @@ from ldm.commands.options import Free, Group, LoggedOptions, Text
 from ldm.runtime.ranges import Count, Decay, Natural, Positive, Share
 from ldm.training.run import Plan
 from ldm.training.schedule import Schedule
+from ldm.training.trainer import Trainer
 
 
 def check_optimizer(node: dict[str, Any]) -> dict[str, Any]:
