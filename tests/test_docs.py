@@ -34,7 +34,6 @@ from support.documents import (
 
 from ldm import __version__
 from ldm.commands.cli import COMMANDS
-from ldm.runtime.files import flat
 
 README, GUIDE = ROOT / "README.md", ROOT / "docs/guide.md"
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
@@ -69,6 +68,14 @@ def options_of(command):
     return get_type_hints(import_module(f"ldm.commands.{command.replace('-', '_')}").main)["options"]
 
 
+def names(node, prefix=""):
+    """Every key of a nested dict, with dots; of an empty node, too."""
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from names(value, f"{prefix}{key}.")
+
+
 @cache
 def all_keys():
     """Every key that some file of conf/ knows, with dots: those of a group's file below its package."""
@@ -77,9 +84,7 @@ def all_keys():
         content = yaml.safe_load(path.read_text()) or {}
         package = re.match(r"# @package (\w+)", path.read_text())
         below = "_global_" if path.parent == CONF else package[1] if package else path.parent.name
-        for key in flat(content if below == "_global_" else {below: content}):
-            parts = key.split(".")
-            keys |= {".".join(parts[: i + 1]) for i in range(len(parts))}
+        keys |= set(names(content if below == "_global_" else {below: content}))
     return keys - {"defaults"}
 
 
