@@ -45,13 +45,13 @@ def test_a_shuffle_without_memory_is_a_permutation(length):
         assert sorted(order.tolist()) == list(range(length))
     if length >= 16:
         assert not np.array_equal(found[0], found[1])
-    parts = np.concatenate([shuffled(np.array([i]), length, (0,)) for i in range(length)])
-    assert np.array_equal(parts, found[0])
+    some = range(0, length, max(1, length // 50))  # one at a time they are what they are together
+    assert [int(shuffled(np.array([i]), length, (0,))[0]) for i in some] == found[0][some].tolist()
 
 
 def test_a_shuffle_has_the_statistics_of_a_random_one():
     """Chi-squared of where places go over many seeds, and of fixed points and neighbours, which are Poisson(1) each."""
-    length, seeds = 20, 2000
+    length, seeds = 20, 1000
     orders = np.stack([shuffled(np.arange(length), length, (seed, 7)) for seed in range(seeds)])
     for place in (0, 7, 19):
         counts = np.bincount(orders[:, place], minlength=length)

@@ -1,6 +1,7 @@
 """The same weights in diffusers' U-Nets and in ours do the same, both ways through files and from CompVis' names."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def outputs(ours, theirs):
     with torch.no_grad():
         expected = theirs(x, 1000 * t - 1, **labels, **more).sample
         concat = x[:, 4:] if x.shape[1] > 4 else None
-        found = ours(x[:, :4], t, y if labels else None, context=context, concat=concat)
+        found = ours(x[:, :4], t, y if labels else torch.zeros_like(y), context=context, concat=concat)
     return found, expected
 
 
@@ -86,28 +87,40 @@ def assert_same(ours, theirs):
     assert expected.norm() > 0.1
 
 
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """Of a kind: diffusers' network, and what is imported of its folder: the network and its shape."""
+
+    @cache
+    def make_and_import(kind):
+        make, options = KINDS[kind]
+        theirs, folder = shaken(make(**options)), tmp_path_factory.mktemp("theirs")
+        theirs.save_pretrained(folder)
+        return theirs, *import_unet(folder, {}, True)[:2]
+
+    return make_and_import
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_ways_through_the_files(kind, tmp_path):
-    make, options = KINDS[kind]
-    theirs = shaken(make(**options))
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours, shape, _ = import_unet(tmp_path / "theirs", {}, True)
+def test_both_ways_through_the_files(kind, imported, tmp_path):
+    theirs, ours, shape = imported(kind)
     assert_same(ours, theirs)
     export_unet(ours, shape, tmp_path / "ours", 8)
-    again = make.from_pretrained(tmp_path / "ours").eval()
+    again = KINDS[kind][0].from_pretrained(tmp_path / "ours").eval()
     for key, tensor in theirs.state_dict().items():
         torch.testing.assert_close(again.state_dict()[key].flatten(), tensor.flatten(), rtol=0, atol=0, msg=key)
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS if kind not in ("no classes", "heads of a size, linear projections")]
+    ("kind", "averaged"),
+    [
+        *((kind, False) for kind in KINDS if kind not in ("no classes", "heads of a size, linear projections")),
+        ("adm", True),
+        ("cross-attention", True),
+    ],
 )
-@pytest.mark.parametrize("averaged", [False, True])
-def test_compvis_names(kind, averaged, tmp_path):
-    make, options = KINDS[kind]
-    theirs = shaken(make(**options))
-    theirs.save_pretrained(tmp_path / "theirs")
-    model, shape, _ = import_unet(tmp_path / "theirs", {}, True)
+def test_compvis_names(kind, averaged, imported, tmp_path):
+    theirs, model, shape = imported(kind)
     state = {UNET_PREFIX + k: v for k, v in model.state_dict().items()}
     if averaged:
         state |= {"model_ema." + k.removeprefix("model.").replace(".", ""): v for k, v in state.items()}
