@@ -1,5 +1,6 @@
 """The console script: `ldm COMMAND [OVERRIDE ...]`, which is `python -m ldm COMMAND`. Imports nothing heavy."""
 
+import difflib
 import os
 import sys
 
@@ -29,8 +30,9 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "ldm COMMAND --help     what it does, its groups and an example",
-            "ldm COMMAND --cfg job  the config that it would run with",
+            "ldm COMMAND --help             its groups and keys, each with its comment, and an example",
+            "ldm COMMAND --cfg job          the config that it would run with",
+            'eval "$(ldm --completion bash)"  completes commands, groups, choices and keys (or zsh, fish)',
         ]
     )
 
@@ -42,20 +44,46 @@ def main() -> None:
     there hides nothing that is installed.
     """
     sys.path.append(os.getcwd())
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help", "help"):
         print(usage())
     elif name == "--version":
         print(__version__)
-    elif name in COMMANDS:
-        del sys.argv[1]
-        if name == "evaluate" and sys.argv[1:2] == ["--compare"]:
-            from ldm.commands.evaluate import compare
+    elif name in ("--completion", "--complete"):
+        complete(name, " ".join(words))
+    elif name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        meant = f": did you mean {near[0]}?" if near else f"; there are {', '.join(COMMANDS)}"
+        sys.exit(f"ldm: error: no command {name}{meant}")
+    elif {"-h", "--help"} & set(words):
+        from ldm.commands.help import help_text
 
-            compare(sys.argv[2:])
-        else:
-            from ldm.commands.entry import enter
-
-            enter(name)
+        print(help_text(name, words))
     else:
-        sys.exit(f"ldm: error: no command {name!r}; there are {', '.join(COMMANDS)}")
+        run(name, words)
+
+
+def complete(flag: str, given: str) -> None:
+    """`ldm --completion SHELL` prints a shell's script, which calls `ldm --complete LINE`."""
+    from ldm.commands import completion
+
+    if flag == "--complete":
+        print("\n".join(completion.candidates(given, list(COMMANDS))))
+        return
+    try:
+        print(completion.script(given), end="")
+    except ValueError as error:
+        sys.exit(f"ldm: error: {error}")
+
+
+def run(name: str, words: list[str]) -> None:
+    """Run a command, whose own words alone are left in sys.argv."""
+    del sys.argv[1]
+    if name == "evaluate" and words[:1] == ["--compare"]:
+        from ldm.commands.evaluate import compare
+
+        compare(words[1:])
+    else:
+        from ldm.commands.entry import enter
+
+        enter(name)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -12,13 +11,14 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
-from ldm.commands.run_folder import check_owner, plain
-from ldm.commands.sweep_points import PointCard
+from ldm.commands.config_files import conf_folder
+from ldm.commands.hydra_errors import USER_ERRORS, check_command_line, explain, is_users
+from ldm.commands.refusal import refusals_leave_nothing
+from ldm.commands.run_folder import begin_log, check_owner, plain
+from ldm.commands.sweep_points import PointCard, about_point
 from ldm.runtime import stop
 
 if TYPE_CHECKING:  # else `--help` would wait for torch
@@ -26,9 +26,7 @@ if TYPE_CHECKING:  # else `--help` would wait for torch
 
 log = logging.getLogger(__name__)
 
-PACKAGED, CHECKOUT = Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf"
 TRACE = "HYDRA_FULL_ERROR"
-USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
 
 TRAINS = ("train_autoencoder", "train_diffusion", "probe")  # they own the signals
 RESUMES = dict.fromkeys(TRAINS, "; the same command goes on from the last checkpoint")
@@ -45,14 +43,17 @@ def enter(command: str) -> None:
         stop.listen()
     asked = os.environ.get(TRACE)
     os.environ[TRACE] = "1"  # so that Hydra raises what it finds wrong instead of printing several lines
+    words = sys.argv[1:]
     try:
-        compose_and_run(command, show_trace=asked == "1")
+        check_command_line(command, words)
+        with refusals_leave_nothing():
+            compose_and_run(command, show_trace=asked == "1")
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except USER_ERRORS as error:
-        if asked == "1":
+    except Exception as error:
+        if asked == "1" or not is_users(error):
             raise
-        sys.exit(f"ldm: error: {one_line(error)}")
+        sys.exit(f"ldm: error: {explain(error, command, words)}")
     except KeyboardInterrupt:
         print(f"ldm: interrupted{RESUMES.get(name, '')}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -74,8 +75,7 @@ def compose_and_run(command: str, show_trace: bool) -> None:
             return run_point(task, config, name)
         return run_alone(task, config, name, show_trace)
 
-    conf = PACKAGED if PACKAGED.is_dir() else CHECKOUT
-    hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(run)()
+    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(run)()
 
 
 Task = Callable[[Any, Path], float | None]  # options, run folder
@@ -90,10 +90,9 @@ def run_alone(task: Task, config: DictConfig, name: str, show_trace: bool) -> fl
         end_after_stop(stopped)
         return None
     except USER_ERRORS as error:
-        _remove_if_unused(folder)
         if show_trace:
             raise
-        sys.exit(f"ldm: error: {one_line(error)}")
+        sys.exit(f"ldm: error: {_explained(error, name)}")
 
 
 def run_point(task: Task, config: DictConfig, name: str) -> float | None:
@@ -105,7 +104,8 @@ def run_point(task: Task, config: DictConfig, name: str) -> float | None:
     card = PointCard(folder, writes=_rank() == 0)
     try:
         check_owner(folder, name)
-        if not card.start(plain(config)):
+        begin_log()
+        if not card.start(plain(config), about_point(name, HydraConfig.get())):
             log.info("%s is finished: skipped", folder)
             return card.value
         value = call(task, config, folder, name)
@@ -115,8 +115,9 @@ def run_point(task: Task, config: DictConfig, name: str) -> float | None:
         end_after_stop(stopped)
         return None
     except Exception as error:  # Hydra goes on with the others, and says at the end which failed
-        log.error("%s failed: %s", folder, one_line(error))
-        card.fail(one_line(error))
+        said = _explained(error, name)
+        log.error("%s failed: %s", folder, said)
+        card.fail(said)
         raise
     finally:
         stop.unlisten()
@@ -131,7 +132,14 @@ def call(task: Task, config: DictConfig, folder: Path, name: str) -> float | Non
         logging.getLogger().setLevel(logging.ERROR)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     options: type[Options] = get_type_hints(task)["options"]
-    return task(options.parse(config), folder)
+    value = task(options.parse(config), folder)
+    begin_log()  # of a command that had nothing to do
+    return value
+
+
+def _explained(error: BaseException, name: str) -> str:
+    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # a word may hold ${...}
+    return explain(error, name.replace("_", "-"), words)
 
 
 def run_folder() -> Path:
@@ -151,20 +159,3 @@ def _rank() -> int:
     from ldm.runtime.ranks import rank  # torch is not needed for --help
 
     return rank()
-
-
-def _remove_if_unused(folder: Path) -> None:
-    """Leave no folder behind that a refused command has but logged into."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"log.txt"}:
-        shutil.rmtree(folder)
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an exception, with that of what Hydra wrapped, on one line."""
-    cause = error.__cause__
-    if isinstance(error, HydraException | OmegaConfBaseException) and cause is not None:
-        inner = one_line(cause)
-        if isinstance(cause, USER_ERRORS) and not isinstance(cause, HydraException | OmegaConfBaseException):
-            return inner  # raised by our own constructors, and clear without Hydra's frame
-        return f"{' '.join(str(error).split())} ({inner})"
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,7 +1,6 @@
 """A command's last line: the command that usually follows, with the names of this run."""
 
 import os
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 from hydra.conf import ConfigSourceInfo
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+
+from ldm.commands.config_files import word
 
 USUAL_DATA = "digits"  # what every command takes where data= is not given
 
@@ -36,14 +37,5 @@ def data_overrides(data: dict[str, Any]) -> list[str]:
             usual = OmegaConf.to_container(OmegaConf.load(file))
             break
     wanted = {key: value for key, value in data.items() if key != "crop"}
-    changed = [f"data.{key}={_word(value)}" for key, value in wanted.items() if key not in usual or usual[key] != value]
+    changed = [f"data.{key}={word(value)}" for key, value in wanted.items() if key not in usual or usual[key] != value]
     return ([] if choice == USUAL_DATA else [f"data={choice}"]) + changed
-
-
-def _word(value: Any) -> str:
-    """A value as Hydra reads it on a command line."""
-    if value is None:
-        return "null"
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    plain = not isinstance(value, str) or re.fullmatch(r"[\w./:~+-]+", text)
-    return text if plain else "'" + text.replace("'", r"\'") + "'"

@@ -23,7 +23,8 @@ def main(options: PackOptions, run: Path) -> None:
         return track(parts, "packing shards")
 
     source: Source = build(options.data)
-    shards.pack(source, run, options.shard_size, progress)
+    _ = source.class_names  # lists the files: what is not there is refused before anything is written
     options.begin(run)
+    shards.pack(source, run, options.shard_size, progress)
     source.report_skipped()
     print(f"shards and {shards.INDEX} in {run}: use them with data=shards data.root={run}")

@@ -4,14 +4,18 @@ import os
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_type_hints
 
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from ldm.commands.config_files import word
 from ldm.commands.entry import TRACE
-from ldm.commands.options import Free, Group
+from ldm.commands.hydra_errors import USER_ERRORS, explain
+from ldm.commands.options import Free, Group, build
 from ldm.commands.train_autoencoder import StageOneOptions
 from ldm.runtime import stop
 from ldm.runtime.files import read_json
@@ -34,23 +38,40 @@ class ProbeOptions(StageOneOptions):
 
 def main(options: ProbeOptions, run: Path) -> float:
     """The commands of the whole chain, each a process of its own with a run folder of its own."""
-    data = data_overrides(options)
-    here = {what: f"'{run / what}'" for what in ("autoencoder", "latents", "diffusion", "samples")}
-    options.begin(run)
-    chain = {
-        ("train-autoencoder", "autoencoder"): stage_one_overrides(),
-        ("cache-latents", "latents"): [f"autoencoder={here['autoencoder']}", *data, *options.probe.latents],
-        ("train-diffusion", "diffusion"): [f"latents={here['latents']}", *options.probe.diffusion],
-        ("sample", "samples"): [f"model={here['diffusion']}", *options.probe.samples],
-        ("evaluate", "metrics"): [f"samples={here['samples']}", *data, *options.probe.metrics],
-    }
+    data, chain = data_overrides(options), []
+    here = {what: word(str(run / what)) for what in ("autoencoder", "latents", "diffusion", "samples")}
     everywhere = [f"seed={options.seed}", f"trust=[{','.join(options.trust)}]"]
-    for (name, folder), overrides in chain.items():
-        common = [f"hydra.run.dir='{run / folder}'", *everywhere, *logger_overrides(options, run, folder)]
-        call(name, *common, *overrides)
+    for name, folder, overrides in (
+        ("train-autoencoder", "autoencoder", stage_one_overrides()),
+        ("cache-latents", "latents", [f"autoencoder={here['autoencoder']}", *data, *options.probe.latents]),
+        ("train-diffusion", "diffusion", [f"latents={here['latents']}", *options.probe.diffusion]),
+        ("sample", "samples", [f"model={here['diffusion']}", *options.probe.samples]),
+        ("evaluate", "metrics", [f"samples={here['samples']}", *data, *options.probe.metrics]),
+    ):
+        common = [f"hydra.run.dir={word(str(run / folder))}", *everywhere, *logger_overrides(options, run, folder)]
+        chain.append((name, [*common, *overrides]))
+    _ = build(options.data).class_names  # lists the files: what is not there is refused before the first command
+    for name, overrides in chain:
+        check(name, overrides)
+    options.begin(run)
+    for name, overrides in chain:
+        call(name, *overrides)
     distance = read_json(run / "metrics" / "metrics.json")["frechet_distance"]["value"]
     print(f"{run}: Frechet distance {distance:.4f} of the small generator's samples")
     return distance
+
+
+def check(name: str, overrides: list[str]) -> None:
+    """Refuse overrides that `ldm NAME` would refuse, before the commands that come first have trained for hours.
+
+    Raises:
+        ValueError: in the words of that command.
+    """
+    task = import_module(f"ldm.commands.{name.replace('-', '_')}").main
+    try:
+        get_type_hints(task)["options"].parse(compose(name.replace("-", "_"), overrides))
+    except USER_ERRORS as error:
+        raise ValueError(f"ldm {name}, which the probe calls: {explain(error, name, overrides)}") from None
 
 
 def stage_one_overrides() -> list[str]:
@@ -63,16 +84,15 @@ def logger_overrides(options: ProbeOptions, run: Path, folder: str) -> list[str]
     """The same loggers for every command; wandb's runs are named by the point, and grouped by the sweep."""
     names = list(options.logger)
     group = run.parent.name if HydraConfig.get().mode is RunMode.MULTIRUN else run.name
-    wandb = [f"logger.wandb.group='{group}'", f"logger.wandb.name='{run.name}/{folder}'"] if "wandb" in names else []
-    return [f"logger=[{','.join(names)}]", *wandb] if names else []
+    named = [f"logger.wandb.group={word(group)}", f"logger.wandb.name={word(f'{run.name}/{folder}')}"]
+    return [f"logger=[{','.join(names)}]", *(named if "wandb" in names else [])] if names else []
 
 
 def data_overrides(options: ProbeOptions) -> list[str]:
     """The data of stage 1, for the other commands that read images; what has no place in a command line is left out."""
     values = {key: value for key, value in options.data.items() if key != "_target_"}
-    quoted = {key: f"'{value}'" if isinstance(value, str) else value for key, value in values.items()}
-    words = {key: "null" if value is None else value for key, value in quoted.items()}
-    return [f"data={HydraConfig.get().runtime.choices['data']}", *(f"data.{key}={word}" for key, word in words.items())]
+    given = (f"data.{key}={word(value)}" for key, value in values.items())
+    return [f"data={HydraConfig.get().runtime.choices['data']}", *given]
 
 
 def call(name: str, *overrides: str) -> None:

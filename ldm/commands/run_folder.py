@@ -1,5 +1,6 @@
-"""A command's run folder: its config.yaml, whose it is, and the loggers that keep to it."""
+"""A command's run folder: its config.yaml, whose it is, its log, and the loggers that keep to it."""
 
+import logging
 import os
 import secrets
 from pathlib import Path
@@ -26,10 +27,38 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def write_config(given: dict[str, Any], run: Path) -> None:
-    """Write the config that a command was given, and the command's name."""
+    """The command begins: write the config that it was given, and its name, and from here on its log."""
     named = given | {"command": HydraConfig.get().job.config_name}
     with atomic_write(run / CONFIG) as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(named)).encode())
+    begin_log()
+
+
+class RunLog(logging.FileHandler):
+    """RUN/log.txt, whose records wait until `begin_log`."""
+
+    def __init__(self, filename: str) -> None:
+        super().__init__(filename, delay=True)
+        self.waiting: list[logging.LogRecord] | None = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.waiting is None:
+            super().emit(record)
+        else:
+            self.waiting.append(record)
+
+    def begin(self) -> None:
+        """Write what waits, and from now on each record at once."""
+        waiting, self.waiting = self.waiting or [], None
+        for record in waiting:
+            super().emit(record)
+
+
+def begin_log() -> None:
+    """The command begins: its log is written from here on, with what has been said before."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, RunLog):
+            handler.begin()
 
 
 def check_owner(folder: Path, name: str) -> None:

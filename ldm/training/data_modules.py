@@ -39,6 +39,7 @@ class ImageData(LightningDataModule):
 
     def __init__(self, *, source: Source, batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()
+        _ = source.class_names  # lists the files: a folder that is not there is refused before the run begins
         self.source, self.batch_size, self.num_workers, self.seed = source, batch_size, num_workers, seed
 
     def train_dataloader(self) -> Stretches:

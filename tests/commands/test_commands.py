@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, fails, inside, noise_samples, run_command
+from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, fails, inside, noise_samples
 
 from ldm.checkpoint import load_autoencoder, load_diffusion
-from ldm.commands.cli import COMMANDS
 
 
 def test_samples_and_scores(ldm, pipeline):
@@ -72,7 +71,7 @@ def test_sweep_makes_a_folder_a_point(ldm, pipeline):
     inside(pipeline, ldm)
     ldm("sample", "-m", "run=sweep", "num=2", "sampler=euler,ddim", "sampler.steps=1")
     for sampler in ("euler", "ddim"):
-        assert (pipeline / f"runs/sweep/num=2,sampler.steps=1,sampler={sampler}/samples.npz").exists()
+        assert (pipeline / f"runs/sweep/sampler={sampler}/samples.npz").exists()
 
 
 def test_job_array_of_slices_makes_one_cache(ldm, pipeline):
@@ -136,13 +135,3 @@ def test_foreign_samples_are_scored_too(ldm):
     metrics = json.loads(Path("runs/metrics/metrics.json").read_text())
     assert metrics["frechet_distance"]["depends"]["samples"] == 8
     assert "pass autoencoder=PATH, or reconstruction=false" in fails("evaluate", "samples=noise.npz")
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_says_what_it_does_its_groups_and_an_example(name, capsys):
-    with pytest.raises(SystemExit):
-        run_command(name, "--help")
-    text = capsys.readouterr().out
-    assert f"ldm {name} " in text
-    assert "Example:" in text
-    assert "== Config" in text

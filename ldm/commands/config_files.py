@@ -1,0 +1,244 @@
+"""What conf/ offers a command, read from the yaml files: its groups and their choices, its keys, values and comments.
+
+Help, completion and error messages use it. Hydra composes what a command runs with; this file knows what Hydra does not
+keep, the comments and the command that an experiment is for, and imports nothing but yaml, since a shell waits for it.
+"""
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PACKAGED, CHECKOUT = Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf"
+OF_ONE_COMMAND = ("experiment", "sweep")  # groups whose files name their command in their second line
+LIKE = {"probe": "train-autoencoder"}  # ldm probe takes all that ldm train-autoencoder takes
+
+
+def conf_folder() -> Path:
+    """The folder of the configuration files: the installed package's, or the checkout's."""
+    return PACKAGED if PACKAGED.is_dir() else CHECKOUT
+
+
+@dataclass(frozen=True)
+class CommandConfig:
+    """A command's configuration, as its files and the chosen groups have it.
+
+    Args:
+        command: `train-diffusion`.
+        folders: where configuration files are looked for; the first that has one wins.
+        words: overrides of a command line; those that choose a group count, the first choice of a sweep's.
+    """
+
+    command: str
+    folders: tuple[Path, ...]
+    words: tuple[str, ...]
+
+    @classmethod
+    def of(cls, command: str, words: list[str]) -> "CommandConfig":
+        """words: a command line, with Hydra's flags: --config-dir is looked into, too."""
+        given = [Path(value) for flag, value in pairwise(words) if flag in ("--config-dir", "-cd")]
+        given += [Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir=")]
+        return cls(command, (*given, conf_folder()), tuple(words))
+
+    @cached_property
+    def primary_files(self) -> list[Path]:
+        """conf/COMMAND.yaml and the files that it is built on, the innermost first."""
+
+        def built_on(file: Path) -> list[Path]:
+            names = [entry for entry in _defaults(file) if isinstance(entry, str) and entry != "_self_"]
+            return [*(inner for name in names for inner in built_on(self._file(name))), file]
+
+        return built_on(self._file(self.command.replace("-", "_")))
+
+    @cached_property
+    def chosen(self) -> dict[str, str | None]:
+        """The choice of each group that the command has; None where nothing is chosen."""
+        chosen: dict[str, str | None] = {}
+        for file in reversed(self.primary_files):  # the command's own groups first, those of all commands last
+            for entry in _defaults(file):
+                chosen |= entry if isinstance(entry, dict) else {}
+        given = dict(word.split("=", 1) for word in self.words if "=" in word)
+        given = {group: value.split(",")[0] for group, value in given.items() if group in chosen}
+        experiment = self.file_of("experiment", given.get("experiment", chosen.get("experiment")))
+        if experiment is not None:
+            for entry in _defaults(experiment):
+                if isinstance(entry, dict):
+                    chosen |= {key.removeprefix("override /"): choice for key, choice in entry.items()}
+        return chosen | {group: None if choice == "null" else choice for group, choice in given.items()}
+
+    def file_of(self, group: str, choice: str | None) -> Path | None:
+        """The file of a group's choice; None where there is none."""
+        files = [folder / group / f"{choice}.yaml" for folder in self.folders]
+        return next((file for file in files if file.is_file()), None)
+
+    def package(self, group: str) -> str:
+        """Where the keys of the chosen file stand: at the group's name, or as its first line says; "" for all over."""
+        file = self.file_of(group, self.chosen.get(group))
+        named = re.match(r"# @package (\S+)", file.read_text()) if file is not None else None
+        return group if named is None else named[1].replace("_global_", "")
+
+    def choices(self, group: str) -> list[str]:
+        """The choices of a group; of experiments and sweeps, those that are for this command."""
+        files = [file for folder in self.folders for file in sorted((folder / group).glob("*.yaml"))]
+        if group in OF_ONE_COMMAND:
+            files = [file for file in files if command_of(file) in (None, self.command, LIKE.get(self.command))]
+        return list(dict.fromkeys(file.stem for file in files))
+
+    @cached_property
+    def _parts(self) -> list[tuple[str, dict[str, Any], dict[str, str]]]:
+        """Prefix of the keys, content and comments of each file, in the order of merging."""
+
+        def of(file: Path) -> Iterator[tuple[str, Path]]:
+            entries = _defaults(file)
+            for entry in entries if "_self_" in entries else [*entries, "_self_"]:
+                if entry == "_self_":
+                    yield "", file
+                elif isinstance(entry, str):
+                    yield from of(self._file(entry))
+                else:
+                    for group in entry:
+                        if (chosen := self.file_of(group, self.chosen[group])) is not None:
+                            yield f"{package}." if (package := self.package(group)) else "", chosen
+
+        files = of(self.primary_files[-1])
+        return [(prefix, _content(file), comments_of(file.read_text())) for prefix, file in files]
+
+    @cached_property
+    def keys(self) -> dict[str, Any]:
+        """{"net.dropout": 0.0}: each key with its value, without Hydra's own; interpolations as they are written."""
+        config: dict[str, Any] = {}
+        for prefix, content, _ in self._parts:
+            _merge(config, {prefix[:-1]: content} if prefix else content)
+        return dict(_flat({key: value for key, value in config.items() if key not in ("hydra", "defaults")}))
+
+    @cached_property
+    def comments(self) -> dict[str, str]:
+        """{"guard": "..."}: the comment of each key that has one, where the key is first explained."""
+        comments: dict[str, str] = {}
+        for prefix, _, said in self._parts:
+            comments = {f"{prefix}{key}": text for key, text in said.items()} | comments
+        return comments
+
+    def value(self, key: str) -> Any:
+        """The value of a key, with what the command line gives it."""
+        given = [word.partition("=")[2] for word in self.words if word.lstrip("+~").startswith(f"{key}=")]
+        return given[-1] if given else self.keys.get(key)
+
+    @cached_property
+    def help(self) -> dict[str, str]:
+        """header: what the command does; footer: examples."""
+        found: dict[str, str] = _content(self.primary_files[-1])["hydra"]["help"]
+        return found
+
+    def _file(self, name: str) -> Path:
+        return next(file for folder in self.folders if (file := folder / f"{name}.yaml").is_file())
+
+
+def word(value: Any) -> str:
+    """A value as a command line gives it to Hydra: null, true, [1,2], text, 'text with spaces'."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(word, value))}]"
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_./][\w./:+-]*", value, re.ASCII)
+    if not isinstance(value, str) or (plain and value.lower() not in ("null", "true", "false", "nan", "inf")):
+        return str(value)
+    escaped = value.replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def command_of(file: Path) -> str | None:
+    """The command in the second line of an experiment's or a sweep's file, `# ldm COMMAND ...`.
+
+    None where the file names none, or any of them: COMMAND to the letter.
+    """
+    lines = file.read_text().splitlines()
+    named = re.match(r"# ldm ([\w-]+)", lines[1]) if len(lines) > 1 else None
+    return named[1] if named and named[1] != "COMMAND" else None
+
+
+def head_of(file: Path) -> str:
+    """What a file says of itself: the comment in its first lines, without `@package` and the command."""
+    lines = iter(file.read_text().splitlines())
+    said = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        if not line.startswith(("# @package", "# ldm ")):
+            said.append(line.lstrip("# "))
+    return " ".join(said)
+
+
+def comments_of(text: str) -> dict[str, str]:
+    """{"guard.clip": "largest gradient norm"}: the comment of each key of a yaml file that has one.
+
+    It stands at the end of the line where the key starts, or fills the lines right above the key. Of several keys in
+    one line, {a: 1, b: 2}, it is the outermost one's. The first lines of a file are about the file, not about a key.
+    """
+    lines, ends = text.splitlines(), _ends_of_code(text)
+    head = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    comments: dict[str, str] = {}
+    explained: set[int] = set()
+    for key, line in _places(yaml.compose(text)):
+        if line in explained:
+            continue
+        explained.add(line)
+        above = line
+        while above > head and lines[above - 1].lstrip().startswith("#"):
+            above -= 1
+        parts = [*lines[above:line], lines[line][ends[line] :]]
+        if said := " ".join(part for part in (part.strip().lstrip("# ") for part in parts) if part):
+            comments[key] = said
+    return comments
+
+
+def _ends_of_code(text: str) -> dict[int, int]:
+    """The column after the last token that ends in each line: what follows it is a comment."""
+    ends: dict[int, int] = {}
+    for token in yaml.scan(text):
+        if token.start_mark.index < token.end_mark.index:  # the others mark the ends of blocks
+            ends[token.end_mark.line] = max(ends.get(token.end_mark.line, 0), token.end_mark.column)
+    return ends
+
+
+def _places(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Each key of a mapping with the line where it stands, outer keys before inner ones."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            yield name, key.start_mark.line
+            yield from _places(value, f"{name}.")
+
+
+def _content(file: Path) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text()) or {}
+
+
+def _defaults(file: Path) -> list[Any]:
+    defaults: list[Any] = _content(file).get("defaults", [])
+    return defaults
+
+
+def _merge(config: dict[str, Any], more: dict[str, Any]) -> None:
+    """Lay `more` over a config, dicts into dicts; all else replaces what was there."""
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(config.get(key), dict):
+            _merge(config[key], value)
+        else:
+            config[key] = copy.deepcopy(value)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,277 @@
+"""A user's mistakes that Hydra finds, each in one line that names the key and the fix instead of in Hydra's words.
+
+The one file that knows what Hydra, OmegaConf and submitit say of wrong command lines. Its tests fail when they change.
+"""
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from subprocess import CalledProcessError
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+from ldm.commands.config_files import OF_ONE_COMMAND, CommandConfig, command_of, conf_folder
+
+USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+FLAGS = ("--run", "--cfg", "--info", "--package", "--resolve")  # Hydra's that look as if they were keys
+NO_SLURM = 'Could not detect "srun"'  # submitit's words
+EXTRA = "pip install 'ldm[sweep]'"
+
+
+def check_command_line(command: str, words: list[str]) -> None:
+    """Refuse what can be told before Hydra composes: what is no flag, no key, or for another command.
+
+    Raises:
+        ValueError: naming the word, and what to write instead.
+    """
+    config = CommandConfig.of(command, words)
+
+    def refuse(message: str) -> NoReturn:
+        flag = re.search(r"(--?[\w-]+)\S*$", message.removesuffix("'")) or re.search(r"(--?[\w-]+)", message)
+        name = flag[1] if flag else message
+        raise ValueError(f"{name} is no flag: ldm {command} --help lists keys and groups, which take no dashes")
+
+    for word in words:
+        dashed, equals, value = word.partition("=")
+        key = dashed.lstrip("-").replace("-", "_")
+        if dashed.startswith("--") and (equals or dashed not in FLAGS) and key in config.keys:
+            raise ValueError(f"{word} is no flag: write {key}={value if equals else 'VALUE'}")
+        if dashed.startswith(("/", "=")) or (equals and not dashed):
+            raise ValueError(
+                f"{word} names no key: write KEY=VALUE" + f", as {word.lstrip('/')}" * word.startswith("/")
+            )
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    if parser.parse_args(words).shell_completion:
+        raise ValueError('completion is for ldm as a whole: eval "$(ldm --completion bash)" (or zsh, fish)')
+    for group in OF_ONE_COMMAND:
+        for word in (word for word in words if word.startswith(f"{group}=")):
+            for choice in word.partition("=")[2].split(","):
+                _check_its_command(config, group, choice)
+
+
+def _check_its_command(config: CommandConfig, group: str, choice: str) -> None:
+    file = config.file_of(group, choice)
+    if file is not None and choice not in config.choices(group):
+        its = command_of(file)
+        raise ValueError(f"{group}={choice} is for another command: ldm {its} {group}={choice}")
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether the user can mend it; any other exception is a fault of this package, whose stack trace is wanted."""
+    return isinstance(error, USER_ERRORS) or _launcher(error) is not None
+
+
+def explain(error: BaseException, command: str, words: list[str]) -> str:
+    """The mistake in one line, with the fix where one is known.
+
+    Args:
+        error: what was raised.
+        command: `train-diffusion`.
+        words: the command line after it.
+    """
+    for cause in _chain(error):
+        for read in READERS:
+            if (said := read(cause, CommandConfig.of(command, words))) is not None:
+                return said
+    return one_line(error)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception, with that of what Hydra wrapped, on one line."""
+    cause = error.__cause__
+    own = str(error).split("\n    full_key:")[0] if isinstance(error, HYDRA_ERRORS) else str(error)
+    own = " ".join(own.split()) or type(error).__name__
+    if not isinstance(error, HYDRA_ERRORS) or cause is None:
+        return own
+    inner = one_line(cause)
+    if isinstance(cause, USER_ERRORS) and not isinstance(cause, HYDRA_ERRORS):
+        return inner  # raised by a constructor of this package, and clear without Hydra's frame
+    node = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, InstantiationException) else None
+    return f"{node[1]}: {inner}" if node else f"{own} ({inner})"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _unreadable(error: BaseException, config: CommandConfig) -> str | None:
+    """What Hydra's grammar cannot read: no =, or a value that needs quotes."""
+    if not isinstance(error, OverrideParseException):
+        return None
+    key, equals, value = error.override.partition("=")
+    if not equals:
+        return f"{error.override} is neither a flag nor KEY=VALUE: ldm {config.command} --help lists the keys"
+    sweeps = bool({"-m", "--multirun"} & set(config.words)) and "," in value and not set("'\"[]{}()") & set(value)
+    each = " each" if sweeps or value.startswith("[") else " the"
+    fixed = shlex.quote(f"{key}={_quoted(value, sweeps)}")
+    return f"{error.override} cannot be read: quote{each} value, for Hydra and for the shell: {fixed}"
+
+
+def _quoted(value: str, several: bool = False) -> str:
+    """A value that Hydra takes as it stands; a list, or a sweep's several values, each of them."""
+    a_list = value.startswith("[") and value.endswith("]")
+    if a_list or several:
+        parts = re.split(r",(?![^\[]*\])", value[1:-1] if a_list else value)  # not at commas within brackets
+        each = ",".join(map(_quoted, parts))
+        return f"[{each}]" if a_list else each
+    text = value.strip("'\"").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def _several_values(error: BaseException, config: CommandConfig) -> str | None:
+    """Values with commas between them, without -m."""
+    found = re.match(r"Ambiguous value for argument '(.*?)=(.*)'\n", str(error))
+    if not found:
+        return None
+    key, value = found.groups()
+    a_list = f", or {key}=[{value}] for a list" if isinstance(config.keys.get(key), list) else ""
+    quoted = shlex.quote(f"{key}={_quoted(value)}")
+    text = "" if key in config.chosen else f", or {quoted} for a text with commas"
+    return f"{key}={value} names several values: pass -m to run the command with each of them{a_list}{text}"
+
+
+def _unknown_choice(error: BaseException, config: CommandConfig) -> str | None:
+    if not isinstance(error, MissingConfigException) or not error.missing_cfg_file:
+        return None
+    group, _, choice = error.missing_cfg_file.rpartition("/")
+    if group.startswith("hydra/"):  # a plugin of Hydra's that is not installed; ours are named in a file of conf/
+        own, plugin = group.removeprefix("hydra/"), choice.removeprefix("submitit_")
+        asked = next(
+            (word for word in config.words if word in (f"launcher={plugin}", f"sweep={plugin}")), f"{own}={choice}"
+        )
+        return f"{asked} needs a package that is not installed: {EXTRA}"
+    there = config.choices(group)
+    near = difflib.get_close_matches(choice, there, 1)
+    meant = f"did you mean {near[0]}? There are" if near else "there are"
+    return f"{group}={choice} is no choice of ldm {config.command}: {meant} {', '.join(there) or 'none'}"
+
+
+def _unknown_key(error: BaseException, config: CommandConfig) -> str | None:
+    """An override of what is not there: a group, or a key."""
+    found = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", str(error))
+    if not found or isinstance(error, MissingConfigException):
+        return None
+    key = found[1]
+    group, _, rest = key.partition(".")
+    if group.startswith("hydra"):
+        return f"{key} is no key of Hydra's in this version, or of the launcher or sweeper that is chosen"
+    if group not in config.chosen and group not in config.keys and (conf_folder() / group).is_dir():
+        return f"{key}: ldm {config.command} has no group {group}; it has {', '.join(_groups(config))}"
+    group = next((one for one in config.chosen if config.package(one) == group), group)
+    if rest and group in config.chosen and (others := _choices_with(config, group, key)):
+        either = f" (or {', '.join(others[1:])})" if others[1:] else ""
+        chosen = config.chosen[group]
+        return f"{group}={chosen} has no {rest}: pass {group}={others[0]}{either} {key}={config.value(key)}"
+    return f"{key} is no key of ldm {config.command}: {_nearest(key, config)}"
+
+
+def _groups(config: CommandConfig) -> Iterable[str]:
+    return (group for group in config.chosen if config.choices(group))
+
+
+def _choices_with(config: CommandConfig, group: str, key: str) -> list[str]:
+    """The choices of a group that have this key."""
+    others = [word for word in config.words if not word.startswith(f"{group}=")]
+    return [
+        choice
+        for choice in config.choices(group)
+        if key in CommandConfig(config.command, config.folders, (*others, f"{group}={choice}")).keys
+    ]
+
+
+def _nearest(key: str, config: CommandConfig) -> str:
+    """The keys that may have been meant: of the same last part, beside it, or of similar letters."""
+    keys = [*config.keys, *_groups(config)]
+    parent, _, last = key.rpartition(".")
+    beside = {name.rpartition(".")[2]: name for name in config.keys if name.rpartition(".")[0] == parent}
+    near = [name for name in keys if name.rpartition(".")[2] == last][:3]
+    near = near or [beside[name] for name in difflib.get_close_matches(last, beside, 2, cutoff=0.7)]
+    near = near or difflib.get_close_matches(key, keys, 3, cutoff=0.75)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    within = [name for name in config.keys if name.startswith(f"{key.partition('.')[0]}.")]
+    return f"there are {', '.join(within)}" if within else f"ldm {config.command} --help lists them"
+
+
+def _there_already(error: BaseException, config: CommandConfig) -> str | None:  # noqa: ARG001
+    found = re.search(r"Could not append to config\. .*\nEither remove \+ prefix: '(.*?)=", str(error))
+    return f"{found[1]} has a value already: pass {found[1]}=, without the +" if found else None
+
+
+def _missing(error: BaseException, config: CommandConfig) -> str | None:
+    """A key whose value is ??? in conf/."""
+    found = re.search(r"Missing mandatory value: \S+\n?\s*full_key: (\S+)", str(error))
+    if not found:
+        return None
+    said = config.comments.get(found[1])
+    return f"{found[1]} has no value: pass {found[1]}=..." + (f" ({said})" if said else "")
+
+
+def _no_such_interpolation(error: BaseException, config: CommandConfig) -> str | None:  # noqa: ARG001
+    found = re.match(r"Interpolation key '(.+?)' not found\n\s*full_key: (\S+)", str(error))
+    return f"{found[2]} refers to ${{{found[1]}}}, and there is no key {found[1]}" if found else None
+
+
+def _wrong_type(error: BaseException, config: CommandConfig) -> str | None:  # noqa: ARG001
+    """Of what Hydra has types for: its launchers' and sweepers' keys."""
+    found = re.match(r"(?s)Error merging override (\S+)", str(error))
+    if not found or error.__cause__ is None:
+        return None
+    return f"{found[1]}: {one_line(error.__cause__)}"
+
+
+def _no_interval(error: BaseException, config: CommandConfig) -> str | None:  # noqa: ARG001
+    if "does not support sweep type" not in str(error):
+        return None
+    return "an interval is for sweep=optuna, which searches it; without, name the values: KEY=A,B"
+
+
+def _no_point_finished(error: BaseException, config: CommandConfig) -> str | None:
+    if "No trials are completed yet" not in str(error):
+        return None
+    return f"none of the sweep's points has finished: ldm summarize run={config.value('run')} says why each failed"
+
+
+def _launcher(error: BaseException, config: CommandConfig | None = None) -> str | None:  # noqa: ARG001
+    """What submitit raises where it cannot submit, or where a job of the sweep has died."""
+    said = " ".join(str(error).split())
+    if NO_SLURM in said:
+        return "launcher=slurm needs sbatch and srun, which are not here: run it where they are, or pass launcher=null"
+    if not type(error).__module__.startswith("submitit"):
+        return None
+    if could_not_launch(error):  # in sbatch's own words
+        return (
+            f"launcher=slurm: sbatch refuses the jobs ({said}): hydra.launcher.gpus_per_node= (null without GPUs), "
+            ".cpus_per_task=, .mem_gb=, .timeout_min= and .partition= must be what the cluster has"
+        )
+    return f"launcher=slurm: {str(error).splitlines()[0]}: its logs lie in RUN/.submitit"
+
+
+def could_not_launch(error: BaseException) -> bool:
+    """Whether no job of the sweep was submitted, by submitit's account."""
+    of_sbatch = type(error).__module__.startswith("submitit") and isinstance(error.__cause__, CalledProcessError)
+    return of_sbatch or NO_SLURM in str(error)
+
+
+READERS = (
+    _unreadable,
+    _several_values,
+    _unknown_choice,
+    _unknown_key,
+    _there_already,
+    _missing,
+    _no_such_interpolation,
+    _wrong_type,
+    _no_interval,
+    _no_point_finished,
+    _launcher,
+)
