@@ -128,6 +128,21 @@ def test_a_requeued_job_goes_on_bit_for_bit_in_the_same_wandb_run(site, pipeline
     assert all(start.name.endswith(name) for start in starts)
 
 
+def test_a_job_that_somebody_requeues_saves_goes_on_and_says_so(site, pipeline):
+    options = [*TINY_DIFFUSION, *CPU, f"latents={pipeline}/runs/latents", "steps=400", "every=200"]
+    job = sbatch("train_diffusion", *options, "run=requeued")
+    until = time.time() + 120
+    while not list(site.glob("runs/requeued/csv/version_0/metrics.csv")):
+        assert time.time() < until
+        time.sleep(0.2)
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    wait(job)
+    text = (site / f"slurm-ldm-train-diffusion-{job}.log").read_text()
+    assert f"job {job} is requeued" in text
+    assert "could not be requeued" not in text
+    assert "resumes from" in text
+
+
 def test_a_cancelled_job_saves_and_is_not_requeued(site, pipeline):
     options = [*TINY_DIFFUSION, *CPU, f"latents={pipeline}/runs/latents", "steps=4000", "every=2000"]
     job = sbatch("train_diffusion", *options, "run=cancelled")

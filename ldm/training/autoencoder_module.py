@@ -30,8 +30,8 @@ class AutoencoderModule(ProgressModule):
     The discriminator is not averaged: what it says in a validation is what it says at that moment.
 
     Args:
-        accumulate: micro-batches that a batch is divided into; it equals the whole batch at once
-            (but for discriminator.norm=batch, whose statistics are a micro-batch's).
+        accumulate: micro-batches that a batch is divided into. The result is that of the undivided batch, except for
+            discriminator.norm=batch, whose statistics are a micro-batch's.
         trained: all, or the decoder alone (with post_quant_conv), for published encoders that must stay as they are.
         guard, disc_guard: between each player's gradients and its step.
     """

@@ -39,10 +39,10 @@ class Console(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            log.info("; ".join(self._start(trainer, _ours(pl_module))))
+            log.info("; ".join(self._start(trainer, _progress(pl_module))))
         columns = [TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True))]
         self.bar = self.on_screen.enter_context(shown(one_line_bar(*columns, hidden=not trainer.is_global_zero)))
-        seen = _ours(pl_module).batches_seen
+        seen = _progress(pl_module).batches_seen
         self.task = self.bar.add_task("training", total=self.steps, completed=seen, figures="", left=None)
 
     def _start(self, trainer: Trainer, module: ProgressModule) -> list[str]:
@@ -60,7 +60,7 @@ class Console(Callback):
         ]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        seen = _ours(pl_module).batches_seen + 1  # the module counts the batch after its callbacks
+        seen = _progress(pl_module).batches_seen + 1  # the module counts the batch after its callbacks
         self.bar.update(self.task, completed=seen)
         if time.monotonic() - self.looked > PAUSE:
             self._show(trainer, seen)
@@ -71,7 +71,7 @@ class Console(Callback):
             self.looked, speed = time.monotonic(), _images_per_second(trainer)
             figures = [f"{ON_THE_BAR[name]} {value:.3g}" for name, value in _values(trainer, ON_THE_BAR)]
             figures += [f"{_rounded(speed)} img/s"] if speed else []
-            left = self._left(trainer, _ours(trainer.lightning_module))
+            left = self._left(trainer, _progress(trainer.lightning_module))
             self.bar.update(self.task, completed=seen, figures=" ".join(figures), left=left)
 
     def _left(self, trainer: Trainer, module: ProgressModule) -> float | None:
@@ -92,7 +92,7 @@ class Console(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            module, speed = _ours(pl_module), _images_per_second(trainer)
+            module, speed = _progress(pl_module), _images_per_second(trainer)
             figures = [f"{name} {value:.4g}" for name, value in _values(trainer, FIGURES)]
             left = self._left(trainer, module)
             pace = [] if left is None else [f"{_rounded(speed)} images/s", f"{duration(left)} left"]
@@ -129,6 +129,6 @@ def _rounded(speed: float) -> str:
     return f"{speed:.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
-def _ours(module: LightningModule) -> ProgressModule:
+def _progress(module: LightningModule) -> ProgressModule:
     assert isinstance(module, ProgressModule)
     return module

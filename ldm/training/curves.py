@@ -13,8 +13,8 @@ from ldm.training.plots import draw_curves
 
 
 class Curves(Callback):
-    """Joins the CSV logs of all starts into metrics.csv after each validation; draws each metric at the end, and before
-    it once a minute at most, since drawing takes seconds."""
+    """Joins the CSV logs of all starts into metrics.csv after each validation. Draws curves.png at the end, and before
+    that at most once a minute, since drawing takes seconds."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.drawn = time.monotonic()
@@ -35,31 +35,37 @@ class Curves(Callback):
 
 
 def write_curves(folder: Path, draw: bool) -> None:
-    """RUN/csv/version_*/metrics.csv -> RUN/metrics.csv and RUN/curves.png; a later start overrides an earlier one."""
-    rows: dict[int, dict[str, str]] = defaultdict(dict)
-    starts = sorted((folder / "csv").glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:]))
-    for start in starts:
-        with open(start, newline="") as file:
-            new = [row for row in csv.DictReader(file) if row["step"]]
-        trained = [int(row["step"]) for row in new if row.get("train/lr")]  # the others make up for a validation
-        if trained:  # what an interrupted start logged beyond the checkpoint that this one resumed from is void
-            first = min(trained)
-            rows = defaultdict(dict, {step: row for step, row in rows.items() if step < first})
-        for row in new:
-            rows[int(row["step"])] |= {key: value for key, value in row.items() if value and key != "epoch"}
+    """RUN/csv/version_*/metrics.csv -> RUN/metrics.csv, and, to draw, RUN/curves.png."""
+    rows = sorted(_joined(folder).items())
     if not rows:
         return
-    names = ["step", *sorted({key for row in rows.values() for key in row} - {"step"})]
+    names = ["step", *sorted({key for _, row in rows for key in row} - {"step"})]
     with atomic_write(folder / "metrics.csv") as binary:
-        lines = [",".join(names)] + [",".join(rows[step].get(name, "") for name in names) for step in sorted(rows)]
+        lines = [",".join(names)] + [",".join(row.get(name, "") for name in names) for _, row in rows]
         binary.write(("\n".join(lines) + "\n").encode())
     if draw:
         draw_curves(folder / "curves.png", str(folder), {name: _series(rows, name) for name in names if "/" in name})
 
 
-def _series(rows: dict[int, dict[str, str]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def _joined(folder: Path) -> dict[int, dict[str, str]]:
+    """The rows of all starts by step. A start replaces what an earlier one logged after the checkpoint that it resumed
+    from; a start that only did a validation replaces nothing."""
+    rows: dict[int, dict[str, str]] = defaultdict(dict)
+    for start in sorted((folder / "csv").glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:])):
+        with open(start, newline="") as file:
+            new = [row for row in csv.DictReader(file) if row["step"]]
+        trained = [int(row["step"]) for row in new if row.get("train/lr")]
+        if trained:
+            first = min(trained)
+            rows = defaultdict(dict, {step: row for step, row in rows.items() if step < first})
+        for row in new:
+            rows[int(row["step"])] |= {key: value for key, value in row.items() if value and key != "epoch"}
+    return rows
+
+
+def _series(rows: list[tuple[int, dict[str, str]]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Batches and values, [N] each, of a metric that N rows hold."""
-    points = [(step + 1, float(row[name])) for step, row in sorted(rows.items()) if name in row]
+    points = [(step + 1, float(row[name])) for step, row in rows if name in row]
     return np.array([step for step, _ in points]), np.array([value for _, value in points])
 
 

@@ -16,12 +16,12 @@ from ldm.latents import LatentStats, sample_moments
 from ldm.runtime.ranks import mean_over_ranks
 from ldm.training.lightning_internals import unscales_by_itself
 from ldm.training.progress import ProgressModule, seed_from
-from ldm.training.sharding import shard, whole
+from ldm.training.sharding import gather_full, shard
 from ldm.training.speed import forward_flops
 
 
 class TimeBins:
-    """The mean loss of each tenth of the path since the last look, over all ranks."""
+    """The mean loss in each tenth of the path since `take` was last called, over all ranks."""
 
     def __init__(self, bins: int = 10) -> None:
         self.bins = bins
@@ -34,8 +34,10 @@ class TimeBins:
         self.sums.index_add_(1, at, torch.stack([loss.detach().float(), torch.ones_like(loss)]))
 
     def take(self, stage: str, device: torch.device) -> dict[str, Tensor]:
-        """{"stage_by_time/0.3": mean over [0.3, 0.4)} for bins with any; starts anew. On the ranks' device: sums that
-        were loaded are on the CPU, where NCCL exchanges nothing."""
+        """{"stage_by_time/0.3": mean over [0.3, 0.4)} for bins that hold a loss; the sums start at 0 again.
+
+        The sums are moved to the ranks' device first: a checkpoint's are on the CPU, where NCCL cannot exchange them.
+        """
         total, count = mean_over_ranks(self.sums.to(device))
         self.sums = torch.zeros_like(self.sums)
         return {f"{stage}_by_time/{i / self.bins:.1f}": total[i] / count[i] for i in range(self.bins) if count[i] > 0}
@@ -85,7 +87,7 @@ class DiffusionModule(ProgressModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         scale = self.loss_scale if unscales_by_itself(optimizer) else 1.0
-        self.log("train/grad_norm", whole(get_total_norm(gradients)) / scale)
+        self.log("train/grad_norm", gather_full(get_total_norm(gradients)) / scale)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         moments, y, *noise = batch  # [B, 2C, h, w], [B], perhaps [B, C, h, w]
@@ -115,7 +117,7 @@ class DiffusionModule(ProgressModule):
             self.log_dict(bins.take(stage, self.device))
 
     def _rows(self, n: int, draw: Callable[[int], Tensor]) -> Tensor:
-        """This rank's n of what one process would draw for the global batch: the number of ranks changes nothing."""
+        """Draw for the global batch on every rank, and keep this rank's n rows: the number of ranks changes nothing."""
         start = self.global_rank * n
         return draw(n * self.trainer.world_size)[start : start + n]
 

@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-from ldm.training.sharding import as_held, whole
+from ldm.training.sharding import as_held, gather_full
 
 
 def decay_at(n: int, decay: float) -> float:
@@ -61,7 +61,7 @@ class EMA(Callback):
             mean.copy_(now)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        average = {name: whole(mean) for name, mean in self.average.items()}
+        average = {name: gather_full(mean) for name, mean in self.average.items()}
         checkpoint["current_model_state"] = checkpoint["state_dict"]
         checkpoint["state_dict"] = checkpoint["state_dict"] | average
         checkpoint["averaging_state"] = {"updates": self.updates, "latest_step": self.latest_step}

@@ -1,4 +1,4 @@
-"""Between backward pass and optimiser step: one average over the ranks, clipping, and steps better not taken."""
+"""Between backward pass and optimiser step: gradients are averaged over the ranks and clipped, bad steps skipped."""
 
 import logging
 from collections.abc import Iterable
@@ -17,9 +17,9 @@ DECAY = 0.99  # of the running mean that a spike is measured against
 
 
 class DivergenceError(RuntimeError):
-    """Training went wrong for good: a player's steps were all skipped, or the discriminator collapsed.
+    """Training cannot recover by itself: steps were skipped again and again, or the discriminator collapsed.
 
-    `memory`: batches for which it may have been going wrong before it was noticed.
+    `memory`: batches for which it may have been going wrong before that was noticed.
     """
 
     def __init__(self, what: str, memory: int) -> None:
@@ -41,7 +41,7 @@ def average(gradients: list[Tensor]) -> None:
         flat = torch.cat([gradient.flatten() for gradient in group])
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
-        for gradient, mean in zip(group, flat.split([g.numel() for g in group]), strict=True):
+        for gradient, mean in zip(group, torch.split(flat, [g.numel() for g in group]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
 

@@ -1,4 +1,4 @@
-"""Is the adversarial game still a game? Running means of what it shows, and what is called a collapse."""
+"""Watches the discriminator and the autoencoder for a collapse of either, by running means of what they log."""
 
 import logging
 
@@ -14,19 +14,19 @@ WATCHED = ("l1", "logits_real", "logits_fake", "disc_accuracy", "disc_weight_cla
 
 
 class Health(nn.Module):
-    """Watches both players once the discriminator trains.
+    """Watches both networks once the discriminator trains.
 
-    A collapse is: the reconstruction's running L1 has grown to `ruin` times its best, a running mean logit exceeds
-    `logits`, or the discriminator, after `chance` batches of its own, judges no better than chance. It is said once;
-    with rollbacks left it raises `DivergenceError`: `fit` goes back to a checkpoint from at least `window` batches
-    before (`chance`, for that complaint), with the discriminator's rate multiplied by `disc_lr_factor`. Batches with
-    terms that are not finite are the guards' affair.
+    A collapse is logged once. If a rollback is left, it raises `DivergenceError` instead, and `fit` goes back to a
+    checkpoint that is at least `window` batches older (`chance` batches, for a discriminator that judges no better than
+    chance), with a smaller rate for the discriminator. Batches with terms that are not finite are left to `StepGuard`.
 
     Args:
-        window: batches over which the running means forget.
-        ruin, logits, chance: as above.
-        rollbacks: how many times a run may be rolled back; 0 is never.
-        disc_lr_factor: on the discriminator's learning rate, for each rollback so far.
+        window         : batches over which the running means forget
+        ruin           : collapse if the running L1 has grown to this many times its best
+        logits         : collapse if a running mean logit is larger than this, in absolute value
+        chance         : collapse if the discriminator is right no more often than chance, after this many batches
+        rollbacks      : how many times a run may be rolled back; 0 = never
+        disc_lr_factor : the discriminator's rate is multiplied by this for each rollback so far
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Health(nn.Module):
         self.said: set[str] = set()
 
     def watch(self, terms: dict[str, Tensor], rollbacks_so_far: int) -> dict[str, Tensor]:
-        """Take in a batch's terms, of this rank; returns what to log.
+        """Update the running means with a batch's terms, as this rank has them; returns what to log.
 
         Raises:
             DivergenceError: on a collapse, if a rollback is left.
@@ -75,24 +75,28 @@ class Health(nn.Module):
         return {"disc_weight_clamped_share": self.means[4]}
 
     def forget(self) -> None:
-        """Start to watch anew, but for the best L1: what was seen before a rollback says nothing of what comes."""
+        """Start the running means again after a rollback, which made them stale; the best L1 stays."""
         self.means.zero_()
         self.counts.zero_()
         self.said.clear()
 
     def complaints(self) -> dict[str, str]:
-        """What is wrong at the moment."""
+        """The collapses that the running means show at the moment: name -> description."""
         l1, real, fake, accuracy, _ = self.means.tolist()
         batches, judged = self.counts.tolist()
-        found = {}
+        complaints = {}
         if batches > self.window and l1 > self.ruin * float(self.best_l1):
-            found["ruin"] = f"collapse: the reconstruction's L1 is {l1:.3f}, {l1 / float(self.best_l1):.1f} x its best"
+            complaints["ruin"] = (
+                f"collapse: the reconstruction's L1 is {l1:.3f}, {l1 / float(self.best_l1):.1f} x its best"
+            )
         if max(abs(real), abs(fake)) > self.logits:
-            found["logits"] = f"collapse: the discriminator's logits run away, {real:.1f} on real, {fake:.1f} on fake"
+            complaints["logits"] = (
+                f"collapse: the discriminator's logits run away, {real:.1f} on real, {fake:.1f} on fake"
+            )
         if judged >= self.chance and accuracy < 0.52:
-            found["chance"] = (
+            complaints["chance"] = (
                 f"collapse: after {judged} batches the discriminator judges {accuracy:.0%} of patches rightly, no "
                 "better than chance: its rate is far too high, or too low"
             )
-        self.said &= found.keys()  # what has passed may be said again
-        return found
+        self.said &= complaints.keys()  # a collapse that has passed may be logged again
+        return complaints

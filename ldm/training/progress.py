@@ -124,7 +124,7 @@ class ProgressModule(LightningModule):
 
     def log_terms(self, stage: str, terms: dict[str, Tensor] | dict[str, float], images: int = 1) -> None:
         """Log scalars as stage/name; a validation's are averaged over its batches, of so many images, and ranks."""
-        weight: Any = float(images)  # whole, its mean over ranks would be rounded down
+        weight: Any = float(images)  # an int's mean over ranks would be rounded down
         for name, value in terms.items():
             self.log(f"{stage}/{name}", value, sync_dist=stage == "val", batch_size=weight)
 

@@ -1,4 +1,4 @@
-"""Where a run goes on: after its last whole checkpoint, or, when it went wrong, after an older one."""
+"""Where a run goes on: from its last undamaged checkpoint, or, when training went wrong, from an older one."""
 
 import inspect
 import logging
@@ -75,7 +75,7 @@ def resume_point(run: Path, wanted: dict[str, Any], free: frozenset[str] = froze
         free   : keys of its config that the same run may change when it goes on
 
     Raises:
-        ValueError: if the run was started with other options, or none of its checkpoints is whole.
+        ValueError: if the run was started with other options, or all of its checkpoints are damaged.
     """
     if checkpoints.newest(run) is None:
         return None, 0

@@ -111,8 +111,6 @@ def fit(
         return
     if resume is not None and (plan.run / ROLLBACKS).exists():
         module.rollbacks = read_json(plan.run / ROLLBACKS)["rollbacks"]
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # the console's first line says what matters of its banner
 
     def trainer_from(checkpoint: Path | None) -> Trainer:
         return _trainer(module, plan, options, [*compiled, *callbacks], tracking.loggers, checkpoint)
@@ -145,6 +143,8 @@ def _trainer(
     resume: Path | None,
 ) -> Trainer:
     """Lightning's Trainer for this plan, with the callbacks of every run around those of the stage."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # the console's first line says what matters of its banner
     saves = Saves(plan.run, plan.steps, plan.stretch, plan.keep)
     module.after_batch = saves.after_batch
     console = Console(plan.run, plan.steps, plan.stretch, resume)

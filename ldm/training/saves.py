@@ -19,8 +19,11 @@ log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the final place and renames (Lightning's own goes through the system's temporary folder, which on a
-    cluster is another disk, so that its last move is a copy that can be cut short)."""
+    """Writes a checkpoint beside its final place, then renames it.
+
+    Lightning's own writes to the system's temporary folder. On a cluster that is another disk, so that the last move is
+    a copy, which can be cut short.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with atomic_write(Path(path)) as file:
@@ -28,9 +31,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class AnyRank:
-    """Whether any rank has asked, which all ranks learn at the same call: one call late, so that nobody waits.
+    """Tells every rank, at the same call, whether any rank has raised its flag.
 
-    The flags travel through the CPUs: a GPU's queue of work is not interrupted for them.
+    The answer is that of the call before, so that no rank waits for another. The flags are exchanged by the CPUs, so
+    that the GPUs' queues are not interrupted.
     """
 
     def __init__(self) -> None:
@@ -52,8 +56,8 @@ class AnyRank:
 class Saves(Callback):
     """Saves after every `every` batches, before their validation, and where a signal asks training to stop.
 
-    So neither a crash nor a stop in a validation costs training; a validation that was cut short is made up for when
-    the run goes on. Of the regular saves the newest `keep` stay, of those in between only the last.
+    So a crash or a stop during a validation loses no training; a validation that was cut short is done when the run
+    goes on. Of the regular checkpoints the newest `keep` stay, of those that signals asked for only the last.
     """
 
     def __init__(self, run: Path, steps: int, every: int, keep: int) -> None:

@@ -1,6 +1,6 @@
-"""trainer.strategy=fsdp: weights, gradients, average and optimiser states are dealt to the ranks.
+"""trainer.strategy=fsdp: each rank holds a part of the weights, gradients, average and optimiser states.
 
-By torch's `fully_shard` (FSDP2), under which parameters keep their names and shapes: checkpoints are as all others.
+Torch's `fully_shard` (FSDP2) does it. Parameters keep their names and shapes, so that checkpoints are like all others.
 """
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 def shard(modules: list[nn.Module], mesh: DeviceMesh) -> None:
     """Shard modules over the mesh, a module's `fsdp_blocks` each by itself, so that no two of them are gathered at a
-    time; a module without that attribute is gathered as a whole."""
+    time; a module without that attribute is gathered all at once."""
     for module in modules:
         if isinstance(module, FSDPModule) or not any(True for _ in module.parameters()):
             continue
@@ -21,15 +21,15 @@ def shard(modules: list[nn.Module], mesh: DeviceMesh) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether no rank holds it as a whole, so that all must run it together."""
+    """Whether each rank holds a part of the module only, so that all ranks must run it together."""
     return isinstance(module, FSDPModule)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, gathered if it is sharded."""
+def gather_full(tensor: Tensor) -> Tensor:
+    """The full tensor on every rank: gathered if it is sharded, else as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def as_held(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as `like` is held: sharded over the same ranks, or as it is."""
+    """A full tensor, laid out as `like` is: sharded over the same ranks, or as it is."""
     return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor

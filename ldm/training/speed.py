@@ -1,4 +1,4 @@
-"""How fast training goes, and where its time goes."""
+"""How fast training is, and what its time is spent on."""
 
 import time
 from collections import defaultdict
@@ -23,7 +23,7 @@ MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotu
 
 
 class Clock:
-    """Marks in time: of the GPU's queue where there is one, which is not waited for until they are read."""
+    """Marks in time. On a GPU a mark is an event in its queue, which is waited for only when the mark is read."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
@@ -65,7 +65,7 @@ class Speed(Callback):
             optimizer.register_step_post_hook(lambda *_: self._mark("optimizer"))
 
     def _mark(self, what: str) -> None:
-        """What was done since the last mark."""
+        """Note that the time since the last mark was spent on this."""
         self.marks.append((what, self.clock.mark()))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -95,19 +95,19 @@ class Speed(Callback):
                 batches += what == "data"
         self.marks = self.marks[-1:]
         step = sum(spent.values()) / batches
-        found = {f"{what}_s": total / batches for what, total in spent.items()}
-        found["images_per_s"] = module.global_batch / step
+        logged = {f"{what}_s": total / batches for what, total in spent.items()}
+        logged["images_per_s"] = module.global_batch / step
         if self.flops:
             achieved = self.flops * module.batch_size / step
-            found["tflops"] = achieved / 1e12
+            logged["tflops"] = achieved / 1e12
             half = {"bf16": torch.bfloat16, "16": torch.float16}
             dtype = half.get(str(trainer.precision).partition("-")[0], torch.float32)
             peak = peak_flops(module.device, dtype)
             if peak:
-                found["mfu"] = achieved / peak
+                logged["mfu"] = achieved / peak
         if self.clock.cuda:
-            found["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
-        return found
+            logged["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        return logged
 
 
 class Compiled(Callback):

@@ -76,12 +76,16 @@ def test_the_learned_logvar_learns(ldm):
     assert float(rows("runs/autoencoder")[-1]["train/logvar"]) != 0
 
 
-def test_lr_per_image_is_times_the_global_batch_and_said(ldm):
+def test_lr_per_image_is_times_the_global_batch_and_said(ldm, capsys):
     ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "lr_per_image=1e-5", "schedule.warmup=0")
     assert float(rows("runs/autoencoder")[0]["train/lr"]) == pytest.approx(4e-5)
     log = Path("runs/autoencoder/log.txt").read_text()
     assert "global batch 4 = 4 images x 1 ranks" in log
     assert "lr 4e-05, disc_lr 4e-05 (lr_per_image 1e-05)" in log
+    figures, following = capsys.readouterr().out.splitlines()[-2:]
+    last = rows("runs/autoencoder")[-1]
+    assert f"val/loss {float(last['val/loss']):.4g}, val/psnr {float(last['val/psnr']):.4g}" in figures
+    assert following == "next: ldm cache-latents autoencoder=runs/autoencoder"
 
 
 def test_decoder_alone(ldm, pipeline):
