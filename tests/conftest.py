@@ -54,9 +54,9 @@ def train_pipeline(folder: Path) -> None:
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run_command("train-autoencoder", *TINY_AUTOENCODER, *CPU)
+        run_command("train-autoencoder", *TINY_AUTOENCODER, *CPU, draws=True)
         run_command("cache-latents", "shard_size=600")
-        run_command("train-diffusion", *TINY_DIFFUSION, *CPU)
+        run_command("train-diffusion", *TINY_DIFFUSION, *CPU, draws=True)
 
 
 @pytest.fixture

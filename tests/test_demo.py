@@ -15,7 +15,7 @@ def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run_command("train-autoencoder", *CPU)
+        run_command("train-autoencoder", *CPU, draws=True)
         run_command("cache-latents")
     return folder
 
@@ -24,7 +24,7 @@ def digits(tmp_path_factory):
 def test_samples_are_digits_of_their_class(digits, objective, steps, monkeypatch):
     """Regressing the noise takes about twice the batches: after 480, 88 % of ddpm's samples get their label."""
     monkeypatch.chdir(digits)
-    run_command("train-diffusion", f"run={objective}", f"objective={objective}", f"steps={steps}", *CPU)
+    run_command("train-diffusion", f"run={objective}", f"objective={objective}", f"steps={steps}", *CPU, draws=True)
     run_command("sample", f"run={objective}-samples", f"model=runs/{objective}", "sampler.steps=10")
     run_command("evaluate", f"run={objective}-metrics", f"samples=runs/{objective}-samples", "classifier=svc")
     metrics = json.loads(Path(f"runs/{objective}-metrics/metrics.json").read_text())

@@ -11,7 +11,7 @@ import multiprocessing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -188,6 +188,22 @@ class _TrainingViews(Dataset[tuple[Tensor, int]]):
         raise ValueError(f"none of the {count} training images can be decoded")
 
 
+@cache  # drawing and dividing them takes a second, for each of a command's sources
+def digit_samples() -> dict[Split, list[Sample]]:
+    """The digits as PNG files in memory, divided with each class's share in either split."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    samples = []
+    for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        buffer = io.BytesIO()
+        Image.fromarray((pixels * (255 / 16)).round().astype(np.uint8)).save(buffer, format="PNG")
+        samples.append(Sample(f"digits/{i:04d}", buffer.getvalue(), "png", int(label)))
+    train, val = train_test_split(samples, test_size=297, random_state=0, stratify=digits.target)
+    return {"train": train, "val": val}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Digits(IndexedSource):
     """scikit-learn's 1,797 handwritten digits (UCI), 8 x 8 pixels: 1,500 for training, 297 held out, stratified."""
@@ -196,28 +212,14 @@ class Digits(IndexedSource):
     def class_names(self) -> list[str]:
         return [str(i) for i in range(10)]
 
-    @cached_property
-    def _splits(self) -> dict[Split, list[Sample]]:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        digits = load_digits()
-        samples = []
-        for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-            buffer = io.BytesIO()
-            Image.fromarray((pixels * (255 / 16)).round().astype(np.uint8)).save(buffer, format="PNG")
-            samples.append(Sample(f"digits/{i:04d}", buffer.getvalue(), "png", int(label)))
-        train, val = train_test_split(samples, test_size=297, random_state=0, stratify=digits.target)
-        return {"train": train, "val": val}
-
     def count(self, split: Split) -> int:
-        return len(self._splits[split])
+        return len(digit_samples()[split])
 
     def key(self, split: Split, index: int) -> str:
-        return self._splits[split][index].key
+        return digit_samples()[split][index].key
 
     def read(self, split: Split, index: int) -> Sample:
-        return self._splits[split][index]
+        return digit_samples()[split][index]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 
 from ldm.commands.cli import main
@@ -56,15 +57,19 @@ EXACT_AUTOENCODER = [
 ]
 
 
-def run_command(name: str, *overrides: str) -> None:
-    """Run `ldm NAME OVERRIDES` in this process; a user's error is SystemExit with its line."""
+def run_command(name: str, *overrides: str, draws: bool = False) -> None:
+    """Run `ldm NAME OVERRIDES` in this process; a user's error is SystemExit with its line.
+
+    Two things that take longer than a tiny training are left out: curves.png, unless `draws`; and Hydra's composing
+    everything once beforehand, to see whether the config itself asks for a sweep, which none of ours does.
+    """
     GlobalHydra.instance().clear()
-    argv, path = sys.argv, list(sys.path)
-    sys.argv = ["ldm", name, *overrides]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ldm", name, *overrides])
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        if name in ("train-autoencoder", "train-diffusion", "probe") and not draws:
+            patch.setattr("ldm.training.curves.draw_curves", lambda *_: None)
         main()
-    finally:
-        sys.argv, sys.path[:] = argv, path
 
 
 def fails(name, *overrides):
