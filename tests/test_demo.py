@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support.runs import rows
 from support.tiny import CPU, run_command
 
 pytestmark = pytest.mark.slow
@@ -38,3 +39,12 @@ def test_samples_are_digits_of_their_class(digits, objective, steps, monkeypatch
     assert metrics["class_accuracy"]["value"] >= 0.90
     assert metrics["frechet_distance"]["value"] < 0.5  # uniform noise scores 7.3
     assert metrics["reconstruction"]["psnr"] >= 22
+
+
+def test_one_batch_of_latents_is_learned_by_heart(digits, monkeypatch):
+    monkeypatch.chdir(digits)
+    run_command("train-diffusion", "debug=overfit", "sampler.steps=5", *CPU)
+    log = rows("runs/overfit-train_diffusion")
+    first, last = (sum(float(row["train/loss"]) for row in part) / len(part) for part in (log[:2], log[-5:]))
+    print(f"overfit: loss {first:.3f}, then {last:.3f}")
+    assert last < 0.35 * first

@@ -144,7 +144,13 @@ def main(options: TrainAutoencoder, run: Path) -> float | None:
     )
     fit(
         module,
-        ImageData(source=source, batch_size=options.batch_size, num_workers=options.num_workers, seed=options.seed),
+        ImageData(
+            source=source,
+            batch_size=options.batch_size,
+            num_workers=options.num_workers,
+            seed=options.seed,
+            overfit=options.overfit,
+        ),
         options.plan(run),
         networks=[autoencoder.encoder, autoencoder.decoder, discriminator],
         callbacks=[scores(options, source), ReconstructionGrid(), LogitMaps()],

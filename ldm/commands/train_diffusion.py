@@ -93,10 +93,11 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
         module,
         LatentData(
             cache=cache,
+            coupling=objective.coupling,
             batch_size=options.batch_size,
             num_workers=options.num_workers,
             seed=options.seed,
-            coupling=objective.coupling,
+            overfit=options.overfit,
         ),
         options.plan(run),
         networks=[net],

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, model_validator
 
 from ldm.commands.arguments import ArgumentError, arguments_of, check_arguments, check_node
-from ldm.commands.options import Free, Group, LoggedOptions, Text
+from ldm.commands.options import Free, Group, LoggedOptions, Text, build
 from ldm.runtime.ranges import Count, Decay, Natural, Positive, Share
 from ldm.training.run import Plan
 from ldm.training.schedule import Schedule
@@ -46,6 +46,11 @@ class TrainerOptions(Group, extra="allow"):
         check_arguments(Trainer, self.model_extra or {}, partial=True)
         return self
 
+    def arguments(self) -> dict[str, Any]:
+        """Its keys and their values; what is a node, as trainer.profiler may be, is constructed."""
+        given = self.model_dump().items()
+        return {key: build(value) if isinstance(value, dict) and "_target_" in value else value for key, value in given}
+
 
 class TrainingOptions(LoggedOptions):
     """What conf/stage1.yaml and conf/train_diffusion.yaml share."""
@@ -58,6 +63,7 @@ class TrainingOptions(LoggedOptions):
     init: Annotated[Text | None, Free()]
     returns: Annotated[str, Free()]
     num_workers: Annotated[Natural, Free()]
+    overfit: bool
     ema_decay: Decay
     schedule: ScheduleOptions
     lr_per_image: Positive | None
@@ -71,6 +77,6 @@ class TrainingOptions(LoggedOptions):
             every=self.every,
             keep=self.keep,
             ema_decay=self.ema_decay,
-            trainer=self.trainer.model_dump(),
+            trainer=self.trainer.arguments(),
             free=self.free_keys(),
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,16 @@ class Stretches:
     def __iter__(self) -> Iterator[Any]:
         self.iterator = iter(self.loader) if self.iterator is None else self.iterator
         return islice(self.iterator, self.length)
+
+
+class FirstBatch:
+    """The first batch of a loader, for ever."""
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return repeat(next(iter(self.loader)))
 
 
 class OrderedBatches:

@@ -1,6 +1,7 @@
 """The two stages' data: batches of images, and of latents, that begin where a run stands."""
 
 import logging
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -9,77 +10,95 @@ from torch.utils.data import DataLoader
 
 from ldm.data.cache_reader import CachedMoments, LatentCache, PairedNoise
 from ldm.data.image_data import in_order
-from ldm.data.order import Order, OrderedBatches, Stretches
+from ldm.data.order import FirstBatch, Order, OrderedBatches, Stretches
 from ldm.data.sources import Source
 from ldm.diffusion.coupling import Coupling
 
 log = logging.getLogger(__name__)
 
 
-def order_from_here(trainer: Trainer, seed: int, batch_size: int) -> Order:
-    """This rank's order of the training data, from the module's count of images on: a resumed run goes on there."""
-    return Order(
-        seed=seed,
-        batch_size=batch_size,
-        rank=trainer.global_rank,
-        world=trainer.world_size,
-        images_seen=trainer.lightning_module.images_seen,  # type: ignore[arg-type]
-    )
-
-
-class ImageData(LightningDataModule):
-    """Training images, shuffled and augmented; validation images in order.
+class TrainingData(LightningDataModule, ABC):
+    """What both stages' data share.
 
     Args:
-        source:      of the images.
-        batch_size:  images of a batch of one rank.
-        num_workers: processes of a rank that read and decode; 0 = the training process does.
-        seed:        of the order and of the augmentation.
+        batch_size:  images or latents of a batch of one rank.
+        num_workers: processes of a rank that read; 0 = the training process does.
+        seed:        of the order, and of all that is drawn here.
+        overfit:     whether the first batch is all there is: each step has it, and it validates (debug=overfit).
     """
 
-    def __init__(self, *, source: Source, batch_size: int, num_workers: int, seed: int) -> None:
+    def __init__(self, *, batch_size: int, num_workers: int, seed: int, overfit: bool) -> None:
         super().__init__()
-        _ = source.class_names  # lists the files: a folder that is not there is refused before the run begins
-        self.source, self.batch_size, self.num_workers, self.seed = source, batch_size, num_workers, seed
+        self.batch_size, self.num_workers, self.seed, self.overfit = batch_size, num_workers, seed, overfit
+
+    @abstractmethod
+    def training_batches(self, order: Order) -> "DataLoader[Any]":
+        """This rank's batches in that order, for ever."""
+
+    @abstractmethod
+    def validation_batches(self, trainer: Trainer) -> "DataLoader[Any]":
+        """This rank's share of the held-out data, once."""
 
     def train_dataloader(self) -> Stretches:
         trainer = self.trainer
         assert trainer is not None
-        order = order_from_here(trainer, self.seed, self.batch_size)
-        return Stretches(self.source.training_loader(order, self.num_workers), int(trainer.limit_train_batches))
+        length = int(trainer.limit_train_batches)
+        if self.overfit:
+            return Stretches(self._first_batch(trainer), length)
+        return Stretches(self.training_batches(self._order(trainer, trainer.lightning_module.images_seen)), length)  # type: ignore[arg-type]
 
-    def val_dataloader(self) -> "DataLoader[Any]":
+    def val_dataloader(self) -> "DataLoader[Any] | Stretches":
         trainer = self.trainer
         assert trainer is not None
+        return Stretches(self._first_batch(trainer), 1) if self.overfit else self.validation_batches(trainer)
+
+    def _order(self, trainer: Trainer, images_seen: int) -> Order:
+        """This rank's order from an image on: from the module's count of images, a resumed run goes on."""
+        rank, world = trainer.global_rank, trainer.world_size
+        return Order(seed=self.seed, batch_size=self.batch_size, rank=rank, world=world, images_seen=images_seen)
+
+    def _first_batch(self, trainer: Trainer) -> FirstBatch:
+        return FirstBatch(self.training_batches(self._order(trainer, 0)))
+
+
+class ImageData(TrainingData):
+    """Training images of a source, shuffled and augmented; validation images in order."""
+
+    def __init__(self, *, source: Source, batch_size: int, num_workers: int, seed: int, overfit: bool = False) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed, overfit=overfit)
+        _ = source.class_names  # lists the files: a folder that is not there is refused before the run begins
+        self.source = source
+
+    def training_batches(self, order: Order) -> "DataLoader[Any]":
+        return self.source.training_loader(order, self.num_workers)
+
+    def validation_batches(self, trainer: Trainer) -> "DataLoader[Any]":
         return in_order(self.source, "val", self.batch_size, self.num_workers, trainer.global_rank, trainer.world_size)
 
 
-class LatentData(LightningDataModule):
-    """Training and validation moments.
+class LatentData(TrainingData):
+    """Training and validation moments of a cache; `coupling` pairs noise with latents here where it is `ahead` of the
+    training step."""
 
-    Args:
-        cache:       of the moments.
-        batch_size:  latents of a batch of one rank.
-        num_workers: processes of a rank that read; 0 = the training process does.
-        seed:        of the order, and of the noise that is paired with the latents here.
-        coupling:    pairs noise with latents: here where it is `ahead` of the training step.
-    """
-
-    def __init__(self, *, cache: LatentCache, batch_size: int, num_workers: int, seed: int, coupling: Coupling) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        *,
+        cache: LatentCache,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        coupling: Coupling,
+        overfit: bool = False,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed, overfit=overfit)
         self.noise = PairedNoise(coupling, cache.stats, seed) if coupling.ahead else None
-        self.cache, self.batch_size, self.num_workers, self.seed = cache, batch_size, num_workers, seed
+        self.cache = cache
 
-    def train_dataloader(self) -> Stretches:
-        trainer = self.trainer
-        assert trainer is not None
+    def training_batches(self, order: Order) -> "DataLoader[Any]":
         moments = CachedMoments(self.cache, "train", self.noise)
-        batches = OrderedBatches(order_from_here(trainer, self.seed, self.batch_size), len(moments))
-        return Stretches(self._loader(moments, batches), int(trainer.limit_train_batches))
+        return self._loader(moments, OrderedBatches(order, len(moments)))
 
-    def val_dataloader(self) -> "DataLoader[Any]":
-        trainer = self.trainer
-        assert trainer is not None
+    def validation_batches(self, trainer: Trainer) -> "DataLoader[Any]":
         moments = CachedMoments(self.cache, "val")
         if len(moments) < trainer.world_size:
             raise ValueError(f"{len(moments)} validation latents can't be shared by {trainer.world_size} ranks")

@@ -81,7 +81,8 @@ def resume_point(run: Path, wanted: dict[str, Any], free: frozenset[str] = froze
         return None, 0
     file, checkpoint = checkpoints.find(run, wanted["kind"])
     card = checkpoint[checkpoints.CARD]
-    earlier = flat({"autoencoder": defaults_of(Autoencoder)})  # cards name no argument that came after them
+    # cards name no argument and no option that came after them
+    earlier = flat({"autoencoder": defaults_of(Autoencoder), "config": {"overfit": False}})
     was, now = earlier | {_renamed(key): value for key, value in flat(card).items()}, flat(wanted)
     may = FREE_OF_CARD | {f"config.{key}" for key in free}
     changed = [k for k in now if was.get(k) != now[k] and not any(k == f or k.startswith(f"{f}.") for f in may)]
