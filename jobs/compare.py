@@ -25,7 +25,7 @@ from ldm.metrics.features import Pixels
 from ldm.metrics.frechet import distance_of_images
 
 BUDGETS = (1, 2, 4, 8, 16, 32)  # network evaluations
-CURVES: dict[str, tuple[str, Any, int]] = {  # a run, a sampler, its evaluations a step (less one in the last)
+CURVES: dict[str, tuple[str, Any, int]] = {  # a run, a sampler, its evaluations a step
     "ddpm, ddim": ("compare-ddpm", partial(samplers.ddim, eta=0.0), 1),
     "ddpm, dpm++ 2m": ("compare-ddpm", samplers.dpmpp_2m, 1),
     "flow, euler": ("compare-flow", samplers.euler, 1),
@@ -44,9 +44,8 @@ def main(runs: Path, out: Path, budgets: tuple[int, ...] = BUDGETS, num: int = 1
         model = ldm.load(runs / run, device="cpu")
         assert isinstance(model, LatentDiffusionModel)
         table[name] = []
-        for budget in budgets:
-            steps = max(1, (budget + cost - 1) // cost)
-            generator = model.generator(sampler=function, steps=steps, grid="uniform", guidance=2.0)
+        for budget in (budget for budget in budgets if budget >= cost):
+            generator = model.generator(sampler=function, steps=budget // cost, grid="uniform", guidance=2.0)
             samples, evaluations = generator.images(range(num), wanted)
             distance = distance_of_images(Pixels(), [images], [samples])
             row = {"evaluations": evaluations, "accuracy": classifier.accuracy(samples, wanted), "distance": distance}
@@ -54,7 +53,7 @@ def main(runs: Path, out: Path, budgets: tuple[int, ...] = BUDGETS, num: int = 1
             print(name, row, flush=True)
     print(f"\n| accuracy / distance at | {' | '.join(map(str, budgets))} |\n|---|{'---|' * len(budgets)}")
     for name, rows in table.items():
-        cells = [f"{row['accuracy']:.1%} / {row['distance']:.2f}" for row in rows]
+        cells = [""] * (len(budgets) - len(rows)) + [f"{row['accuracy']:.1%} / {row['distance']:.2f}" for row in rows]
         print(f"| {name} | {' | '.join(cells)} |")
     out.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
     draw(table, out)

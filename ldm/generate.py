@@ -21,7 +21,7 @@ from ldm.diffusion.noise import IndexedNoise
 from ldm.diffusion.objective import Denoise, Objective, on_path
 from ldm.diffusion.parameterization import Prediction, scale
 from ldm.diffusion.path import Path, log_snr, time_at
-from ldm.diffusion.sampling import Sampler, Sampling, grid_named, path_named, sampler_named
+from ldm.diffusion.sampling import Sampler, Sampling, check_times, grid_named, path_named, sampler_named
 from ldm.diffusion.times import Grid
 from ldm.images import to_image, to_x
 from ldm.latents import LatentStats
@@ -68,27 +68,19 @@ class Generator:
     path: Path | None = None
 
     def __post_init__(self) -> None:
-        walked, times = self._walk()
-        c = walked(times[:-1])
-        if not all(value.isfinite().all() for value in c) or (times.diff() >= 0).any():
-            raise ValueError(
-                "sampler and path do not fit: the grid's times must fall, and the path be finite at them, "
-                f"not {[round(float(t), 6) for t in times]}"
-            )
-
-        if len(times) > 8 and (last := float(c.sigma[-1] / c.alpha[-1])) > 1.5:
-            raise ValueError(
-                f"sampler and path do not fit: the last of {self.sampling.steps} steps starts at sigma / alpha = "
-                f"{last:.2f}, with all detail still to come: pass grid=karras or log_snr"
-            )
+        path, times = self._walk()
+        check_times(path, times, self._latest())
 
     def _walk(self) -> tuple[Path, Tensor]:
         """The path and its times, [steps + 1]; on the CPU, so that samplers may look at them."""
-        trained, steps, grid = self.model.objective.path, self.sampling.steps, self.sampling.grid
+        path = self.model.objective.path if self.path is None else self.path
+        return path, self.sampling.grid(path, self.sampling.steps, self._latest())
+
+    def _latest(self) -> float:
+        """The time at which the path is as noisy as the path of training at t = 1."""
         if self.path is None:
-            return trained, grid(trained, steps, 1.0)
-        end = log_snr(trained(torch.ones((), dtype=torch.float64)))
-        return self.path, grid(self.path, steps, float(time_at(self.path, end)))
+            return 1.0
+        return float(time_at(self.path, log_snr(self.model.objective.path(torch.ones((), dtype=torch.float64)))))
 
     @torch.no_grad()
     def latents(self, indices: Sequence[int], labels: Tensor, keep: int = 0) -> tuple[Tensor, Record]:

@@ -1,6 +1,6 @@
 """What `ldm evaluate` may be asked."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -27,6 +27,7 @@ class EvaluateOptions(ResultOptions, LoggedOptions):
     classifier: Text | None
     keep: Count
     neighbours: Neighbourhoods
+    inception_splits: Literal["shuffled", "adm"]
     memorisation: Natural
     likelihood: Natural
     reconstruction: bool

@@ -17,7 +17,7 @@ from ldm.evaluation.model_scores import Bits, Reconstruction
 from ldm.evaluation.sample_scores import ClassAccuracy, FeatureScores, Memorisation, Score
 from ldm.losses.perceptual import PerceptualLoss
 from ldm.metrics.classifier import Classifier, FileClassifier, PixelClassifier
-from ldm.metrics.features import Extractor, features_for, load_features
+from ldm.metrics.features import Extractor, Inception, features_for, load_features
 from ldm.metrics.statistics import Statistics, known_statistics
 from ldm.runtime.ranks import precision
 
@@ -147,6 +147,12 @@ def feature_scores(asked: Request) -> FeatureScores | None:
     options = asked.options
     if asked.samples is None or asked.extractor is None:
         return None
+    in_order = isinstance(asked.samples, Array) and isinstance(asked.extractor, Inception)
+    if options.inception_splits == "adm" and not in_order:
+        raise ValueError(
+            "inception_splits=adm wants features=inception, and samples in an .npz, whose order it keeps: pass "
+            "inception_splits=shuffled"
+        )
     return FeatureScores(
         samples=asked.samples,
         reference=asked.reference,
@@ -157,6 +163,7 @@ def feature_scores(asked: Request) -> FeatureScores | None:
         neighbours=options.neighbours.model_dump(),
         precision=precision(asked.device),
         seed=options.seed,
+        inception_splits=options.inception_splits,
     )
 
 

@@ -1,8 +1,8 @@
 """Which noise belongs to which latent: independent pairs, or those of a minibatch optimal transport.
 
-A coupling permutes the noise and leaves the data, so that labels stay with their latents. Within a class the noise
-stays standard normal whatever the permutation; across classes it would not, and labels would be told by the noise alone
-(the error of conditional OT-CFM in practice): assignments are made class by class.
+A coupling permutes the noise and leaves the data, so that labels stay with their latents. It assigns class by class:
+within a class the noise stays standard normal whatever the permutation; across classes the noise alone would tell the
+label, which sampling does not know (the usual error of conditional OT-CFM).
 """
 
 from typing import Literal, Protocol
@@ -11,10 +11,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ldm.runtime.ranges import Count, Positive, checked
+
 
 class Coupling(Protocol):
-    """(x0 [B, ...], eps [B, ...], y [B]) -> eps, permuted; `ahead` says whether a data loader should do it, ahead of
-    the step and beside it."""
+    """(x0 [B, ...], eps [B, ...], y [B]) -> eps, permuted.
+
+    `ahead` says where: in the workers that load data, before the step and while another one runs; or in the step.
+    """
 
     @property
     def ahead(self) -> bool: ...
@@ -23,7 +27,7 @@ class Coupling(Protocol):
 
 
 class Independent:
-    """Pairs as they were drawn."""
+    """Leaves the pairs as they were drawn."""
 
     ahead = False
 
@@ -36,17 +40,20 @@ class OptimalTransport:
     al. 2023): straighter paths, and a gradient of less variance.
 
     Args:
-        solver: "exact" is scipy's assignment, on the CPU; "sinkhorn" stays on the device: an entropic plan, rounded to
-            a permutation greedily.
-        regularization: of sinkhorn, relative to the mean cost.
-        iterations: of sinkhorn.
+        solver:         "exact" is scipy's assignment, on the CPU; "sinkhorn" stays on the device: an entropic plan,
+                        rounded to a permutation greedily
+        regularization: of sinkhorn, relative to the mean cost
+        iterations:     of sinkhorn
     """
 
+    @checked
     def __init__(
-        self, *, solver: Literal["exact", "sinkhorn"] = "exact", regularization: float = 0.02, iterations: int = 100
+        self,
+        *,
+        solver: Literal["exact", "sinkhorn"] = "exact",
+        regularization: Positive = 0.02,
+        iterations: Count = 100,
     ) -> None:
-        if solver not in ("exact", "sinkhorn"):
-            raise ValueError(f"coupling.solver must be exact or sinkhorn, not {solver!r}")
         self.solver, self.regularization, self.iterations = solver, regularization, iterations
 
     @property
@@ -94,7 +101,7 @@ def greedy_assignment(plan: Tensor) -> Tensor:
     chosen = torch.empty(n, dtype=torch.long, device=plan.device)
     for _ in range(n):
         at = left.argmax()[None]
-        row, column = at // n, at % n  # [1] each: the host need not know them
+        row, column = at // n, at % n  # [1] each: they stay on the device, so that the host does not wait for them
         chosen.index_copy_(0, row, column)
         left.index_fill_(0, row, -1.0).index_fill_(1, column, -1.0)
     return chosen

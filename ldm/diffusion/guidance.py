@@ -1,4 +1,4 @@
-"""Guidance: label dropout in training, extrapolation from a worse prediction in sampling."""
+"""Guidance: dropping labels in training, extrapolating away from a worse prediction in sampling."""
 
 from dataclasses import dataclass
 
@@ -18,18 +18,18 @@ def drop_labels(y: Tensor, probability: float, null_class: int, uniform: Tensor 
 class Guidance:
     """worse + scale (net - worse), over all channels of the network's output.
 
-    Acting on the output equals acting on x0 and eps, since both are affine in it at a given x_t and t; but for rescale,
-    whose ratio is of the output's own deviations.
+    Guiding the output is the same as guiding x0 and eps, because both are affine in it at a given x_t and t. Only
+    rescale depends on what the network's output is, since it compares standard deviations of outputs.
 
     Args:
-        scale: 1 is unguided.
-        interval: times between which guidance acts (Kynkaanniemi et al. 2024), as the network sees them: t in training,
-            or the angle where the objective has unit_input; outside, the network is evaluated alone.
-        rescale: share of the way to an output with the unguided one's standard deviation, sample by sample (Lin et al.
-            2024, section 3.4).
-        weak: the worse prediction. None is the network itself without the label (Ho & Salimans 2022, eq. 6), both
-            branches in one batched call; another network, trained less or smaller, with the same label, is
-            autoguidance (Karras et al. 2024).
+        scale:    1 is unguided
+        interval: times between which guidance acts (Kynkaanniemi et al. 2024), as the network sees them: t, or the
+                  angle where the objective has unit_input; outside, the network is evaluated alone
+        rescale:  share of the way to an output with the unguided one's standard deviation, sample by sample (Lin et al.
+                  2024, section 3.4)
+        weak:     the worse prediction. None = the network itself without the label (Ho & Salimans 2022, eq. 6), both
+                  branches in one batched call; another network, trained less or smaller, with the same label, is
+                  autoguidance (Karras et al. 2024)
     """
 
     scale: float = 1.0
@@ -48,7 +48,7 @@ class Guidance:
 
     def _acts(self, t: float) -> bool:
         low, high = self.interval
-        return low - 1e-6 <= t <= high + 1e-6  # t is in float32
+        return low - 1e-6 <= t <= high + 1e-6  # t was rounded to float32
 
     def __call__(self, net: Net, null_class: int) -> Net:
         """The guided network."""
@@ -56,7 +56,7 @@ class Guidance:
             return net
 
         def guided(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-            if self.interval != (0.0, 1.0) and not self._acts(float(t[0])):  # all samples of a batch are at one time
+            if self.interval != (0.0, 1.0) and not self._acts(float(t[0])):  # a batch is at one time
                 return net(x_t, t, y)
             if self.weak is not None:
                 good, worse = net(x_t, t, y), self.weak(x_t, t, y)
@@ -73,5 +73,5 @@ class Guidance:
 
 
 def _std(x: Tensor) -> Tensor:
-    """Each sample's: [B, 1, 1, 1]."""
+    """The standard deviation of each sample of x [B, C, H, W]: [B, 1, 1, 1]."""
     return x.std(dim=tuple(range(1, x.dim())), keepdim=True)

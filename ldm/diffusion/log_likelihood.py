@@ -1,4 +1,4 @@
-"""Exact likelihood of the probability-flow ODE, and the bound on an image's that a latent model gives.
+"""The exact likelihood under the probability-flow ODE, and the bound on an image's that a latent model gives.
 
 Along dx/dt = velocity(x, t), d log p(x) / dt = -div velocity (Chen et al. 2018, eq. 8; Song et al. 2021, eq. 39):
 
@@ -17,6 +17,7 @@ from torchdiffeq import odeint
 from ldm.diffusion.objective import Denoise
 from ldm.diffusion.parameterization import scale, velocity
 from ldm.diffusion.path import Path
+from ldm.runtime.ranges import Count, InsideUnit, Positive, checked
 
 
 @dataclass(frozen=True)
@@ -32,31 +33,31 @@ class Likelihood:
         return -self.nats / (dimensions * math.log(2))
 
 
+@checked
 def log_likelihood(
     denoise: Denoise,
     path: Path,
     x0: Tensor,
     *,
     divergence: Literal["exact", "hutchinson"] = "hutchinson",
-    probes: int = 1,
-    steps: int | None = None,
-    rtol: float = 1e-4,
-    atol: float = 1e-4,
-    t_min: float = 1e-4,
+    probes: Count = 1,
+    steps: Count | None = None,
+    rtol: Positive = 1e-4,
+    atol: Positive = 1e-4,
+    t_min: InsideUnit = 1e-4,
 ) -> Likelihood:
     """log p(x0) in nats, x0 [B, ...], under the flow of an exact or learned denoiser.
 
     Args:
         divergence: "exact" sums the Jacobian's diagonal, one backward pass a dimension; "hutchinson" takes z^T J z for
-            random signs z, fixed along the way (Grathwohl et al. 2019, eq. 7): unbiased, one backward pass a probe.
-        probes: of hutchinson.
-        steps: of a fourth-order Runge-Kutta method (the 3/8 rule), even in t; None: dopri5 with rtol and atol.
-        t_min: where the path starts; the state there is taken for alpha(t_min) x0, whose volume is accounted for.
+                    random signs z, fixed along the way (Grathwohl et al. 2019, eq. 7): unbiased, one backward pass a
+                    probe
+        probes:     of hutchinson
+        steps:      of a fourth-order Runge-Kutta method (the 3/8 rule), even in t; None = dopri5
+        rtol:       of dopri5: relative error a step
+        atol:       of dopri5: absolute error a step, in units of x and of nats
+        t_min:      where the ODE starts: the state there is taken to be alpha(t_min) x0, whose volume is accounted for
     """
-    if divergence not in ("exact", "hutchinson"):
-        raise ValueError(f"divergence must be exact or hutchinson, not {divergence!r}")
-    if probes < 1 or (steps is not None and steps < 1):
-        raise ValueError(f"likelihood.probes={probes} and likelihood.steps={steps} must be at least 1")
     count = 0
     signs = torch.randint(0, 2, (probes, *x0.shape), device=x0.device).to(x0) * 2 - 1
 
@@ -116,7 +117,7 @@ def decoder_log_likelihood(image: Tensor, x_hat: Tensor, spread: float) -> Tenso
     distribution: Any = Laplace(x_hat.double(), spread)
     below = torch.where(image == 0, torch.zeros_like(low), distribution.cdf(low))
     above = torch.where(image == 255, torch.ones_like(high), distribution.cdf(high))
-    # far from x_hat both cdfs round to the same number; there the density is exponential, and so is each bin's mass
+    # far from x_hat both cdfs round to the same number; there each bin's mass is that of an exponential density
     half = math.log(-math.expm1(-2 / (255 * spread))) + 1 / (255 * spread)  # log(2 sinh(h / spread)), h = 1 / 255
     far = distribution.log_prob((low + high) / 2) + math.log(spread) + half
     far = torch.where(image == 0, math.log(0.5) - (x_hat - high) / spread, far)

@@ -1,4 +1,4 @@
-"""Noise that belongs to a sample's index, whatever the batch size, the number of ranks or the device."""
+"""Noise that belongs to a sample's index, so that batch size, ranks and device change none of it."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,8 @@ from torch import Tensor
 class IndexedNoise:
     """Standard normal noise for a batch of samples, each from a generator of its own, seeded by (seed, index).
 
-    NumPy's generators, since torch's on the CPU use 32 bits of a seed only: among 50,000 samples two might agree.
+    The generators are NumPy's because torch's on the CPU use 32 bits of a seed only, so that two of 50,000 samples
+    might be given the same noise.
     """
 
     def __init__(self, seed: int, indices: Sequence[int]) -> None:

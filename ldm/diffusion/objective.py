@@ -1,4 +1,4 @@
-"""Objective: path x parameterization x weighting x time sampler. Its loss and its denoiser sit side by side so that
+"""Objective: path x parameterization x weighting x time sampler. Its loss and its denoiser stand side by side, so that
 training and sampling cannot drift apart."""
 
 from collections.abc import Callable
@@ -36,10 +36,14 @@ class Objective:
     """What is learned, and how to read it back.
 
     Args:
-        path, parameterization, weighting, time_sampler: the four choices.
-        coupling: of latents and noise.
-        unit_input: the network sees x_t / sqrt(alpha^2 + sigma^2) and the angle (2 / pi) atan(sigma / alpha) in place
-            of t: EDM's c_in and a bounded c_noise, for paths that do not preserve variance.
+        path:             from data to noise
+        parameterization: what the network regresses: x0, eps, v or velocity
+        weighting:        from the network's mean square error to the loss
+        time_sampler:     draws the times at which it is trained
+        coupling:         which noise belongs to which latent of a batch
+        unit_input:       whether the network sees x_t / sqrt(alpha^2 + sigma^2) and the angle
+                          (2 / pi) atan(sigma / alpha) in place of x_t and t: EDM's c_in and a bounded c_noise, for
+                          paths that do not preserve variance
     """
 
     path: Path
@@ -52,20 +56,25 @@ class Objective:
     def __post_init__(self) -> None:
         if self.parameterization not in PARAMETERIZATIONS:
             known = ", ".join(PARAMETERIZATIONS)
-            raise ValueError(f"objective.parameterization must be one of {known}, not {self.parameterization!r}")
+            raise ValueError(f"parameterization={self.parameterization} must be one of {known}")
         c = self.path(torch.ones((), dtype=torch.float64))
         if determinant(c, *target_coefficients(c, self.parameterization)).abs() < 1e-6:
             raise ValueError(
-                f"objective.parameterization={self.parameterization} can't tell x0 at t = 1 on a path that ends at "
-                "alpha = 0: use v, velocity or x0"
+                f"parameterization={self.parameterization} can't tell x0 at t = 1 on a path that ends at alpha = 0: "
+                "use v, velocity or x0"
             )
 
     def loss(
         self, net: Net, x0: Tensor, y: Tensor, *, t: Tensor | None = None, eps: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Weighted mean square of the network's error at random times, [B], and those times; x0 [B, C, H, W], y [B].
+        """Weighted mean square of the network's error at random times, [B], and those times, [B].
 
-        Times t [B], and noise eps that is paired with x0 already, come from the global generator where they are None.
+        Args:
+            net: (x_t, t, y) -> like x_t
+            x0:  clean latents, [B, C, H, W]
+            y:   labels, [B]
+            t:   times, [B]; None = drawn from the global generator
+            eps: noise that is paired with x0 already, like x0; None = drawn from the global generator, then paired
         """
         t = self.time_sampler(len(x0), self.path, x0.device) if t is None else t  # [B]
         eps = self.coupling(x0, torch.randn_like(x0), y) if eps is None else eps  # [B, C, H, W]
@@ -90,7 +99,7 @@ class Objective:
         """What the network sees: the state, and the time [B]."""
         if self.unit_input:
             x_t, t = x_t / scale(c), angle(c).flatten().expand(len(x_t))
-        dtype = torch.promote_types(x_t.dtype, torch.float32)  # bfloat16 has 8 bits for 1000 times
+        dtype = torch.promote_types(x_t.dtype, torch.float32)  # bfloat16's 8 bits do not tell 1000 times apart
         return x_t, t.to(x_t.device, dtype)
 
 

@@ -1,8 +1,9 @@
 """Paths from data to noise: x_t = alpha(t) x0 + sigma(t) eps, with t = 0 data and t = 1 noise.
 
 The flow-matching papers run time the other way (their t = 0 is noise); nowhere else is that mentioned here.
-A path is any callable from a tensor of times in [0, 1], of any shape, to `Coefficients` of that shape. What it is
-besides its time is its log-SNR: shifting it, or sampling on another path, is a matter of `time_at`.
+A path is any callable from a tensor of times in [0, 1], of any shape, to `Coefficients` of that shape. Apart from the
+scale of x_t, a path is its log-SNR as a function of time: to shift it, or to sample on another path, is to change the
+time at which a log-SNR is reached (`time_at`).
 """
 
 import math
@@ -11,6 +12,8 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ldm.runtime.ranges import Fraction, InsideUnit, Positive, Several, checked
 
 
 class Coefficients(NamedTuple):
@@ -28,12 +31,12 @@ Path = Callable[[Tensor], Coefficients]
 class LinearPath:
     """alpha = 1 - t, sigma = sigma_min + (1 - sigma_min) t: the optimal-transport flow (Lipman et al. 2023, eq. 20).
 
-    sigma_min = 0 is rectified flow (Liu et al. 2023, eq. 1).
+    Args:
+        sigma_min: noise that is left at t = 0; 0 is rectified flow (Liu et al. 2023, eq. 1)
     """
 
-    def __init__(self, *, sigma_min: float = 0.0) -> None:
-        if not 0 <= sigma_min < 1:
-            raise ValueError(f"path.sigma_min={sigma_min} must lie in [0, 1)")
+    @checked
+    def __init__(self, *, sigma_min: Fraction = 0.0) -> None:
         self.sigma_min = sigma_min
 
     def __call__(self, t: Tensor) -> Coefficients:
@@ -54,11 +57,16 @@ class VPPath:
     """alpha^2 = exp(-int_0^t beta), beta rising linearly, sigma^2 = 1 - alpha^2 (Song et al. 2021, eq. 33).
 
     At t = 0, where sigma has no derivative, dsigma is infinite.
+
+    Args:
+        beta_min: at t = 0, a rate by t
+        beta_max: at t = 1
     """
 
-    def __init__(self, *, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        if not 0 < beta_min <= beta_max:
-            raise ValueError(f"need 0 < path.beta_min <= path.beta_max, not {beta_min} and {beta_max}")
+    @checked
+    def __init__(self, *, beta_min: Positive = 0.1, beta_max: Positive = 20.0) -> None:
+        if beta_min > beta_max:
+            raise ValueError(f"beta_min={beta_min} must be at most beta_max={beta_max}")
         self.beta_min, self.beta_max = beta_min, beta_max
 
     def __call__(self, t: Tensor) -> Coefficients:
@@ -75,29 +83,28 @@ class BetaTablePath:
     At t = 0, where sigma has no derivative, dsigma is infinite.
 
     Args:
-        schedule: "linear" spaces beta evenly; "scaled_linear" spaces sqrt(beta) evenly (LDM calls that one "linear");
-            "cosine" has abar(t) = cos^2 ((t + 0.008) / 1.008 pi / 2), no beta above 0.999 (Nichol & Dhariwal 2021).
-        num_steps: T.
-        beta_start, beta_end: of the first two schedules.
-        zero_terminal_snr: rescale the table so that alpha(1) = 0 (Lin et al. 2024, algorithm 1). As log abar ends at
-            minus infinity then, it is alpha that the spline interpolates.
+        schedule:          "linear" spaces beta evenly; "scaled_linear" spaces sqrt(beta) evenly (LDM calls that one
+                           "linear"); "cosine" has abar(t) = cos^2 ((t + 0.008) / 1.008 pi / 2), and no beta above 0.999
+                           (Nichol & Dhariwal 2021)
+        num_steps:         T, at least 2
+        beta_start:        the first beta of the first two schedules, a rate by timestep
+        beta_end:          their last
+        zero_terminal_snr: rescale the table so that alpha(1) = 0 (Lin et al. 2024, algorithm 1). Log abar then ends at
+                           minus infinity, so that the spline interpolates alpha instead
     """
 
+    @checked
     def __init__(
         self,
         *,
         schedule: Literal["linear", "scaled_linear", "cosine"],
-        num_steps: int,
-        beta_start: float = 1e-4,
-        beta_end: float = 0.02,
+        num_steps: Several,
+        beta_start: InsideUnit = 1e-4,
+        beta_end: InsideUnit = 0.02,
         zero_terminal_snr: bool = False,
     ) -> None:
-        if schedule not in ("linear", "scaled_linear", "cosine"):
-            raise ValueError(f"path.schedule must be linear, scaled_linear or cosine, not {schedule!r}")
-        if num_steps < 2:
-            raise ValueError(f"path.num_steps={num_steps} must be at least 2")
-        if not 0 < beta_start <= beta_end < 1:
-            raise ValueError(f"need 0 < path.beta_start <= path.beta_end < 1, not {beta_start} and {beta_end}")
+        if beta_start > beta_end:
+            raise ValueError(f"beta_start={beta_start} must be at most beta_end={beta_end}")
         if schedule == "cosine":
             grid = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
             abar = torch.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -113,9 +120,8 @@ class BetaTablePath:
             alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
             knots = torch.cat([torch.ones(1, dtype=torch.float64), alpha])
         (slopes,) = torch.gradient(knots, edge_order=2)  # by t T, [T + 1]
-        falls = (
-            -knots.diff()
-        )  # no slope beyond three times its neighbours' keeps short tables monotone (Fritsch-Carlson)
+        falls = -knots.diff()
+        # slopes of at most three times their neighbours' falls keep short tables monotone (Fritsch & Carlson 1980)
         steepest = 3 * torch.minimum(torch.cat([falls[:1], falls]), torch.cat([falls, falls[-1:]]))
         slopes = -torch.minimum(-slopes, steepest).clamp(min=0)
         self.tables = {knots.device: (knots, slopes)}  # one a device: a copy in every step would wait for the GPU
@@ -135,11 +141,14 @@ class BetaTablePath:
 
 class VEPath:
     """alpha = 1, sigma = sigma_max t: the variance explodes, and t is sigma up to a factor (Karras et al. 2022, eq. 1
-    with sigma(t) = t); the latents have unit variance, where Karras' images have 1/4."""
+    with sigma(t) = t).
 
-    def __init__(self, *, sigma_max: float = 80.0) -> None:
-        if sigma_max <= 0:
-            raise ValueError(f"path.sigma_max={sigma_max} must be positive")
+    Args:
+        sigma_max: sigma at t = 1, for latents of unit variance (Karras' images have 1/4)
+    """
+
+    @checked
+    def __init__(self, *, sigma_max: Positive = 80.0) -> None:
         self.sigma_max = sigma_max
 
     def __call__(self, t: Tensor) -> Coefficients:
@@ -150,20 +159,23 @@ class VEPath:
 class Shifted:
     """The path with sigma / alpha multiplied by `shift` at each t, so that log-SNR moves by -2 log(shift).
 
-    It stays in its family: alpha + sigma = 1, alpha^2 + sigma^2 = 1, or alpha = 1. On the linear path this is the
-    timestep shift of SD3, t -> s t / (1 + (s - 1) t) (Esser et al. 2024, eq. 23); on a variance-preserving one it is
-    simple diffusion's, with s = resolution / 64 (Hoogeboom et al. 2023, eq. 4).
+    The result stays in the path's family: alpha + sigma = 1, alpha^2 + sigma^2 = 1, or alpha = 1. On the linear path
+    this is the timestep shift of SD3, t -> s t / (1 + (s - 1) t) (Esser et al. 2024, eq. 23); on a variance-preserving
+    one it is simple diffusion's, with s = resolution / 64 (Hoogeboom et al. 2023, eq. 4).
+
+    Args:
+        path:  of one of these families
+        shift: above 1 there is more noise at each t
     """
 
-    def __init__(self, *, path: Path, shift: float) -> None:
-        if shift <= 0:
-            raise ValueError(f"path.shift={shift} must be positive")
+    @checked
+    def __init__(self, *, path: Path, shift: Positive) -> None:
         c = path(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
         families = {1: c.alpha + c.sigma, 2: c.alpha**2 + c.sigma**2, 0: c.alpha}
-        found = [power for power, constant in families.items() if torch.allclose(constant, torch.ones_like(constant))]
-        if not found:
-            raise ValueError("path.shift needs a path with alpha + sigma = 1, alpha^2 + sigma^2 = 1 or alpha = 1")
-        self.path, self.shift, self.power = path, shift, found[0]
+        powers = [power for power, constant in families.items() if torch.allclose(constant, torch.ones_like(constant))]
+        if not powers:
+            raise ValueError("Shifted needs a path with alpha + sigma = 1, alpha^2 + sigma^2 = 1 or alpha = 1")
+        self.path, self.shift, self.power = path, shift, powers[0]
 
     def __call__(self, t: Tensor) -> Coefficients:
         return _rescaled(self.path(t), 1.0, self.shift, self.power)
@@ -174,9 +186,8 @@ class Scaled:
     variance-preserving path the same as `Shifted` by 1 / scale. scale = 1 normalises any path: VE becomes EDM's view.
     """
 
-    def __init__(self, *, path: Path, scale: float) -> None:
-        if scale <= 0:
-            raise ValueError(f"path.scale={scale} must be positive")
+    @checked
+    def __init__(self, *, path: Path, scale: Positive) -> None:
         self.path, self.scale = path, scale
 
     def __call__(self, t: Tensor) -> Coefficients:
@@ -189,14 +200,15 @@ def log_snr(c: Coefficients) -> Tensor:
 
 
 def time_at(path: Path, wanted: Tensor) -> Tensor:
-    """The time at which the path has this log-SNR, by bisection in float64; its nearer end where it never has."""
+    """The time at which the path has this log-SNR, in float64, to 2^-60; its nearer end where it never has it."""
     wanted = wanted.double()
-    low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        noisier = log_snr(path(middle)) < wanted
-        low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
-    return torch.where(log_snr(path(torch.ones_like(wanted))) >= wanted, 1.0, 0.5 * (low + high))
+    low, width, cuts = torch.zeros_like(wanted), 1.0, 32  # the time lies in [low, low + width]
+    inside = torch.arange(1, cuts, dtype=torch.float64, device=wanted.device) / cuts
+    for _ in range(12):
+        not_yet = log_snr(path(low[..., None] + width * inside)) >= wanted[..., None]  # there is less noise than wanted
+        width /= cuts
+        low = low + width * not_yet.sum(-1)
+    return torch.where(log_snr(path(torch.ones_like(wanted))) >= wanted, 1.0, low + 0.5 * width)
 
 
 def _variance_preserving(log_abar: Tensor, slope: Tensor) -> Coefficients:

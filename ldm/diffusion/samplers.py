@@ -1,11 +1,13 @@
 """Samplers: pure functions (denoise, path, x, times) -> x. They know no network, no config and no training code.
 
 `times` is decreasing, [N + 1], float64 (so that coefficients are exact whatever the type of x); x [B, C, H, W] is at
-times[0]. A sampler that draws noise takes it as a function of the current x: the caller decides where it comes from.
-N evaluations of the denoiser, where nothing else is said.
+times[0], and what is returned is at times[-1]. A sampler that draws noise takes it as a function of the current x: the
+caller decides where it comes from. N evaluations of the denoiser, where nothing else is said.
 
-A step that ends at t = 0 lands on the predicted x0. On the linear path that is Euler's step; on a variance-preserving
-one, where sigma falls like sqrt(t), Euler's step would leave half of the last noise in the sample.
+A last step to t = 0 ends at the data. The ancestral, exponential and stochastic families land on the predicted x0,
+which is their own step's limit. The solvers of the probability-flow ODE go there by a step of their own order or one
+less (see `ode`), as landing on x0 is Euler's step and would leave them with its error. On a path that keeps noise at
+t = 0 (`LinearPath` with sigma_min) they need one evaluation more, to find x0 in it.
 """
 
 import math
@@ -18,24 +20,30 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from ldm.diffusion.objective import Denoise
+from ldm.diffusion.ode import Flow, euler_step, heun_step, midpoint_step, rk4_step, solve, third_order_step
 from ldm.diffusion.parameterization import velocity
 from ldm.diffusion.path import Coefficients, Path, log_snr, time_at
+from ldm.runtime.ranges import NonNegative, Positive, Share, checked
 
 Noise = Callable[[Tensor], Tensor]  # x -> standard normal of x's shape
 
 # the ancestral family
 
 
+@checked
 def ddim(
-    denoise: Denoise, path: Path, x: Tensor, times: Tensor, *, eta: float = 0.0, noise: Noise = torch.randn_like
+    denoise: Denoise, path: Path, x: Tensor, times: Tensor, *, eta: Share = 0.0, noise: Noise = torch.randn_like
 ) -> Tensor:
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - n^2) eps + n z (Song et al. 2021, eq. 12).
 
     n^2 = eta^2 (sigma_s / sigma_t)^2 (sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2), eq. 16 for any path.
-    eta = 0 is deterministic, of order 1; eta = 1 is the ancestral posterior of DDPM.
+    At t = 0, where sigma is 0, x_s is x0. LDM's last step ends before that, at its timestep 0, t = 1 / T: so does this
+    one on a grid with last=first_timestep.
+
+    Args:
+        eta:   0 is deterministic, of order 1; 1 is the ancestral posterior of DDPM
+        noise: x -> standard normal of x's shape
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"sampler.function.eta={eta} must lie in [0, 1]")
     for t, s in pairwise(times):
         now, then = path(t), path(s)
         prediction = denoise(x, t)
@@ -50,108 +58,106 @@ def ddim(
     return x
 
 
+@checked
 def ddpm(
-    denoise: Denoise, path: Path, x: Tensor, times: Tensor, *, eta: float = 1.0, noise: Noise = torch.randn_like
+    denoise: Denoise, path: Path, x: Tensor, times: Tensor, *, eta: Share = 1.0, noise: Noise = torch.randn_like
 ) -> Tensor:
     """Ancestral sampling (Ho et al. 2020, algorithm 2, with the posterior variance of eq. 7, times eta^2)."""
     return ddim(denoise, path, x, times, eta=eta, noise=noise)
 
 
-# the probability-flow ODE, dx/dt = velocity, by textbook methods
+# the probability-flow ODE, dx/dt = velocity, by textbook methods; `ode` says how they walk and how they end
 
 
 def euler(denoise: Denoise, path: Path, x: Tensor, times: Tensor) -> Tensor:
-    """Order 1: x += (s - t) dx/dt."""
-    for t, s in pairwise(times):
-        prediction = denoise(x, t)
-        x = x + (s - t) * velocity(path(t), prediction) if s > 0 else prediction.x0
-    return x
+    """Order 1: x += (s - t) dx/dt. The last step lands on the predicted x0."""
+    return solve(Flow.regular(denoise, path, x, times), euler_step, last=euler_step)
 
 
 def midpoint(denoise: Denoise, path: Path, x: Tensor, times: Tensor) -> Tensor:
-    """Order 2, the slope half-way; 2N - 1 evaluations."""
-    for t, s in pairwise(times):
-        prediction = denoise(x, t)
-        if s == 0:
-            return prediction.x0
-        half = 0.5 * (t + s)
-        there = denoise(x + (half - t) * velocity(path(t), prediction), half)
-        x = x + (s - t) * velocity(path(half), there)
-    return x
+    """Order 2, the slope half-way; 2N evaluations."""
+    return solve(Flow.regular(denoise, path, x, times), midpoint_step, last=midpoint_step)
 
 
+@checked
 def heun(
     denoise: Denoise,
     path: Path,
     x: Tensor,
     times: Tensor,
     *,
-    churn: float = 0.0,
+    churn: NonNegative = 0.0,
     churn_range: tuple[float, float] = (0.05, 50.0),
-    churn_noise: float = 1.0,
+    churn_noise: NonNegative = 1.0,
     noise: Noise = torch.randn_like,
 ) -> Tensor:
-    """Order 2, the mean of the slopes at both ends; t = 0 is never evaluated (Karras et al. 2022, algorithm 2); 2N - 1
-    evaluations.
+    """Order 2, the mean of the slopes at both ends, but in the last step the slope half-way; 2N evaluations (Karras et
+    al. 2022, algorithm 2, whose last step is Euler's).
 
-    churn: their S_churn: before each step sigma / alpha is raised by a factor of 1 + min(churn / N, sqrt(2) - 1), with
-    fresh noise of standard deviation churn_noise, where it lies within churn_range.
+    Args:
+        churn:       their S_churn: before each step sigma / alpha is raised by a factor of
+                     1 + min(churn / N, sqrt(2) - 1), by fresh noise; 0 is the ODE
+        churn_range: between which values of sigma / alpha that is done; never to above what it is at times[0], since
+                     the denoiser may know nothing noisier
+        churn_noise: the fresh noise's standard deviation, in units of the one that belongs to the path
+        noise:       x -> standard normal of x's shape
     """
-    if churn < 0:
-        raise ValueError(f"sampler.function.churn={churn} must not be negative")
     factor = 1 + min(churn / (len(times) - 1), math.sqrt(2) - 1)
-    for t, s in pairwise(times):
-        now = path(t)
-        if churn > 0 and churn_range[0] <= now.sigma / now.alpha <= churn_range[1]:
-            t = time_at(path, log_snr(now) - 2 * math.log(factor))  # algorithm 2's t-hat
-            up = path(t)
-            grow = up.alpha / now.alpha
-            x = grow * x + (up.sigma**2 - (grow * now.sigma) ** 2).clamp(min=0).sqrt() * churn_noise * noise(x)
-        prediction = denoise(x, t)
-        if s == 0:
-            return prediction.x0
-        slope = velocity(path(t), prediction)
-        slope_there = velocity(path(s), denoise(x + (s - t) * slope, s))
-        x = x + (s - t) * 0.5 * (slope + slope_there)
+    flow = Flow.regular(denoise, path, x, times)
+
+    def raised(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x and t after algorithm 2's lines 5 and 6."""
+        now = flow.path(t)
+        if churn == 0 or not churn_range[0] <= now.sigma / now.alpha <= churn_range[1]:
+            return x, t
+        higher = torch.minimum(time_at(flow.path, log_snr(now) - 2 * math.log(factor)), flow.times[0])
+        then = flow.path(higher)
+        grow = then.alpha / now.alpha
+        fresh = (then.sigma**2 - (grow * now.sigma) ** 2).clamp(min=0).sqrt()
+        return grow * x + fresh * churn_noise * noise(x), higher
+
+    x = flow.x
+    for t, s in pairwise(flow.times):
+        x, start = raised(x, t)
+        x = flow.step(x, start, s, heun_step, last=midpoint_step)
     return x
 
 
 def rk4(denoise: Denoise, path: Path, x: Tensor, times: Tensor) -> Tensor:
-    """Order 4, the classical Runge-Kutta method; 4N - 3 evaluations."""
-    for t, s in pairwise(times):
-        prediction = denoise(x, t)
-        if s == 0:
-            return prediction.x0
-        h, half = s - t, 0.5 * (t + s)
-        k1 = velocity(path(t), prediction)
-        k2 = velocity(path(half), denoise(x + 0.5 * h * k1, half))
-        k3 = velocity(path(half), denoise(x + 0.5 * h * k2, half))
-        k4 = velocity(path(s), denoise(x + h * k3, s))
-        x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-    return x
+    """Order 4, the classical Runge-Kutta method, but in the last step one of order 3; 4N - 1 evaluations."""
+    return solve(Flow.regular(denoise, path, x, times), rk4_step, last=third_order_step)
 
 
+@checked
 def dopri5(
     denoise: Denoise,
     path: Path,
     x: Tensor,
     times: Tensor,
     *,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    ratio_min: float = 1e-3,
+    rtol: Positive = 1e-5,
+    atol: Positive = 1e-5,
+    ratio_min: Positive = 1e-3,
 ) -> Tensor:
-    """Order 5 with steps of its own (torchdiffeq), from times[0] to where sigma / alpha = ratio_min; there it lands on
-    x0. Of times, it walks the first alone; count the evaluations by wrapping denoise."""
+    """Order 5 with steps of its own (torchdiffeq), of which there are as many as the tolerance needs: count the
+    evaluations by wrapping denoise. Of times it uses the first alone.
+
+    Args:
+        rtol:      relative error a step
+        atol:      absolute error a step, in units of x
+        ratio_min: sigma / alpha at which it lands on x0, which is away from the ODE's end by a share of about half the
+                   square of that
+    """
+    flow = Flow.regular(denoise, path, x, times)
 
     def slope(t: Tensor, x_t: Tensor) -> Tensor:
-        return velocity(path(t), denoise(x_t, t)).to(x_t.dtype)
+        return flow.slope(x_t, t).to(x_t.dtype)
 
-    end = time_at(path, torch.tensor(-2 * math.log(ratio_min), dtype=torch.float64))
-    span = torch.stack([times[0].cpu(), end]).to(x.device)  # where torchdiffeq wants it
+    end = time_at(flow.path, torch.tensor(-2 * math.log(ratio_min), dtype=torch.float64))
+    span = torch.stack([flow.times[0].cpu(), end]).to(x.device)  # where torchdiffeq wants it
     options = {"dtype": torch.float64, "step_t": span[-1:]}  # it would step past the end, and interpolate
-    x = odeint(slope, x, span, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
-    return denoise(x, span[-1]).x0
+    x = odeint(slope, flow.x, span, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
+    return flow.denoise(x, span[-1]).x0
 
 
 # exponential integrators in h, the step in log(alpha / sigma): only the denoiser's curvature costs accuracy
@@ -178,9 +184,9 @@ def dpmpp_2m_sde(denoise: Denoise, path: Path, x: Tensor, times: Tensor, *, nois
         if s == 0:
             return data
         step = _Step(path(t), path(s), data, before)
-        now, then, gone = step.now, step.then, -torch.expm1(-2 * step.h)  # share of the noise that is exchanged
-        x = then.sigma / now.sigma * torch.exp(-step.h) * x + then.alpha * gone * step.extrapolated()
-        x = x + then.sigma * gone.sqrt() * noise(x)
+        now, then, share = step.now, step.then, -torch.expm1(-2 * step.h)  # of the noise's variance that is drawn anew
+        x = then.sigma / now.sigma * torch.exp(-step.h) * x + then.alpha * share * step.extrapolated()
+        x = x + then.sigma * share.sqrt() * noise(x)
         before = step
     return x
 
@@ -203,7 +209,7 @@ def unipc(denoise: Denoise, path: Path, x: Tensor, times: Tensor) -> Tensor:
 
 
 class _Step:
-    """A step of h in log(alpha / sigma) with the x0 predicted at its start, and the step before it."""
+    """A step of h in log(alpha / sigma), with the x0 that is predicted at its start, and the step before it."""
 
     def __init__(self, now: Coefficients, then: Coefficients, data: Tensor, before: "_Step | None") -> None:
         self.now, self.then, self.data = now, then, data
@@ -218,16 +224,16 @@ class _Step:
         return self.then.sigma / self.now.sigma * x - self.then.alpha * torch.expm1(-self.h) * data
 
     def extrapolated(self) -> Tensor:
-        """x0 half-way, from here and the step before."""
+        """x0 half-way, on the line through this step's x0 and that of the step before."""
         return self.data if self.rise is None else self.data + 0.5 * self.rise
 
     def corrected(self, there: Tensor) -> Tensor:
         """x0 averaged over the step, with the prediction at its end: weights that make powers of h exact."""
         if self.rise is None:
             return self.data + 0.5 * (there - self.data)
-        whole = torch.expm1(-self.h)  # phi_1(-h), times -h
-        first = whole / -self.h - 1
-        b1, b2 = first / whole, 2 * (first / -self.h - 0.5) / whole
+        exchanged = torch.expm1(-self.h)  # phi_1(-h), times -h
+        first = exchanged / -self.h - 1
+        b1, b2 = first / exchanged, 2 * (first / -self.h - 0.5) / exchanged
         past = (b1 - b2) / (1 + self.ratio)
         return self.data + past * self.rise + (b1 - past) * (there - self.data)
 
@@ -241,6 +247,7 @@ DIFFUSIONS: dict[str, Callable[[Tensor, Coefficients], Tensor]] = {
 }
 
 
+@checked
 def euler_maruyama(
     denoise: Denoise,
     path: Path,
@@ -248,19 +255,18 @@ def euler_maruyama(
     times: Tensor,
     *,
     diffusion: Literal["sigma", "constant", "bell"] = "sigma",
-    strength: float = 1.0,
+    strength: NonNegative = 1.0,
     noise: Noise = torch.randn_like,
 ) -> Tensor:
     """The SDE with the ODE's marginals, for any path (Ma et al. 2024, eq. 5 and 8):
 
         dx = (velocity + (w / 2) eps / sigma) dt + sqrt(w) dW, backward in t;   score = -eps / sigma
 
-    diffusion: w / strength is sigma(t), 1 or sin^2(pi t); strength 0 is Euler's method.
+    Args:
+        diffusion: w / strength: sigma(t); constant, 1; or bell, sin^2(pi t)
+        strength:  of the noise; 0 is Euler's method
+        noise:     x -> standard normal of x's shape
     """
-    if strength < 0:
-        raise ValueError(f"sampler.function.strength={strength} must not be negative")
-    if diffusion not in DIFFUSIONS:
-        raise ValueError(f"sampler.function.diffusion must be one of {', '.join(DIFFUSIONS)}, not {diffusion!r}")
     for t, s in pairwise(times):
         c, prediction = path(t), denoise(x, t)
         if s == 0:

@@ -7,15 +7,18 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ldm.diffusion import path as paths
 from ldm.diffusion import samplers, times
 from ldm.diffusion.noise import IndexedNoise
 from ldm.diffusion.objective import Denoise
+from ldm.diffusion.parameterization import scale
 from ldm.diffusion.path import Path
 from ldm.diffusion.times import Grid, uniform_grid
 
+SIGNAL = 0.05  # share of the variance of x_t that may be the latent's where sampling starts from noise alone
 Sampler = Callable[..., Tensor]  # (denoise, path, x, times) -> x, and noise=, where it draws any
 
 
@@ -43,6 +46,43 @@ class Sampling:
         """x [B, C, h, w] at t[0] -> x at t[-1]; noise goes to the samplers that take it."""
         takes_noise = "noise" in inspect.signature(self.function).parameters
         return self.function(denoise, path, x, t, **({"noise": noise} if takes_noise else {}))
+
+
+def check_times(path: Path, times: Tensor, latest: float) -> None:
+    """Hold a grid's times to what sampling from noise along a path needs of them.
+
+    Args:
+        path:   what is walked
+        times:  [N + 1]
+        latest: the time from which noise alone is the best start there is, 1 on the path of training
+
+    Raises:
+        ValueError: where the times do not fall, or the path is not finite at them; where x_t still holds the latent at
+            the first, so that noise is no such state; where the last of many steps has all detail still to make.
+    """
+    c = path(times[:-1])
+    if not all(value.isfinite().all() for value in c) or (times.diff() >= 0).any():
+        raise ValueError(
+            "sampler and path do not fit: the grid's times must fall, and the path be finite at them, "
+            f"not {', '.join(f'{float(t):.6g}' for t in times[:8])}{' ...' if len(times) > 8 else ''}"
+        )
+    share, most = (_signal_share(path, t) for t in (times[0], torch.tensor(latest, dtype=torch.float64)))
+    if share > max(SIGNAL, most + 1e-6):
+        raise ValueError(
+            f"sampler and path do not fit: the grid starts at t = {float(times[0]):.3f}, where {share:.0%} of the "
+            "variance of x_t is the latent's, but sampling starts from noise alone: pass grid=uniform, or a grid that "
+            "starts nearer to the path's end"
+        )
+    if len(times) > 8 and (last := float(c.sigma[-1] / c.alpha[-1])) > 1.5:
+        raise ValueError(
+            f"sampler and path do not fit: the last of {len(times) - 1} steps starts at sigma / alpha = {last:.2f}, "
+            "with all detail still to come: pass grid=karras or log_snr"
+        )
+
+
+def _signal_share(path: Path, t: Tensor) -> float:
+    """alpha^2 / (alpha^2 + sigma^2) at time t []."""
+    return float((path(t).alpha / scale(path(t))) ** 2)
 
 
 def sampler_named(name: str) -> Sampler:

@@ -1,15 +1,18 @@
 """Weightings: from the mean square error of the network's target to the loss, sample by sample.
 
-Each rule but the first is stated as a weight of the x0 error, w(snr), whatever the network regresses:
-snr = (alpha / sigma)^2, and gain = (sigma / det)^2 turns an error of the target into one of x0. The eps error is snr
-times the x0 error, so that weights published for eps appear here times snr.
+All rules but the first are weights w(snr) of the error of x0, so that they mean the same whatever the network
+regresses: snr = (alpha / sigma)^2, and gain = (sigma / det)^2 turns an error of the target into one of x0. The error of
+eps is snr times that of x0, so that a weight that was published for eps appears here times snr.
 """
 
 import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ldm.runtime.ranges import Count, NonNegative, Positive, checked
 
 Weighting = Callable[[Tensor, Tensor, Tensor], Tensor]  # (error, snr, gain) -> loss, [B] each
 
@@ -24,7 +27,8 @@ class Unweighted:
 class MinSNR:
     """w = min(snr, gamma) (Hang et al. 2023, eq. 6-8): min(snr, gamma) / snr for eps, / (snr + 1) for v."""
 
-    def __init__(self, *, gamma: float = 5.0) -> None:
+    @checked
+    def __init__(self, *, gamma: Positive = 5.0) -> None:
         self.gamma = gamma
 
     def __call__(self, error: Tensor, snr: Tensor, gain: Tensor) -> Tensor:
@@ -34,7 +38,8 @@ class MinSNR:
 class SoftMinSNR:
     """w = snr gamma / (snr + gamma): min-SNR without its corner (Crowson et al. 2024, section 3.3)."""
 
-    def __init__(self, *, gamma: float = 4.0) -> None:
+    @checked
+    def __init__(self, *, gamma: Positive = 4.0) -> None:
         self.gamma = gamma
 
     def __call__(self, error: Tensor, snr: Tensor, gain: Tensor) -> Tensor:
@@ -44,7 +49,8 @@ class SoftMinSNR:
 class P2:
     """w = snr / (k + snr)^gamma: 1 / (k + snr)^gamma for eps (Choi et al. 2022, eq. 8)."""
 
-    def __init__(self, *, k: float = 1.0, gamma: float = 1.0) -> None:
+    @checked
+    def __init__(self, *, k: Positive = 1.0, gamma: NonNegative = 1.0) -> None:
         self.k, self.gamma = k, gamma
 
     def __call__(self, error: Tensor, snr: Tensor, gain: Tensor) -> Tensor:
@@ -70,14 +76,22 @@ class EDM:
 
 class LearnedUncertainty(nn.Module):
     """loss / exp(u) + u, u(log snr) learned with the network (Karras et al. 2024, eq. 21-22): each noise level's loss
-    tends to 1 + u, so that none drowns the others' gradients. u is a linear map of random Fourier features, 0 at first.
+    tends to 1 + u, so that none drowns the others' gradients.
+
+    u is a magnitude-preserving linear map of magnitude-preserving Fourier features (eq. 47 and 75), as in EDM2:
+
+        u = (w / |w|) . sqrt(2) cos(2 pi (f c + phase)),   c = log(sigma / alpha) / 4
+
+    with f from N(0, 1), phase from U(0, 1), and w learned from N(0, 1). In training w is set to the norm sqrt(features)
+    before each use, since only its direction counts: else it would grow, and learn ever more slowly (eq. 66).
 
     Args:
-        base: the weighting that it balances.
-        features: number of Fourier features.
+        base:     the weighting that it balances
+        features: number of Fourier features
     """
 
-    def __init__(self, *, base: Weighting, features: int = 128) -> None:
+    @checked
+    def __init__(self, *, base: Weighting, features: Count = 128) -> None:
         super().__init__()
         self.base = base
         generator = torch.Generator().manual_seed(0)
@@ -86,11 +100,19 @@ class LearnedUncertainty(nn.Module):
         self.frequencies: Tensor
         self.phases: Tensor
         self.out = nn.Linear(features, 1, bias=False)
-        nn.init.zeros_(self.out.weight)
+        with torch.no_grad():
+            self.out.weight.normal_(generator=generator)
 
     def forward(self, error: Tensor, snr: Tensor, gain: Tensor) -> Tensor:
+        u = self.uncertainty(snr)
+        return self.base(error, snr, gain) / u.exp() + u
+
+    def uncertainty(self, snr: Tensor) -> Tensor:
+        """u, [B], in float32 also under autocast: it is as large as the error's logarithm."""
         noise = -snr.clamp(1e-12, 1e12).log() / 8  # log(sigma / alpha) / 4, EDM's c_noise
         features = math.sqrt(2) * torch.cos(noise[:, None] * self.frequencies + self.phases)
-        with torch.autocast(snr.device.type, enabled=False):  # the error is float32, and u as large as its log
-            u = self.out(features)[:, 0]  # [B]
-        return self.base(error, snr, gain) / u.exp() + u
+        if self.training:
+            with torch.no_grad():
+                self.out.weight.copy_(F.normalize(self.out.weight) * math.sqrt(len(self.phases)))
+        with torch.autocast(snr.device.type, enabled=False):
+            return F.linear(features, F.normalize(self.out.weight))[:, 0]

@@ -11,7 +11,7 @@ from ldm.data.sources import Source
 from ldm.diffusion import log_likelihood as terms
 from ldm.evaluation.image_sets import spread
 from ldm.images import to_x
-from ldm.metrics.statistics import fingerprint, pixel_sum
+from ldm.metrics.statistics import pixel_sum, pixels_fingerprint
 from ldm.runtime.bars import track
 
 
@@ -90,7 +90,7 @@ def bits_per_dim(
         "hutchinson_error_in_latent_bits": None if math.isnan(error) else error / (dimensions * math.log(2)),
         "images": count,
         "split": "val",
-        "pixels": fingerprint(pixels_seen),
+        "pixels": pixels_fingerprint(pixels_seen),
         "batch_size": batch_size,  # noise is drawn, and steps are chosen, for a batch
         "laplace_spread": scale_of_errors,
         "evaluations": sum(evaluations) / len(evaluations),

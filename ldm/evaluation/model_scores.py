@@ -14,7 +14,7 @@ from ldm.images import to_image, to_x
 from ldm.losses.perceptual import PerceptualLoss
 from ldm.metrics.features import Extractor
 from ldm.metrics.reconstruction import ReconstructionMetrics
-from ldm.metrics.statistics import fingerprint, pixel_sum
+from ldm.metrics.statistics import pixel_sum, pixels_fingerprint
 from ldm.models.tiling import tiled
 
 
@@ -68,7 +68,7 @@ class Reconstruction:
         images = sum(share["images"] for share in shares)  # of a few images, some ranks may have none
         if images == 0:
             raise ValueError("no held-out image could be decoded")
-        pixels = fingerprint(sum(share["pixels"] for share in shares))
+        pixels = pixels_fingerprint(sum(share["pixels"] for share in shares))
         of = self.held_out.card | {"images": images, "pixels": pixels}
         depends = shares[0]["depends"] | {"held_out_images": of}
         own = {"images": images, "autoencoder": self.autoencoder.fingerprint, "depends": depends}

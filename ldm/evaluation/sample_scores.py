@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -21,11 +22,11 @@ from ldm.evaluation.image_sets import ImageSet, SourceSet, some
 from ldm.images import annotate, grid, save_png
 from ldm.metrics.classifier import Classifier
 from ldm.metrics.collect import Collected, collect, merged, sampling
-from ldm.metrics.distribution import inception_score, kernel_distance, neighbourhoods
+from ldm.metrics.distribution import inception_score, inception_score_in_order, kernel_distance, neighbourhoods
 from ldm.metrics.features import Extractor
 from ldm.metrics.frechet import expected_bias, frechet_distance
 from ldm.metrics.neighbours import Neighbours
-from ldm.metrics.statistics import Statistics, fingerprint, pixel_sum
+from ldm.metrics.statistics import Statistics, pixel_sum, pixels_fingerprint
 from ldm.runtime.bars import track
 
 FEW = 10_000  # samples below which the Frechet distance's bias is worth saying
@@ -71,6 +72,7 @@ class FeatureScores:
         neighbours: k of precision_recall, and of density_coverage.
         precision: how features are computed.
         seed: of the subsets of the kernel distance, and of the splits of the Inception score.
+        inception_splits: ten shuffled ones, as in torch-fidelity; or adm's, of 5,000 images in the samples' order.
     """
 
     samples: ImageSet
@@ -82,6 +84,7 @@ class FeatureScores:
     neighbours: dict[str, int]
     precision: str
     seed: int
+    inception_splits: Literal["shuffled", "adm"] = "shuffled"
 
     def __post_init__(self) -> None:
         if "features" in self.known:  # before either set is read
@@ -96,7 +99,8 @@ class FeatureScores:
 
     def look(self, read: Reader) -> tuple[Collected, Collected | None]:
         # the samples first: what is wrong with them shows before the longer pass
-        samples = collect(read(self.samples, "samples"), self.extractor, self.keep, logits=True)
+        positions = count(read.rank, read.world) if self.inception_splits == "adm" else None
+        samples = collect(read(self.samples, "samples"), self.extractor, self.keep, logits=True, positions=positions)
         files = self._files().values()
         if self.reference is None or (files and all(file.exists() for file in files)):
             return samples, None
@@ -115,7 +119,7 @@ class FeatureScores:
         total = merged(found)
         own = {"extractor": self.extractor.identity, "extractor_resize": self.extractor.resize}
         own["precision"] = self.precision
-        card = reference.card | own | {"pixels": total.fingerprint}
+        card = reference.card | own | {"pixels": total.pixels_fingerprint}
         statistics = {kind: total.statistics(kind, card) for kind in self.extractor.kinds}
         for kind, file in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -125,12 +129,11 @@ class FeatureScores:
     def compute(self, shares: list[Any]) -> dict[str, Any]:
         samples = merged([ours for ours, _ in shares])
         real = self._reference([theirs for _, theirs in shares])
-        count = samples.images
-        of_samples = {"samples": count, "classes": sampling(samples.labels)}
+        of_samples = {"samples": samples.images, "classes": sampling(samples.labels)}
         of_samples |= {"extractor": self.extractor.identity, "extractor_resize": self.extractor.resize}
         depends = of_samples | {"reference": real["features"].card | {"images": real["features"].count}}
         scores: dict[str, Any] = {}
-        few = [n for n in (count, real["features"].count) if n is not None]
+        few = [n for n in (samples.images, real["features"].count) if n is not None]
         for kind, ours in ((kind, samples.statistics(kind, {})) for kind in samples.moments):
             if kind in real:
                 self._same_features(real[kind], len(ours.mean))
@@ -139,12 +142,19 @@ class FeatureScores:
                 bias = sum(expected_bias(real[kind].covariance, n) for n in few) if told else None
                 found = {"value": frechet_distance(real[kind], ours), "expected_of_perfect_samples": bias}
                 scores[NAMES[kind]] = found | {"depends": depends}
-        scores["frechet_distance"]["of"] = {"pixels": samples.fingerprint}
+        scores["frechet_distance"]["of"] = {"pixels": samples.pixels_fingerprint}
         scores |= self._of_rows(samples.kept["features"].take(), real["features"].features, depends)
         if "logits" in samples.kept:
-            found = inception_score(samples.kept["logits"].take(), self.seed)
-            scores["inception_score"] = found | {"depends": of_samples | {"seed": self.seed, "splits": found["splits"]}}
+            scores["inception_score"] = self._inception_score(samples.kept["logits"].take(), of_samples)
         return scores
+
+    def _inception_score(self, logits: Tensor, depends: dict[str, Any]) -> dict[str, Any]:
+        """Of logits [N, K], in the samples' order for adm's splits."""
+        if self.inception_splits == "adm":
+            score = inception_score_in_order(logits)
+            return score | {"depends": depends | {"splits": score["splits"]}}
+        score = inception_score(logits, self.seed)
+        return score | {"depends": depends | {"seed": self.seed, "splits": score["splits"]}}
 
     def _of_rows(self, rows: Tensor, real: Tensor | None, depends: dict[str, Any]) -> dict[str, Any]:
         """What needs features of single images, [N, D] and [M, D], on either side."""
@@ -234,5 +244,5 @@ class Memorisation:
             ("training_images", self.train, sum(total for _, total, _ in shares)),
             ("held_out_images", self.held_out, shares[0][2]),  # the same ones on all ranks
         ):
-            depends[name] = images.card | {"pixels": fingerprint(total)}
+            depends[name] = images.card | {"pixels": pixels_fingerprint(total)}
         return {"memorisation": found.compute() | {"depends": depends}}

@@ -1,1 +1,1 @@
-"""Numbers for images: uint8 [B, 3, H, W] in, plain floats out."""
+"""Scores of images and latents: tensors in (images as uint8 [B, 3, H, W]), plain floats out."""

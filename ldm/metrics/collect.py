@@ -1,15 +1,16 @@
-"""One pass over a set of images: all that its scores need."""
+"""One pass over a set of images, which collects all that its scores need."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from ldm.metrics.features import Extractor
-from ldm.metrics.statistics import Moments, Statistics, Subset, fingerprint, pixel_hashes
+from ldm.metrics.statistics import Moments, Statistics, Subset, pixel_hashes, pixels_fingerprint
 
 
 @dataclass
@@ -17,11 +18,11 @@ class Collected:
     """What a rank has seen of a set.
 
     Args:
-        images: how many.
-        pixels: the sum of their hashes: equal for equal images, in whatever order.
-        labels: how many of each.
-        moments: of "features" and, for Inception, "spatial" ones.
-        kept: some rows of "features", all of "logits".
+        images:  how many
+        pixels:  the sum of their hashes, which is equal for equal images in any order
+        labels:  how many images have each
+        moments: by kind of features: "features" and, of Inception, "spatial"
+        kept:    some rows of "features", all rows of "logits"
     """
 
     images: int = 0
@@ -44,30 +45,43 @@ class Collected:
         return self
 
     def statistics(self, name: str, card: dict[str, object]) -> Statistics:
-        """Of one kind of features, with the rows that are kept of them."""
+        """The statistics of one kind of features, with the rows that are kept; `card` says what they depend on."""
         rows = self.kept[name].take() if name in self.kept else None
         return replace(self.moments[name].statistics(), features=rows, card=card)
 
     @property
-    def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits, of the pixels."""
-        return fingerprint(self.pixels)
+    def pixels_fingerprint(self) -> str:
+        """Sixteen hexadecimal digits, equal for equal images in any order."""
+        return pixels_fingerprint(self.pixels)
 
 
 def collect(
-    batches: Iterable[tuple[Tensor, Tensor]], extractor: Extractor, most: int, logits: bool = False
+    batches: Iterable[tuple[Tensor, Tensor]],
+    extractor: Extractor,
+    most: int,
+    logits: bool = False,
+    positions: Iterator[int] | None = None,
 ) -> Collected:
-    """Pass over batches (images, uint8 [B, 3, H, W], and labels [B]); `most` features are kept, and all `logits`."""
+    """Pass over a rank's share of a set.
+
+    Args:
+        batches:   images, uint8 [B, 3, H, W], and labels [B]
+        extractor: of the features
+        most:      rows of features that are kept
+        logits:    whether all rows of logits are kept
+        positions: of the images in the set, so that logits are kept in its order; None = in the order of pixel hashes
+    """
     seen, limits = Collected(), {"features": most} | ({"logits": 1 << 40} if logits else {})
     with torch.inference_mode():
         for image, label in batches:
-            hashes = pixel_hashes(image)
+            hashes, places = pixel_hashes(image), list(islice(positions or (), len(image)))
             seen.images += len(image)
             seen.pixels += sum(hashes.tolist())
             seen.labels.update(label.tolist())
             for name, value in extractor.outputs(image).items():
                 if name in limits:
-                    seen.kept.setdefault(name, Subset(limits[name])).add(hashes, value.float())
+                    keys = hashes if positions is None or name != "logits" else torch.tensor(places)
+                    seen.kept.setdefault(name, Subset(limits[name])).add(keys, value.float())
                 if name in extractor.kinds and name not in seen.moments:
                     seen.moments[name] = Moments(value.shape[1]).to(value.device)
                 if name in extractor.kinds:
@@ -79,12 +93,12 @@ def collect(
 
 
 def merged(shares: list[Collected]) -> Collected:
-    """All ranks' shares."""
+    """The shares of all ranks as one."""
     return reduce(Collected.merge, shares, Collected())
 
 
 def sampling(labels: Counter[int]) -> str:
-    """How classes were sampled, as far as labels tell: all 0 may mean that there are none."""
+    """How classes were sampled, as far as labels tell; "unknown" where all are 0, as they are where there are none."""
     if set(labels) <= {0}:
         return "unknown"
     names = f"0 ... {max(labels)}" if set(labels) == set(range(max(labels) + 1)) else str(sorted(labels))

@@ -15,23 +15,26 @@ INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.
 
 
 class Extractor(nn.Module):
-    """Images, uint8 [B, 3, H, W], to features, [B, num_features].
+    """A network from images, uint8 [B, 3, H, W], to features, [B, num_features].
 
-    `identity` and `resize` are what a number depends on: which weights, and how images become the size that they want.
+    identity:      which weights it has
+    resize:        how images are brought to the size that it takes
+    num_features:  D
+    kinds:         of features that Frechet distances are taken of
     """
 
     identity: str
     resize: str
     num_features: int
-    kinds: tuple[str, ...] = ("features",)  # of features: what Frechet distances are taken of
+    kinds: tuple[str, ...] = ("features",)
 
     def outputs(self, image: Tensor) -> dict[str, Tensor]:
-        """All that it knows of a batch: "features", perhaps "spatial" ones and class "logits"."""
+        """All that it computes of a batch: "features", and perhaps "spatial" features and the "logits" of classes."""
         return {"features": self(image)}
 
 
 class Pixels(Extractor):
-    """Grey values at 8 x 8: features that need no weights, enough for the digits and for nothing else."""
+    """Grey values at 8 x 8. These features need no weights, and tell enough of the digits, but of nothing else."""
 
     identity, resize, num_features = "grey 8x8 pixels", "mean over areas, to 8x8", 64
 
@@ -44,8 +47,11 @@ class Inception(Extractor):
     """The FID network as converted by torch-fidelity: pooled features (FID, KID), 7 channels of the 17 x 17 map that
     ADM's sFID takes (Nash et al. 2021), and ImageNet's logits (Inception score).
 
+    Args:
+        weights: a file; None = downloaded once
+
     Raises:
-        ValueError: offline, naming the file and its place.
+        ValueError: if it can't be downloaded, with the file's address and where it belongs.
     """
 
     kinds = ("features", "spatial")
@@ -84,9 +90,9 @@ class FromFile(Extractor):
     """A TorchScript (.pt) or torch.export (.pt2) file that maps uint8 [B, 3, H, W] to [B, D].
 
     Args:
-        path: the file.
-        example: a few of the images.
-        key: of the configuration, for messages.
+        path:    the file
+        example: a few of the images
+        key:     of the configuration, for messages
 
     Raises:
         ValueError: if the file is missing, is neither kind, or does not keep that contract on these images.
@@ -100,7 +106,7 @@ class FromFile(Extractor):
             raise ValueError(f"{key}={path} does not exist: name a TorchScript .pt or a torch.export .pt2 file")
         try:
             loaded = torch.export.load(path).module() if path.suffix == ".pt2" else _load_torchscript(path)
-            self.options = _asked(loaded, features=key != "classifier")
+            self.options = _options_for(loaded, features=key != "classifier")
             output = loaded(example, **self.options)
             if isinstance(output, Tensor) and output.dim() == 2:
                 loaded(example.repeat(2, 1, 1, 1), **self.options)  # an export may have one batch size
@@ -115,16 +121,16 @@ class FromFile(Extractor):
         self.module = loaded
 
     def train(self, mode: bool = True) -> "FromFile":  # noqa: ARG002
-        """Exported modules have one mode only, and refuse to be asked."""
+        """Change nothing: exported modules have one mode only, and raise an error when they are given another."""
         return self
 
     def forward(self, image: Tensor) -> Tensor:
         return self.module(image, **self.options)
 
 
-def _asked(loaded: nn.Module, features: bool) -> dict[str, bool]:
-    """What makes a file that knows both give features or logits: its argument `return_features`, if it has one, whose
-    default is true in some and false in others (NVIDIA's Inception)."""
+def _options_for(loaded: nn.Module, features: bool) -> dict[str, bool]:
+    """The argument with which a file gives features, or logits: `return_features`, if it has one, whose default is true
+    in some files and false in others (NVIDIA's Inception)."""
     schema = getattr(loaded.forward, "schema", None)  # TorchScript's; exported programs take images alone
     names = [] if schema is None else [argument.name for argument in schema.arguments]
     return {"return_features": features} if "return_features" in names else {}
@@ -132,24 +138,28 @@ def _asked(loaded: nn.Module, features: bool) -> dict[str, bool]:
 
 def _load_torchscript(path: Path) -> nn.Module:
     with warnings.catch_warnings():
-        # torch advises torch.export to those who write such files; published feature networks are TorchScript
+        # the warning is for those who write such files; published feature networks are in this form
         warnings.filterwarnings("ignore", message=".*torch.jit.load.* is deprecated.*", category=FutureWarning)
         return torch.jit.load(path, map_location="cpu").eval()
 
 
 def features_for(name: str | None, digits: bool) -> str | None:
-    """ "auto" is pixels for the digits and inception for all else; pixels say nothing about photographs."""
+    """The features= that "auto" stands for: pixels for the digits, inception for all else.
+
+    Raises:
+        ValueError: for pixels of anything but the digits, of which they tell nothing.
+    """
     if name == "pixels" and not digits:
         raise ValueError("features=pixels is for the digits only: pass features=inception, or a features file")
     return name if name != "auto" else "pixels" if digits else "inception"
 
 
 def load_features(name: str, example: Tensor) -> Extractor:
-    """An extractor.
+    """An extractor, ready for evaluation.
 
     Args:
-        name: "pixels", "inception" (torch-fidelity's FID network, 2048 features) or a file's path.
-        example: a few of the images, uint8 [B, 3, H, W].
+        name:    "pixels", "inception" (torch-fidelity's FID network, 2048 features) or a file's path
+        example: a few of the images, uint8 [B, 3, H, W]
     """
     named = {"pixels": Pixels, "inception": Inception}
     return (named[name]() if name in named else FromFile(Path(name), example)).eval()

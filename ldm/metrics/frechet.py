@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of images, and how much of it is owed to their small numbers."""
+"""The Frechet distance between two sets of images, and how much of it comes from their small numbers."""
 
 from collections.abc import Iterable
 
@@ -13,8 +13,8 @@ from ldm.metrics.statistics import Moments, Statistics
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al. 2017, eq. 6), in float64.
 
-    The root's trace is the sum of the roots of the eigenvalues of C_a^(1/2) C_b C_a^(1/2), which is symmetric: no
-    complex numbers, none of an iteration's failures on singular covariances, and twice as fast as those of C_a C_b.
+    The root's trace is the sum of the roots of the eigenvalues of C_a^(1/2) C_b C_a^(1/2). As that is symmetric, they
+    are real, no iteration can fail on a singular covariance, and they take half the time of those of C_a C_b.
     """
     values, vectors = torch.linalg.eigh(a.covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
@@ -25,12 +25,13 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 def expected_bias(covariance: Tensor, count: int) -> float:
     """The distance to be expected between `count` images and the very distribution that they are drawn from, if its
-    features were Gaussian with this covariance C, [D, D]: by drawing sample covariances W, and tr C / N for the mean.
+    features were Gaussian with this covariance C, [D, D]: the mean of tr C / N and of drawn sample covariances W.
+
+    It is why only distances of equally many samples may be compared (Chong & Forsyth 2020).
 
     With the eigenvalues l of C on a diagonal, and N - 1 rows of independent normal numbers G / sqrt(N - 1), W is
-    l^(1/2) G'G l^(1/2), and the root's trace in the distance the sum of the singular values of G l. Of more rows than
-    D the triangular factor is drawn instead (Bartlett 1933). Only distances of equally many samples may be compared:
-    this is why (Chong & Forsyth 2020).
+    l^(1/2) G'G l^(1/2), and the root's trace in the distance is the sum of the singular values of G l. Where there are
+    more rows than D, their triangular factor is drawn instead (Bartlett 1933).
     """
     values = torch.linalg.eigvalsh(covariance.double()).clamp(min=0)
     freedom, size, rng = count - 1, len(values), np.random.default_rng(0)
@@ -48,7 +49,7 @@ def expected_bias(covariance: Tensor, count: int) -> float:
 
 
 def distance_of_images(features: Extractor, real: Iterable[Tensor], fake: Iterable[Tensor]) -> float:
-    """Of batches of uint8 [B, 3, H, W] on each side."""
+    """The Frechet distance between two streams of batches, uint8 [B, 3, H, W]."""
     sides = []
     for batches in (real, fake):
         moments = Moments(features.num_features)

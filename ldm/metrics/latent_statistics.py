@@ -1,4 +1,4 @@
-"""What the latents look like, channel by channel, from posterior moments: exact means over the posterior's noise."""
+"""Statistics of the latents, channel by channel, from posterior moments: exact means over the posterior's noise."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torchmetrics import Metric
 class LatentStatistics(Metric):
     """update(moments [B, 2C, h, w]); compute() -> mean, std, excess kurtosis and KL in nats an image, [C] each.
 
-    Of z = m + s eps: E z = E m, E z^2 = E m^2 + s^2, E z^3 = E m^3 + 3 m s^2, E z^4 = E m^4 + 6 m^2 s^2 + 3 s^4.
+    For z = m + s eps: E z = E m, E z^2 = E m^2 + s^2, E z^3 = E m^3 + 3 m s^2, E z^4 = E m^4 + 6 m^2 s^2 + 3 s^4.
     """
 
     def __init__(self, channels: int) -> None:

@@ -19,14 +19,14 @@ class ReconstructionMetrics:
     and the Frechet distance between both sets; over all ranks of a run.
 
     Args:
-        perceptual: LPIPS of two batches in [-1, 1], [B]; None leaves it out.
-        features: what rFD is measured with, see `ldm.metrics.features`; None leaves it out.
+        perceptual: LPIPS of two batches in [-1, 1], [B]; None = left out
+        features:   what rFD is measured with, see `ldm.metrics.features`; None = left out
     """
 
     def __init__(self, perceptual: Callable[[Tensor, Tensor], Tensor] | None, features: Extractor | None) -> None:
         self.perceptual, self.features = perceptual, features
         self.means: dict[str, Metric] = {
-            # not PeakSignalNoiseRatio, whose lists of images break where a rank has none
+            # torchmetrics' PeakSignalNoiseRatio keeps lists of images, which fail where a rank has none
             "psnr": MeanMetric().set_dtype(torch.float64),
             "ssim": StructuralSimilarityIndexMeasure(data_range=255.0),
         }

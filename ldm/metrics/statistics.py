@@ -1,4 +1,7 @@
-"""What a set of images is compared by: moments of its features, in float64, and some of the features themselves."""
+"""What a set of images is compared by: moments of its features, in float64, and some of the features themselves.
+
+Sets are told apart by their pixels, in any order: each image has a hash, and a set the sum of them.
+"""
 
 import io
 import json
@@ -18,13 +21,14 @@ from ldm.runtime.files import DAMAGED_ZIP, atomic_write, sha256
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Of N images' features.
+    """The statistics of N images' features.
 
     Args:
-        count: N; None where a foreign file does not say.
-        mean, covariance: [D] and [D, D], float64; the covariance divides by N - 1.
-        features: [M, D] float32, of all images or of evenly spread ones; None in a foreign file.
-        card: what they depend on.
+        count:      N; None where a foreign file does not say
+        mean:       [D], float64
+        covariance: [D, D], float64, divided by N - 1
+        features:   [M, D], float32, of all images or of evenly spread ones; None in a foreign file
+        card:       what they depend on
     """
 
     count: int | None
@@ -34,7 +38,7 @@ class Statistics:
     card: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write an .npz with mu and sigma, as pytorch-fid and ADM name them, beside what they leave out."""
+        """Write an .npz: mu and sigma, as pytorch-fid and ADM name them; count, features and card, which these lack."""
         arrays: dict[str, Any] = {
             "mu": self.mean.numpy(),
             "sigma": self.covariance.numpy(),
@@ -51,7 +55,7 @@ class Statistics:
 
     @classmethod
     def load(cls, path: Path, end: str = "") -> "Statistics":
-        """Read such an .npz, ours or one with mu and sigma alone; `end` is what the names of these two end in."""
+        """Read such an .npz, or one with mu and sigma alone; `end` is what the names of these two end in."""
         with np.load(path) as arrays:
             mean, covariance = (torch.from_numpy(arrays[name + end].astype(np.float64)) for name in ("mu", "sigma"))
             if covariance.shape != (*mean.shape, *mean.shape):
@@ -68,13 +72,17 @@ class Statistics:
 
 
 def known_statistics(path: Path) -> dict[str, Statistics]:
-    """By kind of features, what a file of statistics holds; {} if it is something else. ADM's files have those of sFID,
-    too, as mu_s and sigma_s. ValueError, naming the file, if it is damaged."""
+    """What a file of statistics holds, by kind of features; {} if it is something else. ADM's files have those of sFID,
+    too, as mu_s and sigma_s.
+
+    Raises:
+        ValueError: naming the file, if it is damaged.
+    """
     if path.suffix != ".npz" or not path.exists():
         return {}
     kinds = {"features": "", "spatial": "_s"}
     try:
-        with path.open("rb") as file, np.load(file) as arrays:  # np.load leaves open what is damaged
+        with path.open("rb") as file, np.load(file) as arrays:  # of a damaged file np.load would not close it
             names = {kind: end for kind, end in kinds.items() if f"mu{end}" in arrays and f"sigma{end}" in arrays}
         if names and "features" not in names:
             raise ValueError("it has mu_s and sigma_s without mu and sigma")
@@ -113,7 +121,11 @@ class Moments(Metric):
         return self.count, mean, (self.outer - self.count * mean.outer(mean)) / (self.count - 1)
 
     def statistics(self) -> Statistics:
-        """ValueError for fewer than two images."""
+        """Without features and card.
+
+        Raises:
+            ValueError: for fewer than two images.
+        """
         count, mean, covariance = (value.cpu() for value in self.compute())
         if count < 2:
             raise ValueError(
@@ -124,17 +136,17 @@ class Moments(Metric):
 
 
 def pixel_hashes(image: Tensor) -> Tensor:
-    """int64 [B], of images, uint8 [B, 3, H, W]: names that images have on any machine, in any order and batch."""
+    """int64 [B] of images, uint8 [B, 3, H, W]: the same for an image on any machine and in any batch."""
     return torch.tensor([_integer(one.tobytes()) for one in image.cpu().contiguous().numpy()], dtype=torch.int64)
 
 
 def pixel_sum(image: Tensor) -> int:
-    """Of the hashes of images, uint8 [B, 3, H, W]: what a set's batches add up to its fingerprint."""
+    """The sum of the hashes of images, uint8 [B, 3, H, W]: those of a set's batches add up to the set's."""
     return sum(pixel_hashes(image).tolist())
 
 
-def fingerprint(total: int) -> str:
-    """Sixteen hexadecimal digits of the sum of a set's pixel hashes: equal for equal images, in whatever order."""
+def pixels_fingerprint(total: int) -> str:
+    """Sixteen hexadecimal digits of the sum of a set's pixel hashes: equal for equal images in any order."""
     return f"{total % (1 << 64):016x}"
 
 
@@ -143,11 +155,14 @@ def _integer(data: bytes) -> int:
 
 
 class Subset:
-    """Keeps those `most` of a stream's rows whose keys, int64, are the least, in the order of keys. Where keys are
-    hashes of pixels, these rows are spread evenly, and the same whichever ranks have seen them in whatever batches.
+    """Keeps the rows of a stream whose keys, int64, are the least, in the order of keys. Where keys are hashes of
+    pixels, these rows are spread evenly, and they are the same for any number of ranks and any batch size.
 
     Equal images are not kept or left out together: the second of a kind has another key, drawn from the first's. (So
     ranks that share such images keep other ones of them than one process does.)
+
+    Args:
+        most: how many rows are kept
     """
 
     def __init__(self, most: int) -> None:
@@ -157,22 +172,23 @@ class Subset:
         self.seen: Counter[int] = Counter()
 
     def add(self, keys: Tensor, rows: Tensor) -> None:
-        """[B] and [B, ...]"""
-        self.join(torch.tensor([self._own(key) for key in keys.tolist()], dtype=torch.int64), rows)
+        """Offer rows [B, ...] with their keys [B]."""
+        self.join(torch.tensor([self._unused(key) for key in keys.tolist()], dtype=torch.int64), rows)
 
     def join(self, keys: Tensor, rows: Tensor) -> None:
-        """Rows that another subset has kept, by its keys."""
+        """Offer rows with keys as they are: those that another subset has kept."""
         self.waiting.append((keys, rows.cpu()))
         if sum(len(keys) for keys, _ in self.waiting) > self.most:
             self.settle()
 
-    def _own(self, key: int) -> int:
+    def _unused(self, key: int) -> int:
+        """The key itself when it comes for the first time, then others drawn from it."""
         before = self.seen[key]
         self.seen[key] += 1
         return key if before == 0 else _integer(f"{key} {before}".encode())
 
     def settle(self) -> "Subset":
-        """Drop what is not kept."""
+        """Drop the rows that are not kept."""
         if self.waiting:
             parts = [(self.keys, self.rows), *self.waiting] if len(self.keys) else self.waiting
             keys, rows = (torch.cat(columns) for columns in zip(*parts, strict=True))
@@ -181,5 +197,5 @@ class Subset:
         return self
 
     def take(self) -> Tensor:
-        """[M, ...]"""
+        """The rows that are kept, [M, ...]."""
         return self.settle().rows

@@ -10,29 +10,34 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from ldm.training.sharding import as_held, gather_full
 
 
-def decay_at(n: int, decay: float) -> float:
-    """LDM's warm-up: min(decay, (1 + n) / (10 + n)) at the update after n others; 0 at the first, which copies."""
-    return min(decay, (1 + n) / (10 + n)) if n > 0 else 0.0
+def decay_at(update: int, decay: float) -> float:
+    """What is kept of the average at this update, counted from 1: LDM's warm-up, min(decay, (1 + n) / (10 + n))."""
+    return min(decay, (1 + update) / (10 + update))
 
 
 class EMA(Callback):
-    """Exponential moving average of all trained parameters but those of `module.not_averaged`.
+    """Exponential moving average of all trained parameters but those of `module.not_averaged`; it starts as the first
+    weights.
 
     Validation runs on it. A checkpoint holds it as state_dict, and the weights of that moment as current_model_state.
-    Lightning's own averages whole modules; this one averages what a rank holds, so that it is sharded with the weights.
+    Lightning's own callback averages complete modules; this one averages the part that a rank holds, so that it is
+    sharded as the weights are.
+
+    Args:
+        decay: share of the average that an update keeps, after the warm-up
     """
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
-        self.updates, self.latest_step = 0, 0  # of the average; optimiser steps at the last one
+        self.updates, self.latest_step = 0, 0  # of the average; the optimiser's steps at the last of them
         self.average: dict[str, Tensor] = {}
         self.loaded: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Not before: only now do the parameters have their devices, types and shards."""
-        own = tuple(f"{name}." for name in pl_module.not_averaged)  # type: ignore[union-attr]
+        """Start the average here, since only now the parameters have their devices, types and shards."""
+        left_out = tuple(f"{name}." for name in pl_module.not_averaged)  # type: ignore[union-attr]
         self.parameters = {
-            name: p for name, p in pl_module.named_parameters() if p.requires_grad and not name.startswith(own)
+            name: p for name, p in pl_module.named_parameters() if p.requires_grad and not name.startswith(left_out)
         }
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         for name, mean in self.average.items():
@@ -42,10 +47,9 @@ class EMA(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         if trainer.global_step > self.latest_step:  # a step was taken
-            weight = 1 - decay_at(self.updates, self.decay)
-            current = [p.detach() for p in self.parameters.values()]
-            torch._foreach_lerp_(list(self.average.values()), current, weight)
             self.updates, self.latest_step = self.updates + 1, trainer.global_step
+            current = [p.detach() for p in self.parameters.values()]
+            torch._foreach_lerp_(list(self.average.values()), current, 1 - decay_at(self.updates, self.decay))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap()
@@ -69,6 +73,7 @@ class EMA(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["averaging_state"]
         self.updates, self.latest_step = state["updates"], state["latest_step"]
-        self.loaded = checkpoint["state_dict"]  # which the module has loaded by now; it goes on with its own weights
+        self.loaded = checkpoint["state_dict"]
+        # the module has loaded the average as its weights by now: it goes on with those of that moment
         options = StateDictOptions(full_state_dict=True)
         set_model_state_dict(pl_module, checkpoint["current_model_state"], options=options)

@@ -224,6 +224,7 @@ def test_samples_name_the_model_whose_likelihood_is_bounded(ldm, pipeline):
         (["samples=torn"], "is not the one that sample.json beside it describes"),
         (["samples=theirs.npz", "likelihood=5"], "a run of `ldm sample`"),
         (["samples=null", "memorisation=5"], "memorisation needs samples"),
+        (["samples=theirs.npz", "features=pixels", "inception_splits=adm"], "adm wants features=inception"),
         (["samples=theirs.npz", "keep=0"], "keep=0 must be"),
         (["samples=theirs.npz", "keep=4"], "keep=4 must be more than neighbours="),
         (["samples=theirs.npz", "reference=theirs"], "features=inception needs"),  # not the digits' pixels

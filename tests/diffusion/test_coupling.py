@@ -53,5 +53,5 @@ def test_the_entropic_plan_is_pots_and_its_permutation_is_near_the_best(pairs):
 def test_independent_pairs_are_left_alone(pairs):
     x0, eps, y = pairs
     assert Independent()(x0, eps, y) is eps
-    with pytest.raises(ValueError, match=r"coupling\.solver"):
+    with pytest.raises(ValueError, match="solver=auction must be one of exact, sinkhorn"):
         OptimalTransport(solver="auction")

@@ -127,7 +127,10 @@ def test_time_at_inverts_the_log_snr(any_path, times):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: BetaTablePath(**LDM_BETAS | {"schedule": "square"}), r"path\.schedule must be"),
+        (
+            lambda: BetaTablePath(**LDM_BETAS | {"schedule": "square"}),
+            "schedule=square must be one of linear, scaled_linear, cosine",
+        ),
         (lambda: BetaTablePath(**LDM_BETAS | {"beta_start": 0.0}), "beta_start"),
         (lambda: BetaTablePath(**LDM_BETAS | {"beta_end": 1.0}), "beta_end"),
         (lambda: VPPath(beta_min=2.0, beta_max=1.0), "beta_min"),

@@ -1,5 +1,7 @@
 """Every sampler that diffusers has too, step for step: the states at which the network is asked, and the last one."""
 
+from functools import partial
+
 import diffusers
 import pytest
 import torch
@@ -8,7 +10,7 @@ from support.closed_forms import LDM_BETAS
 from ldm.diffusion.objective import Objective, on_path
 from ldm.diffusion.path import BetaTablePath, LinearPath, VEPath
 from ldm.diffusion.samplers import ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, euler, heun, unipc
-from ldm.diffusion.times import Uniform, trailing_grid
+from ldm.diffusion.times import Uniform, leading_grid, trailing_grid
 from ldm.diffusion.weighting import Unweighted
 
 BETAS = {
@@ -41,11 +43,11 @@ def diffusers_states(scheduler, x, steps, step_options=dict):
     return torch.stack([*states, x])
 
 
-def our_states(sampler, x, steps, path=TABLE, **options):
+def our_states(sampler, x, steps, path=TABLE, grid=trailing_grid, **options):
     """The same of a sampler of ours, on the table's path or another."""
     objective = Objective(path=TABLE, parameterization="eps", weighting=Unweighted(), time_sampler=Uniform())
     denoise, states = objective.denoiser(net, torch.zeros(2, dtype=torch.long)), []
-    times = trailing_grid(TABLE, steps)
+    times = grid(TABLE, steps)
     if path is not TABLE:
         ratio = TABLE(times[:-1]).sigma / TABLE(times[:-1]).alpha
         denoise, times = on_path(denoise, TABLE, path), torch.cat([ratio / SIGMA_MAX, times[-1:]])
@@ -72,13 +74,26 @@ def test_ddim(steps, eta):
     assert_same(our_states(ddim, x, steps, eta=eta, noise=lambda _: next(drawn)), states)
 
 
-@pytest.mark.parametrize("steps", [20, 1000])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_ddim_that_ends_at_the_first_timestep_as_ldms(spacing, eta):
+    """set_alpha_to_one=False: abar of timestep 0 stands where ours has 1."""
+    x, noises = start(), torch.randn(20, 2, 3, 4, 4, dtype=torch.float64)
+    drawn, theirs = iter(noises), iter(noises)
+    options = BETAS | {"timestep_spacing": spacing, "steps_offset": 1, "set_alpha_to_one": False}
+    scheduler = diffusers.DDIMScheduler(**options, clip_sample=False)
+    states = diffusers_states(scheduler, x, 20, lambda: {"eta": eta, "variance_noise": next(theirs)} if eta else {})
+    grid = partial({"leading": leading_grid, "trailing": trailing_grid}[spacing], last="first_timestep")
+    assert_same(our_states(ddim, x, 20, grid=grid, eta=eta, noise=lambda _: next(drawn)), states)
+
+
+@pytest.mark.parametrize("steps", [20, 250])
 def test_ddpm(steps, monkeypatch):
     x, noises = start(), torch.randn(steps, 2, 3, 4, 4, dtype=torch.float64)
     drawn, theirs = iter(noises), iter(noises)
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(theirs))
     scheduler = diffusers.DDPMScheduler(**BETAS, clip_sample=False)
-    scheduler.alphas_cumprod = torch.cumprod(1 - scheduler.betas.double(), 0)  # in float32, 1000 steps add up
+    scheduler.alphas_cumprod = torch.cumprod(1 - scheduler.betas.double(), 0)  # in float32, errors of many steps add up
     states = diffusers_states(scheduler, x, steps)
     assert_same(our_states(ddpm, x, steps, noise=lambda _: next(drawn)), states)
 
@@ -110,7 +125,10 @@ def test_dpmpp_2m_sde(steps):
 def test_ode_solvers_in_sigma(sampler, scheduler, steps):
     """diffusers walks a VP model on the exploding path: so do we, by re-mapping the denoiser."""
     x, oracle = 13.0 * start(), getattr(diffusers, scheduler)(**BETAS)
-    assert_same(our_states(sampler, x, steps, VEPath(sigma_max=SIGMA_MAX)), diffusers_states(oracle, x, steps))
+    found, theirs = our_states(sampler, x, steps, VEPath(sigma_max=SIGMA_MAX)), diffusers_states(oracle, x, steps)
+    if sampler is heun:  # its last step is of order 2, theirs is Euler's
+        found, theirs = found[: 2 * steps - 1], theirs[:-1]
+    assert_same(found, theirs)
 
 
 def test_flow_match_euler():

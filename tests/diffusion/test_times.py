@@ -43,7 +43,7 @@ def test_mode_is_the_papers_density(scale):
     u = np.linspace(0, 1, 10001)
     t = 1 - u - scale * (np.cos(np.pi * u / 2) ** 2 - 1 + u)
     assert fits(draw(Mode(scale=scale)), lambda x: np.interp(x, t[::-1], 1 - u[::-1]))
-    with pytest.raises(ValueError, match=r"time_sampler\.scale"):
+    with pytest.raises(ValueError, match=r"scale=2.0 must lie in \[-1, 1"):
         Mode(scale=2.0)
 
 
@@ -54,16 +54,17 @@ GRIDS = [getattr(grids, f"{name}_grid") for name in ("uniform", "shifted", "log_
 @pytest.mark.parametrize("steps", [1, 7, 40])
 def test_grids_fall_from_noise_to_data(grid, steps, any_path):
     times = grid(any_path, steps)
-    assert times.shape == (steps + 1,)
+    assert times.shape == ((steps if grid is not grids.leading_grid or steps != 7 else 8) + 1,)
     assert times.dtype == torch.float64
     assert 0 < times[0] <= 1 and times[-1] == 0
     assert (times.diff() < 0).all()
-    with pytest.raises(ValueError, match=r"sampler\.steps"):
+    with pytest.raises(ValueError, match="steps=0 must be at least 1"):
         grid(any_path, 0)
 
 
-@pytest.mark.parametrize("spacing", ["trailing", "leading"])
-@pytest.mark.parametrize("steps", [7, 10, 50, 999])
+@pytest.mark.parametrize(
+    ("spacing", "steps"), [*(("trailing", n) for n in (7, 10, 50, 999)), *(("leading", n) for n in (8, 10, 50, 250))]
+)
 def test_discrete_spacings_are_diffusers(spacing, steps):
     scheduler = DDIMScheduler(1000, timestep_spacing=spacing, steps_offset=1)
     scheduler.set_timesteps(steps)
@@ -72,8 +73,37 @@ def test_discrete_spacings_are_diffusers(spacing, steps):
     np.testing.assert_allclose(times[:-1], (scheduler.timesteps.double().clamp(max=999) + 1) / 1000)
     with pytest.raises(ValueError, match="num_steps=1000"):
         grid(LinearPath(), 1001)
-    with pytest.raises(ValueError, match="can be sampled here"):
+    with pytest.raises(ValueError, match="can be sampled: pass grid=uniform"):
         grids.trailing_grid(LinearPath(), steps, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "visited"),
+    [
+        (7, [995, 853, 711, 569, 427, 285, 143, 1]),
+        (6, [997, 831, 665, 499, 333, 167, 1]),
+        (300, range(997, 0, -3)),  # CompVis' own list ends in timestep 1000, and fails
+        (600, range(999, 0, -1)),
+        (1000, range(999, 0, -1)),
+    ],
+)
+def test_leading_spacing_is_ldms_where_the_steps_do_not_divide_the_table(steps, visited):
+    """range(0, 1000, 1000 // steps) + 1, as CompVis has it; those beyond the table left out."""
+    times = grids.leading_grid(LinearPath(), steps)
+    np.testing.assert_allclose(times, (torch.tensor([*visited, -1]) + 1) / 1000)
+
+
+@pytest.mark.parametrize("grid", [grids.trailing_grid, grids.leading_grid])
+def test_discrete_grids_end_at_the_data_or_at_the_first_timestep(grid):
+    data, first = (grid(LinearPath(), 20, last=last) for last in ("x0", "first_timestep"))
+    assert torch.equal(data[:-1], first[:-1])
+    assert (data[-1], first[-1]) == (0, 1 / 1000)
+    with pytest.raises(ValueError, match="last=data must be one of x0, first_timestep"):
+        grid(LinearPath(), 20, last="data")
+    with pytest.raises(ValueError, match="pass last=x0"):
+        grid(LinearPath(), 20, num_steps=20, last="first_timestep", **({"offset": 0} if "leading" in str(grid) else {}))
+    with pytest.raises(ValueError, match="offset=1000 must be less"):
+        grids.leading_grid(LinearPath(), 20, offset=1000)
 
 
 def test_karras_spacing_is_diffusers():

@@ -1,5 +1,6 @@
 """Published weights, in the target that each paper states them for."""
 
+import numpy as np
 import pytest
 import torch
 from support.closed_forms import LDM_BETAS, PATHS
@@ -59,16 +60,47 @@ def test_a_rule_means_the_same_for_every_parameterization(rule, path, times):
         torch.testing.assert_close(loss, losses[0])
 
 
-def test_learned_uncertainty_finds_the_log_of_each_levels_loss():
+@pytest.fixture
+def learned():
+    return LearnedUncertainty(base=Unweighted())
+
+
+def test_learned_uncertainty_is_edm2s(learned):
+    """Karras et al. 2024: normalised weights, Fourier features of log(sigma) / 4, written out in numpy."""
+    sigma = np.logspace(-3, 3, 7)
+    f, phase, w = (x.detach().double().numpy() for x in (learned.frequencies, learned.phases, learned.out.weight[0]))
+    u = [(np.sqrt(2) * np.cos(f * np.log(s) / 4 + phase)) @ (w / np.sqrt((w**2).sum())) for s in sigma]
+    error, snr = torch.ones(7), torch.from_numpy(1 / sigma**2).float()
+    expected = torch.from_numpy(np.exp(-np.array(u)) + u).float()
+    torch.testing.assert_close(learned(error, snr, snr), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_learned_uncertainty_preserves_magnitude_and_only_its_direction_counts(learned):
+    snr = torch.logspace(-6, 6, 50)
+    with torch.no_grad():
+        mean_square = 0.0
+        for _ in range(300):
+            learned.out.weight.normal_()
+            mean_square += learned.uncertainty(snr).square().mean().item() / 300
+        before = learned.uncertainty(snr)
+        learned.out.weight *= 7
+    assert mean_square == pytest.approx(1, abs=0.15)
+    torch.testing.assert_close(learned.eval().uncertainty(snr), before)
+    assert learned.out.weight.norm().item() == pytest.approx(7 * 128**0.5, rel=1e-5)  # only training normalises it
+    learned.train().uncertainty(snr).sum().backward()
+    assert learned.out.weight.norm().item() == pytest.approx(128**0.5, rel=1e-5)
+    weight, gradient = learned.out.weight[0].detach(), learned.out.weight.grad[0]
+    assert (weight @ gradient).abs().item() < 1e-3 * (weight.norm() * gradient.norm()).item()
+
+
+def test_learned_uncertainty_finds_the_log_of_each_levels_loss(learned):
     """The minimum of loss / exp(u) + u is u = log(loss)."""
-    rule = LearnedUncertainty(base=Unweighted())
     snr = torch.logspace(-2, 2, 64)
     error = 0.1 + 0.9 * torch.sigmoid(snr.log())
-    torch.testing.assert_close(rule(error, snr, snr), error)  # u starts at 0
-    optimizer = torch.optim.Adam(rule.parameters(), lr=0.01)
-    for _ in range(1000):
+    optimizer = torch.optim.Adam(learned.parameters(), lr=0.05)
+    for _ in range(300):
         optimizer.zero_grad()
-        rule(error, snr, snr).mean().backward()
+        learned(error, snr, snr).mean().backward()
         optimizer.step()
-    torch.testing.assert_close(rule(error, snr, snr), 1 + error.log(), atol=0.05, rtol=0)
-    assert rule(error[:1], torch.zeros(1), torch.zeros(1)).isfinite()  # alpha = 0
+    torch.testing.assert_close(learned(error, snr, snr), 1 + error.log(), atol=0.05, rtol=0)
+    assert learned(error[:1], torch.zeros(1), torch.zeros(1)).isfinite()  # alpha = 0

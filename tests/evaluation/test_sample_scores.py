@@ -1,5 +1,7 @@
 """The scores of an extractor that knows all that Inception does: Frechet distances of two kinds, logits."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 
 from ldm.evaluation.image_sets import Array
 from ldm.evaluation.sample_scores import FeatureScores, Reader
+from ldm.metrics.collect import merged
 from ldm.metrics.features import Extractor
 from ldm.metrics.statistics import pixel_hashes
 
@@ -73,6 +76,13 @@ def test_both_frechet_distances_and_the_inception_score(tmp_path, ranks):
     assert found["precision"]["depends"]["neighbours"] == 3
     assert found["coverage"]["depends"]["neighbours"] == 5
     assert found["precision"]["depends"]["kept"] == [150, 150]
+    in_order = replace(score, inception_splits="adm")
+    shares = [in_order.look(Reader(rank=rank, **options)) for rank in range(ranks)]
+    torch.testing.assert_close(merged([share for share, _ in shares]).kept["logits"].take(), a["logits"].float())
+    by_adm = in_order.compute(shares)["inception_score"]
+    assert by_adm["depends"]["splits"] == "5000 in order"
+    expected = isc_features_to_metric(a["logits"].float(), splits=1, shuffle=False)["inception_score_mean"]
+    assert by_adm["value"] == pytest.approx(expected, rel=1e-6)
     again = score.compute([score.look(Reader(rank=rank, **options)) for rank in range(ranks)])
     assert again == found
     assert len(list(folder.iterdir())) == 2  # a file a kind

@@ -3,7 +3,6 @@ import dataclasses
 import pytest
 import torch
 
-from ldm.training.ema import decay_at
 from ldm.training.progress import seed_from
 from ldm.training.schedule import Schedule
 
@@ -56,12 +55,3 @@ def test_seeds_differ_in_every_counter():
     seed_from(0, 0, 0)
     assert len(draws) == 4
     assert torch.rand(1).item() in draws
-
-
-def test_ema_is_the_recurrence_with_ldms_warm_up():
-    """Against the decay of diffusers' EMAModel, which copied LDM's warm-up from tensorflow."""
-    from diffusers.training_utils import EMAModel
-
-    theirs = EMAModel([torch.nn.Parameter(torch.zeros(1))], decay=0.9)
-    for n in range(12):
-        assert decay_at(n, 0.9) == pytest.approx(theirs.get_decay(n + 1))
