@@ -75,7 +75,7 @@ def test_mistakes(ldm, published):
     for source, said in (("nowhere.ckpt", "nowhere.ckpt does not exist"), (".", "config.json does not exist")):
         with pytest.raises(SystemExit, match=said):
             ldm("convert", f"source={source}")
-    with pytest.raises(SystemExit, match="to=onnx: what must be"):
+    with pytest.raises(SystemExit, match="to=onnx must be ldm or diffusers"):
         ldm("convert", f"source={published}", "to=onnx")
 
 
