@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup demo test test-slow test-slurm lint toy compare bench lock clean
+.PHONY: help setup demo test test-fast test-slow test-long test-slurm lint toy compare bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,11 +31,17 @@ demo: $(STAMP) ## digits -> autoencoder -> latents -> flow U-Net -> samples -> m
 # up to four processes of one thread each; a file's tests share what its fixtures trained
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -q
 
-test: $(STAMP) ## the fast tests (5 to 10 minutes on two cores)
-	$(PARALLEL) -m "not slow and not gpu and not slurm"
+test: $(STAMP) ## the fast tests (5 minutes on two idle cores)
+	$(PARALLEL) -m "not slow and not long and not gpu and not slurm"
 
-test-slow: $(STAMP) ## the tests that train for minutes; their figures are printed at the end
+test-fast: $(STAMP) ## the mathematics alone, under a minute
+	$(PARALLEL) -m "not slow and not long and not gpu and not slurm" tests/diffusion tests/test_latents.py
+
+test-slow: $(STAMP) ## the tests that take half a minute or more each; their figures are printed at the end
 	$(PARALLEL) -m slow -raP
+
+test-long: $(STAMP) ## longer forms of what other tests have shown: run and noted before an issue ends, not by CI
+	$(PARALLEL) -m long -raP
 
 test-slurm: $(STAMP) ## jobs/ on a SLURM cluster of two nodes (skipped where sbatch is not on PATH)
 	$(BIN)/python -m pytest -m "slurm" -q

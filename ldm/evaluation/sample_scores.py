@@ -225,7 +225,7 @@ class Memorisation:
         queries = [some(images, self.num, read.batch_size) for images in (self.samples, self.held_out)]
         with torch.inference_mode():
             own, others = (
-                torch.cat([self.extractor(part.to(read.device)).cpu() for part in images.split(read.batch_size)])
+                torch.cat([self.extractor(part.to(read.device)).cpu() for part in images.split(read.batch_size)])  # type: ignore[no-untyped-call]
                 for images in queries
             )
             found, total = Neighbours(own, others, queries[0]), 0

@@ -1,6 +1,7 @@
 """Paths and data whose every quantity is known in closed form."""
 
 import math
+from typing import Any
 
 import torch
 from scipy.integrate import solve_ivp
@@ -8,7 +9,7 @@ from scipy.integrate import solve_ivp
 from ldm.diffusion.parameterization import Prediction
 from ldm.diffusion.path import BetaTablePath, Coefficients, CosinePath, LinearPath, Scaled, Shifted, VEPath, VPPath
 
-LDM_BETAS = {"schedule": "scaled_linear", "num_steps": 1000, "beta_start": 0.0015, "beta_end": 0.0195}
+LDM_BETAS: dict[str, Any] = {"schedule": "scaled_linear", "num_steps": 1000, "beta_start": 0.0015, "beta_end": 0.0195}
 PATHS = {"linear": LinearPath(), "cosine": CosinePath(), "beta table": BetaTablePath(**LDM_BETAS)}
 ALL_PATHS = PATHS | {
     "vp": VPPath(),

@@ -117,7 +117,7 @@ def points(overrides: list[str]) -> list[list[str]]:
         if override.is_choice_sweep():
             choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
         elif not override.is_sweep_override():  # an interval has no first value
-            choices.append([override.input_line])
+            choices.append([str(override.input_line)])
     return [list(point) for point in product(*choices)]
 
 

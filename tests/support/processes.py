@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ def _child(
     run_command(name, *options)
 
 
-def succeeds(*processes: ForkServerProcess) -> None:
+def succeeds(*processes: BaseProcess) -> None:
     """Wait for processes, all of which must end well."""
     for process in processes:
         process.join()

@@ -63,4 +63,4 @@ def assert_close_weights(one: str | Path, other: str | Path, kind: str, rtol: fl
     ones, others = weights(one, kind), weights(other, kind)
     assert list(ones) == list(others)
     for key, tensor in ones.items():
-        torch.testing.assert_close(others[key], tensor, rtol=rtol, atol=atol, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close({key: others[key]}, {key: tensor}, rtol=rtol, atol=atol)  # names the key
