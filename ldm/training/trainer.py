@@ -4,7 +4,8 @@ import warnings
 from typing import Any
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback
+from lightning import Trainer as Trainer  # for the commands as well
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from torch import nn
 
