@@ -141,6 +141,7 @@ PRIVATE = {
     "losses/adversarial.py": {"_foreach_add_"},
     "training/speed.py": {"_subclasses"},  # torch's fake tensors
     "runtime/loggers.py": {"_log_artifact"},  # wandb's
+    "commands/hydra_errors.py": {"_internal"},  # Hydra's parser of flags
 }
 DOCUMENTED = {
     "lightning",
