@@ -14,7 +14,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("ldm needs Python >= 3.11: make PYTHON=python3.x" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --require-hashes --python $(BIN)/python --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --require-hashes --compile-bytecode --python $(BIN)/python --requirement requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
@@ -31,20 +31,20 @@ demo: $(STAMP) ## digits -> autoencoder -> latents -> flow U-Net -> samples -> m
 # up to four processes of one thread each; a file's tests share what its fixtures trained
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -q
 
-test: $(STAMP) ## the fast tests (5 minutes on two idle cores)
+test: $(STAMP) ## the tests of every change (limit: 5 minutes on two idle cores)
 	$(PARALLEL) -m "not slow and not long and not gpu and not slurm"
 
-test-fast: $(STAMP) ## the mathematics alone, under a minute
-	$(PARALLEL) -m "not slow and not long and not gpu and not slurm" tests/diffusion tests/test_latents.py
+test-fast: $(STAMP) ## the mathematics alone (limit: a minute)
+	$(PARALLEL) -m "not slow and not long and not gpu" tests/diffusion tests/test_latents.py
 
-test-slow: $(STAMP) ## the tests that take half a minute or more each; their figures are printed at the end
-	$(PARALLEL) -m slow -raP
+test-slow: $(STAMP) ## the tests that train, or start ranks, for half a minute or more; their figures are printed at the end
+	$(PARALLEL) -m "slow and not slurm" -raP
 
-test-long: $(STAMP) ## longer forms of what other tests have shown: run and noted before an issue ends, not by CI
+test-long: $(STAMP) ## what test-slow shows in brief, at length: many kills at random moments; before an issue ends
 	$(PARALLEL) -m long -raP
 
 test-slurm: $(STAMP) ## jobs/ on a SLURM cluster of two nodes (skipped where sbatch is not on PATH)
-	$(BIN)/python -m pytest -m "slurm" -q
+	$(BIN)/python -m pytest -m slurm -q
 
 lint: $(STAMP) ## formatter, linter, types
 	$(BIN)/ruff format --check .
