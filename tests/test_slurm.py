@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("sbatch") is None, reason="no sbatch on PATH: needs a SLURM cluster of two nodes"),
 ]
 JOBS = Path(__file__).parents[1] / "jobs"
+PATIENCE = 1800  # seconds
 LDM = [str(Path(sys.executable).with_name("ldm"))]
 
 
@@ -48,18 +50,52 @@ def states(job):
     return [line.split()[0] for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines()]
 
 
-def wait(*jobs, seconds=300):
+def until(condition):
+    """Wait for a condition; show the jobs' logs where it takes so long that on any machine something hangs."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail("\n".join(f"== {p}\n{p.read_text()[-3000:]}" for p in sorted(Path().glob("slurm-*.log"))))
+        time.sleep(0.2)
+
+
+def have_ended(*jobs):
+    """Whether accounting has every task of these jobs as ended."""
+    known = [states(job) for job in jobs]
+    unfinished = ("PENDING", "RUNNING", "REQUEUED", "COMPLETING")
+    return all(known) and not any(state in unfinished for each in known for state in each)
+
+
+def wait(*jobs):
     """Wait until all have ended; their logs if one failed."""
-    until = time.time() + seconds
-    while time.time() < until:
-        found = [state for job in jobs for state in states(job)]
-        if found and all(state not in ("PENDING", "RUNNING", "REQUEUED", "COMPLETING") for state in found):
-            if set(found) != {"COMPLETED"}:
-                break
-            return
-        time.sleep(1)
+    until(lambda: have_ended(*jobs))
+    ends = {state for job in jobs for state in states(job)}
     logs = "\n".join(f"== {p}\n{p.read_text()[-3000:]}" for p in sorted(Path().glob("slurm-*.log")))
-    pytest.fail(f"{jobs}: {found}\n{logs}")
+    assert ends == {"COMPLETED"}, f"{jobs}: {ends}\n{logs}"
+
+
+def trains(run):
+    """Whether a training run has logged its first batches."""
+    return bool(list(Path("runs", run).glob("csv/version_0/metrics.csv")))
+
+
+def interrupted(tell, *options, nodes=1):
+    """Submit a training run and tell(job) something once it trains; with more steps where it was over before that.
+
+    Returns its id, its folder's name, its steps, the batch after which it saved, and its log once it has ended.
+    """
+    for steps in (400, 1600, 6400):  # no number of them is enough for every machine
+        run, every = f"interrupted{steps}", steps // 2
+        job = sbatch("train_diffusion", *options, f"steps={steps}", f"every={every}", f"run={run}",
+                     options=(f"--nodes={nodes}",))  # fmt: skip
+        until(lambda run=run: trains(run))
+        tell(job)
+        wait(job)
+        text = Path(f"slurm-ldm-train-diffusion-{job}.log").read_text()
+        saved = re.search(r"saved after batch (\d+)", text)
+        if saved and int(saved[1]) % every:
+            return job, run, steps, int(saved[1]), text
+    pytest.fail("each run was over, or between two stretches, when it was told to stop")
 
 
 def alone(name, *overrides):
@@ -106,38 +142,30 @@ def test_the_pipeline_end_to_end(site, monkeypatch):
 
 
 def test_a_requeued_job_goes_on_bit_for_bit_in_the_same_wandb_run(site, pipeline):
-    options = [*TINY_DIFFUSION, *CPU, f"latents={pipeline}/runs/latents", "steps=400", "every=200", "logger=wandb"]
-    two = ("--nodes=2",)  # ranks, which must agree on where to stop
-    job = sbatch("train_diffusion", *options, "run=requeued", options=two)
-    log = site / f"slurm-ldm-train-diffusion-{job}.log"
-    until = time.time() + 120
-    while not list(site.glob("runs/requeued/csv/version_0/metrics.csv")):  # it trains
-        assert time.time() < until, log.read_text()
-        time.sleep(0.2)
-    subprocess.run(["scancel", "--signal=USR1", job], check=True)
-    wait(job, sbatch("train_diffusion", *options, "run=whole", options=two))
-    text = log.read_text()
-    saved = int(text.split("stopped by SIGUSR1: saved after batch ")[1].split(";")[0])
-    assert saved % 200 != 0, "the signal came too late to show anything: in mid-epoch it must be"
+    options = [*TINY_DIFFUSION, *CPU, f"latents={pipeline}/runs/latents", "logger=wandb"]
+
+    def preempt(job):
+        subprocess.run(["scancel", "--signal=USR1", job], check=True)
+
+    # two nodes: ranks, which must agree on where to stop
+    job, run, steps, saved, text = interrupted(preempt, *options, nodes=2)
+    assert f"stopped by SIGUSR1: saved after batch {saved}" in text
     assert f"job {job} is requeued" in text
     assert f"resumes from {saved:08d}.ckpt" in text
-    assert_same_training("runs/requeued", "runs/whole", "diffusion")
-    name = Path("runs/requeued/wandb-id.txt").read_text()
-    starts = sorted(Path("runs/requeued/wandb").glob("offline-run-*"))
+    whole = ["run=whole", f"steps={steps}", f"every={steps // 2}"]
+    wait(sbatch("train_diffusion", *options, *whole, options=("--nodes=2",)))
+    assert_same_training(f"runs/{run}", "runs/whole", "diffusion")
+    name = Path(f"runs/{run}/wandb-id.txt").read_text()
+    starts = sorted(Path(f"runs/{run}/wandb").glob("offline-run-*"))
     assert len(starts) == 2
     assert all(start.name.endswith(name) for start in starts)
 
 
 def test_a_job_that_somebody_requeues_saves_goes_on_and_says_so(site, pipeline):
-    options = [*TINY_DIFFUSION, *CPU, f"latents={pipeline}/runs/latents", "steps=400", "every=200"]
-    job = sbatch("train_diffusion", *options, "run=requeued")
-    until = time.time() + 120
-    while not list(site.glob("runs/requeued/csv/version_0/metrics.csv")):
-        assert time.time() < until
-        time.sleep(0.2)
-    subprocess.run(["scontrol", "requeue", job], check=True)
-    wait(job)
-    text = (site / f"slurm-ldm-train-diffusion-{job}.log").read_text()
+    def requeue(job):
+        subprocess.run(["scontrol", "requeue", job], check=True)
+
+    job, _, _, _, text = interrupted(requeue, *TINY_DIFFUSION, *CPU, f"latents={pipeline}/runs/latents")
     assert f"job {job} is requeued" in text
     assert "could not be requeued" not in text
     assert "resumes from" in text
@@ -146,33 +174,21 @@ def test_a_job_that_somebody_requeues_saves_goes_on_and_says_so(site, pipeline):
 def test_a_cancelled_job_saves_and_is_not_requeued(site, pipeline):
     options = [*TINY_DIFFUSION, *CPU, f"latents={pipeline}/runs/latents", "steps=4000", "every=2000"]
     job = sbatch("train_diffusion", *options, "run=cancelled")
-    until = time.time() + 120
-    while not list(site.glob("runs/cancelled/csv/version_0/metrics.csv")):
-        assert time.time() < until
-        time.sleep(0.2)
+    until(lambda: trains("cancelled"))
     subprocess.run(["scancel", job], check=True)
-    while any(state in ("PENDING", "RUNNING", "COMPLETING") for state in states(job)):
-        assert time.time() < until + 60
-        time.sleep(0.5)
+    until(lambda: have_ended(job))
     assert states(job)[0].startswith("CANCELLED")
     log = site / f"slurm-ldm-train-diffusion-{job}.log"
-    while "not requeued" not in log.read_text():  # accounting is ahead of the job, which saves
-        assert time.time() < until + 60, log.read_text()
-        time.sleep(0.5)
+    until(lambda: "not requeued" in log.read_text())  # accounting is ahead of the job, which saves
     assert newest(Path("runs/cancelled")) is not None
 
 
 def test_the_caches_array_with_one_task_killed_and_run_again(site, pipeline):
     options = ["run=array", f"autoencoder={pipeline}/runs/autoencoder", "shard_size=20", "batch_size=2"]
     job = sbatch("cache_latents", *options, options=("--array=0-1",))
-    until = time.time() + 120
-    while not list(site.glob("runs/array/*-000003.json")):  # task 1 has written a shard or two
-        assert time.time() < until
-        time.sleep(0.05)
+    until(lambda: list(site.glob("runs/array/*-000003.json")))  # task 1 has written a shard or two
     subprocess.run(["scancel", "--signal=KILL", f"{job}_1"], check=True)
-    while any(state in ("PENDING", "RUNNING", "COMPLETING") for state in states(job)):
-        assert time.time() < until
-        time.sleep(0.5)
+    until(lambda: have_ended(job))
     assert sorted(states(job))[1:] == ["COMPLETED"], "one is killed, one is not"
     assert "COMPLETED" not in sorted(states(job))[:1]
     assert not Path("runs/array/manifest.json").exists()
@@ -222,13 +238,10 @@ def test_a_sweeps_point_that_is_preempted_is_requeued_by_its_launcher(site, pipe
     launcher = ["launcher=slurm", *(f"hydra.launcher.{key}" for key in ("gpus_per_node=null", "cpus_per_task=1"))]
     command = [*LDM, "train-diffusion", "-m", "run=sweep", "hydra.sweep.subdir=seed${seed}", *launcher, *options]
     running = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    until = time.time() + 120
-    while not list(site.glob("runs/sweep/seed0/csv/version_0/metrics.csv")):
-        assert time.time() < until
-        time.sleep(0.2)
+    until(lambda: trains("sweep/seed0"))
     job = next(Path("runs/sweep/.submitit").glob("*_0")).name
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
-    assert running.wait(timeout=300) == 0
+    assert running.wait(timeout=PATIENCE) == 0
     log = Path("runs/sweep/seed0/log.txt").read_text()
     saved = [line for line in log.splitlines() if "resumes from" in line]
     assert len(saved) == 1
