@@ -69,7 +69,7 @@ def test_all_classes_in_turn_are_the_default(model):
         ({"sampler": "huen"}, "sampler=huen must be one of ddim, ddpm, dopri5"),
         ({"grid": "cosine"}, "grid=cosine must be one of karras, leading"),
         ({"path": "straight"}, "path=straight must be one of cosine, linear, ve, vp, or a path itself"),
-        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 0}, "steps=0 must be at least 1"),
         ({"guidance": -1.0}, "guidance"),
     ],
 )

@@ -33,7 +33,7 @@ def test_samples_and_scores(ldm, pipeline):
     assert metrics["reconstruction"]["images"] == 297
     assert metrics["reconstruction"]["depends"]["lpips_weights"] == "random VGG16 weights"
     assert metrics["reconstruction"]["rfd"] > 0
-    assert metrics["samples"]["evaluations"] == 3
+    assert metrics["samples"]["evaluations"] == 4
     assert metrics["samples"]["model"] == load_diffusion("runs/diffusion").fingerprint
     assert metrics["samples"]["autoencoder"] == load_autoencoder("runs/autoencoder").fingerprint
 

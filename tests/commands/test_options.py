@@ -57,7 +57,7 @@ from ldm.runtime.ranges import Count, Share
         ("sample", "sampler.steps=0", "sampler.steps=0 must be at least 1"),
         ("sample", "classes=1.5", "classes=1.5 must be a list or text or a whole number"),
         ("evaluate", "neighbours=3", "neighbours=3 must be a group of keys"),
-        ("evaluate", "keep=3", "keep=3 must be more than the neighbours"),
+        ("evaluate", "keep=3", "keep=3 must be more than neighbours=5"),
         (
             "evaluate",
             "samples=null classifier=svc",
