@@ -16,6 +16,7 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from support.config import CONF
@@ -45,13 +46,15 @@ def options(group):
 
 
 @pytest.fixture
-def composed():
+def composed(monkeypatch):
     """`composed("train-diffusion", "net=small", "steps=5")`; Hydra composes once for each choice of groups."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         once = cache(lambda primary, *choices: compose(primary, [*choices]))
 
         def composing(command, *overrides):
+            running = {"job": {"config_name": command.replace("-", "_")}, "runtime": {"output_dir": "runs/run"}}
+            monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": running}))  # for ${hydra:...}
             given = OverridesParser.create().parse_overrides([*overrides])
             choices = sorted(one.input_line for one in given if one.key_or_group in GROUPS)
             config = copy.deepcopy(once(command.replace("-", "_"), *choices))
