@@ -11,9 +11,9 @@ from ldm.checkpoint import LoadedAutoencoder, load_autoencoder, load_diffusion, 
 from ldm.commands.evaluate_options import EvaluateOptions
 from ldm.commands.options import build
 from ldm.data.sources import Digits, Source
-from ldm.evaluation.bits_per_dim import check as check_likelihood
-from ldm.evaluation.image_sets import Array, ImageSet, SourceSet, holds_images, open_set
-from ldm.evaluation.model_scores import Bits, Reconstruction
+from ldm.evaluation.bits_per_dim import BitsPerDim
+from ldm.evaluation.image_sets import ArraySet, ImageSet, SourceSet, holds_images, open_set
+from ldm.evaluation.model_scores import HeldOutLikelihood, HeldOutReconstruction
 from ldm.evaluation.sample_scores import ClassAccuracy, FeatureScores, Memorisation, Score
 from ldm.losses.perceptual import PerceptualLoss
 from ldm.metrics.classifier import Classifier, FileClassifier, PixelClassifier
@@ -147,7 +147,7 @@ def feature_scores(asked: Request) -> FeatureScores | None:
     options = asked.options
     if asked.samples is None or asked.extractor is None:
         return None
-    in_order = isinstance(asked.samples, Array) and isinstance(asked.extractor, Inception)
+    in_order = isinstance(asked.samples, ArraySet) and isinstance(asked.extractor, Inception)
     if options.inception_splits == "adm" and not in_order:
         raise ValueError(
             "inception_splits=adm wants features=inception, and samples in an .npz, whose order it keeps: pass "
@@ -179,7 +179,7 @@ def class_accuracy(asked: Request) -> ClassAccuracy | None:
 
 def check_labels(name: str, samples: Any, class_names: list[str]) -> None:
     """ValueError where a classifier of these classes can't tell which samples are right."""
-    if isinstance(samples, Array):
+    if isinstance(samples, ArraySet):
         if samples.labels is None:
             raise ValueError(f"samples={name} has no labels (arr_1) for a classifier to find: pass classifier=null")
         if not 0 <= samples.labels.min() <= samples.labels.max() < len(class_names):
@@ -219,7 +219,7 @@ def memorisation(asked: Request) -> Memorisation | None:
     )
 
 
-def reconstruction(asked: Request) -> Reconstruction | None:
+def reconstruction(asked: Request) -> HeldOutReconstruction | None:
     """How well the autoencoder keeps held-out images."""
     options = asked.options
     if not options.reconstruction:
@@ -230,7 +230,7 @@ def reconstruction(asked: Request) -> Reconstruction | None:
         weights = autoencoder.card["config"].get("loss", {}).get("perceptual_pretrained")
         if weights is None:
             print("reconstruction lpips: left out, as this autoencoder names no VGG16: pass lpips=true or false")
-    return Reconstruction(
+    return HeldOutReconstruction(
         autoencoder=autoencoder,
         held_out=asked.held_out,
         extractor=asked.extractor,
@@ -249,7 +249,7 @@ def its_autoencoder(asked: Request) -> LoadedAutoencoder:
     return load_autoencoder(given)
 
 
-def likelihood(asked: Request) -> Bits | None:
+def likelihood(asked: Request) -> HeldOutLikelihood | None:
     """Bits per dimension under the model that made the samples."""
     if not asked.options.likelihood:
         return None
@@ -261,6 +261,9 @@ def likelihood(asked: Request) -> Bits | None:
     if model.fingerprint != stamp["model"]:
         raise ValueError(f"{place} is no longer the model that these samples are from")
     autoencoder = its_autoencoder(asked)
-    check_likelihood(asked.source, model.card, autoencoder)
     options = asked.options
-    return Bits(model=model, autoencoder=autoencoder, source=asked.source, num=options.likelihood, seed=options.seed)
+    return HeldOutLikelihood(
+        bits=BitsPerDim(
+            model=model, autoencoder=autoencoder, source=asked.source, num=options.likelihood, seed=options.seed
+        )
+    )

@@ -8,7 +8,7 @@ from ldm.commands.arguments import Node, arguments_of
 from ldm.commands.options import Free, ResultOptions, Text, Weights, build
 from ldm.data.sources import Source
 from ldm.diffusion.log_likelihood import log_likelihood
-from ldm.evaluation.bits_per_dim import bits_per_dim, check
+from ldm.evaluation.bits_per_dim import BitsPerDim
 from ldm.runtime.files import write_json
 from ldm.runtime.ranges import Count
 from ldm.runtime.ranks import pick_device
@@ -32,11 +32,16 @@ def main(options: LikelihoodOptions, run: Path) -> None:
     card, device = model.card, pick_device(options.device)
     autoencoder = matching_autoencoder(options.autoencoder, card["autoencoder_path"], model.run, card["autoencoder"])
     source: Source = build(options.data)
-    check(source, card, autoencoder)
-    options.begin(run)
-    result = bits_per_dim(
-        model, autoencoder, source, options.num, options.batch_size, device, options.seed, options.likelihood
+    bits = BitsPerDim(
+        model=model,
+        autoencoder=autoencoder,
+        source=source,
+        num=options.num,
+        seed=options.seed,
+        options=options.likelihood,
     )
+    options.begin(run)
+    result = bits.measure(options.batch_size, device)
     write_json(run / "likelihood.json", result | {"weights": options.weights})
     print(f"latents: {result['latent_bits_per_dim']:.4f} bits/dim")
     print(f"images: at most {result['image_bits_per_dim_at_most']:.4f} bits/dim; terms in {run}/likelihood.json")

@@ -1,10 +1,13 @@
-"""Bits per dimension of held-out latents, and the bound on those of their images, given labels."""
+"""Bits per dimension of held-out latents, and the bound on those of their images, both given the label."""
 
 import math
+from collections import defaultdict
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
 from ldm.data.sources import Source
@@ -15,87 +18,111 @@ from ldm.metrics.statistics import pixel_sum, pixels_fingerprint
 from ldm.runtime.bars import track
 
 
-def check(source: Source, card: dict[str, Any], found: LoadedAutoencoder) -> None:
-    """ValueError where these images have no likelihood under this model."""
-    if not found.model.variational:
-        raise ValueError("a plain autoencoder (regularizer=none) has no posterior, and so no bound: train one with kl")
-    if source.preprocessing() != card["preprocessing"]:
-        raise ValueError(
-            f"these images are prepared as {source.preprocessing()}, the model's as {card['preprocessing']}"
-        )
-    if list(source.class_names) != list(card["class_names"]):
-        raise ValueError(f"these images have the classes {source.class_names}, the model {card['class_names']}")
+@dataclass(frozen=True, kw_only=True)
+class BitsPerDim:
+    """The bound of a pair of stages on held-out images (ldm.diffusion.log_likelihood has its terms).
 
+    Args:
+        model      : the diffusion model
+        autoencoder: the one that its latents are of
+        source     : of the images; prepared, and with the classes, as in training
+        num        : held-out images that are bounded, and training images to which the decoder's spread is fitted
+        seed       : of the posterior's samples and of Hutchinson's probes
+        options    : of `log_likelihood`; its defaults stand for those that are missing
 
-def bits_per_dim(
-    model: LoadedDiffusion,
-    found: LoadedAutoencoder,
-    source: Source,
-    num: int,
-    batch_size: int,
-    device: torch.device,
-    seed: int,
-    options: dict[str, Any],
-) -> dict[str, Any]:
-    """Of a loaded diffusion model's latents, and a bound on those of their images, over `num` held-out images.
-
-    options: of `ldm.diffusion.log_likelihood.log_likelihood`, whose defaults stand for those that are missing.
+    Raises:
+        ValueError: where these images have no likelihood under this model.
     """
-    named = signature(terms.log_likelihood).parameters.values()
-    options = {option.name: option.default for option in named if option.kind is option.KEYWORD_ONLY} | options
-    net, autoencoder = model.net.to(device), found.model.to(device)
-    torch.manual_seed(seed)
-    with torch.inference_mode():
-        seen = [to_x(image.to(device)) for image, _ in spread(source, "train", num, batch_size)]
-        errors = [(x - autoencoder.decode(autoencoder.encode(x).sample())).abs().mean((1, 2, 3)) for x in seen]
-    scale_of_errors = float(torch.cat(errors).mean())  # the most likely one of a Laplace distribution
 
-    rows: dict[str, list[Any]] = {"decoder": [], "entropy": [], "latent": [], "error": []}
-    evaluations = []
-    batches, pixels_seen = list(spread(source, "val", num, batch_size)), 0
-    if not batches:
-        raise ValueError("no held-out image could be decoded")
-    for image, y in track(batches, "likelihood"):
-        pixels_seen += pixel_sum(image)
-        image, y = image.to(device), y.to(device)
-        with torch.no_grad():
-            posterior = autoencoder.encode(to_x(image))
-            z = posterior.sample()
-            rows["decoder"].append(terms.decoder_log_likelihood(image, autoencoder.decode(z), scale_of_errors))
-            rows["entropy"].append(terms.posterior_entropy(posterior.std).double())
-        denoise = model.objective.denoiser(net, y)
-        value = terms.log_likelihood(denoise, model.objective.path, model.stats.normalize(z), **options)
-        rows["latent"].append(value.nats.double())
-        rows["error"].append(value.standard_error.double())
-        evaluations.append(value.evaluations)
-    nats = {name: torch.cat(parts) for name, parts in rows.items()}
-    pixels, dimensions = image[0].numel(), z[0].numel()
-    scale = float(model.stats.std.double().log().sum()) * z[0, 0].numel()  # log |dz / d latent|
-    bound = terms.bits_per_pixel_dim(nats["decoder"], nats["entropy"], nats["latent"] - scale, pixels)
-    count, error = len(bound), float(nats["error"].mean())
+    model: LoadedDiffusion
+    autoencoder: LoadedAutoencoder
+    source: Source
+    num: int
+    seed: int
+    options: dict[str, Any] = field(default_factory=dict)
 
-    def in_bits(value: Any) -> float:
-        return float(-value.mean() / (pixels * math.log(2)))
+    def __post_init__(self) -> None:
+        card, preparation = self.model.card, self.source.preprocessing()
+        if not self.autoencoder.model.variational:
+            raise ValueError("a plain autoencoder (regularizer=none) has no posterior and no bound: train one with kl")
+        if preparation != card["preprocessing"]:
+            raise ValueError(f"these images are prepared as {preparation}, the model's as {card['preprocessing']}")
+        if list(self.source.class_names) != list(card["class_names"]):
+            raise ValueError(
+                f"these images have the classes {self.source.class_names}, the model {card['class_names']}"
+            )
 
-    return {
-        "latent_bits_per_dim": float(-nats["latent"].mean() / (dimensions * math.log(2))),
-        "image_bits_per_dim_at_most": float(bound.mean()),
-        "standard_error": float(bound.std() / math.sqrt(count)) if count > 1 else None,
-        "terms": {
-            "decoder": in_bits(nats["decoder"]),
-            "posterior_entropy": in_bits(nats["entropy"]),
-            "latent": in_bits(nats["latent"] - scale),
-        },
-        # of one image's estimate; one probe does not tell
-        "hutchinson_error_in_latent_bits": None if math.isnan(error) else error / (dimensions * math.log(2)),
-        "images": count,
-        "split": "val",
-        "pixels": pixels_fingerprint(pixels_seen),
-        "batch_size": batch_size,  # noise is drawn, and steps are chosen, for a batch
-        "laplace_spread": scale_of_errors,
-        "evaluations": sum(evaluations) / len(evaluations),
-        "likelihood": options,
-        "model": model.fingerprint,
-        "autoencoder": found.fingerprint,
-        "seed": seed,
-    }
+    def measure(self, batch_size: int, device: torch.device) -> dict[str, Any]:
+        """The bound, its terms, and what they depend on: likelihood.json."""
+        named = signature(terms.log_likelihood).parameters.values()
+        defaults = {option.name: option.default for option in named if option.kind is option.KEYWORD_ONLY}
+        options = defaults | self.options
+        torch.manual_seed(self.seed)
+        decoder_spread = self._decoder_spread(batch_size, device)
+        nats, counted = self._nats(batch_size, device, decoder_spread, options)
+        return {
+            **self._in_bits(nats),
+            "images": len(nats["latent"]),
+            "split": "val",
+            "pixels": pixels_fingerprint(counted["pixels"]),
+            "batch_size": batch_size,  # noise is drawn, and an adaptive solver's steps are chosen, for a batch
+            "laplace_spread": decoder_spread,
+            "evaluations": counted["evaluations"] / counted["batches"],
+            "likelihood": options,
+            "model": self.model.fingerprint,
+            "autoencoder": self.autoencoder.fingerprint,
+            "seed": self.seed,
+        }
+
+    @torch.inference_mode()
+    def _decoder_spread(self, batch_size: int, device: torch.device) -> float:
+        """The Laplace distribution's scale under which the decoder's errors on training images are most likely."""
+        model, errors = self.autoencoder.model.to(device), []
+        for image, _ in spread(self.source, "train", self.num, batch_size):
+            x = to_x(image.to(device))
+            errors.append((x - model.decode(model.encode(x).sample())).abs().mean((1, 2, 3)))
+        return float(torch.cat(errors).mean())
+
+    def _nats(
+        self, batch_size: int, device: torch.device, decoder_spread: float, options: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """The bound's terms in nats, [N] each, with the latent's standard error; and what was counted meanwhile."""
+        autoencoder, net = self.autoencoder.model.to(device), self.model.net.to(device)
+        parts, counted = defaultdict[str, list[Tensor]](list), defaultdict[str, int](int)
+        batches = list(spread(self.source, "val", self.num, batch_size))
+        if not batches:
+            raise ValueError("no held-out image could be decoded")
+        for image, y in track(batches, "likelihood"):
+            counted["pixels"] += pixel_sum(image)
+            image, y = image.to(device), y.to(device)
+            with torch.no_grad():
+                posterior = autoencoder.encode(to_x(image))
+                z = posterior.sample()
+                parts["decoder"].append(terms.decoder_log_likelihood(image, autoencoder.decode(z), decoder_spread))
+                parts["entropy"].append(terms.posterior_entropy(posterior.std).double())
+            denoise = self.model.objective.denoiser(net, y)
+            value = terms.log_likelihood(denoise, self.model.objective.path, self.model.stats.normalize(z), **options)
+            parts["latent"].append(value.nats.double())
+            parts["error"].append(value.standard_error.double())
+            counted["evaluations"] += value.evaluations
+            counted["batches"] += 1
+        return {name: torch.cat(column) for name, column in parts.items()}, counted
+
+    def _in_bits(self, nats: dict[str, Tensor]) -> dict[str, Any]:
+        """The bound and its terms per dimension of the image, and the latent's alone per dimension of the latent."""
+        channels, height, width = self.model.card["latent_shape"]
+        latent_bits = channels * height * width * math.log(2)
+        pixels = 3 * self.source.resolution**2
+        log_scale = float(self.model.stats.std.double().log().sum()) * height * width  # log |dz / d latent|
+        raw = nats["latent"] - log_scale
+        bound = terms.bits_per_pixel_dim(nats["decoder"], nats["entropy"], raw, pixels)
+        shown = {"decoder": nats["decoder"], "posterior_entropy": nats["entropy"], "latent": raw}
+        error = float(nats["error"].mean())
+        return {
+            "latent_bits_per_dim": float(-nats["latent"].mean() / latent_bits),
+            "image_bits_per_dim_at_most": float(bound.mean()),
+            "standard_error": float(bound.std() / math.sqrt(len(bound))) if len(bound) > 1 else None,
+            "terms": {name: float(-value.mean() / (pixels * math.log(2))) for name, value in shown.items()},
+            # of one image's estimate; a single probe does not tell it
+            "hutchinson_error_in_latent_bits": None if math.isnan(error) else error / latent_bits,
+        }

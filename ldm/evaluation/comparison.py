@@ -2,17 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ldm.runtime.files import flat
 
-WRONG = "NOT comparable"
-RECONSTRUCTION = {"psnr": None, "ssim": None, "lpips": "lpips_weights", "rfd": "extractor"}  # and the network of each
-
-# of a set's card: what does not name its place
+NOT_COMPARABLE = "NOT comparable"
+# the scores of reconstructions, and the key that names the network which each depends on
+NETWORK_OF = {"psnr": None, "ssim": None, "lpips": "lpips_weights", "rfd": "extractor"}
+# the keys of a set's card that say what its pixels are; the others say where it lies
 OF_PIXELS = ("images", "pixels", "extractor", "extractor_resize", "precision")
-
-# what changes an unbiased score's noise, but not what it is to be expected to be
+# the keys that change an unbiased score's noise, but not its expectation
 NOISE = {
     "kernel_distance": ("samples", "kept", "seed"),
     "class_accuracy": ("samples",),
@@ -21,8 +20,22 @@ NOISE = {
 }
 
 
+class Number(NamedTuple):
+    """A score, and how it was measured."""
+
+    value: float
+    depends: dict[str, Any]
+
+
+Differences = dict[str, tuple[Any, Any]]  # by key: its value in either file, "-" where a file has none
+
+
 def read(paths: list[str]) -> list[dict[str, Any]]:
-    """The two files; ValueError, naming the one that is none."""
+    """The contents of two files, or of the metrics.json in two run folders.
+
+    Raises:
+        ValueError: naming the file that `ldm evaluate` did not write.
+    """
     if len(paths) != 2:
         raise ValueError("--compare wants two files of `ldm evaluate`: A/metrics.json B/metrics.json")
     files = []
@@ -37,74 +50,79 @@ def read(paths: list[str]) -> list[dict[str, Any]]:
 
 
 def comparison(a: dict[str, Any], b: dict[str, Any]) -> tuple[list[str], bool]:
-    """Lines to print, and whether all numbers that both have were measured alike.
+    """Lines to print, and whether all numbers that both files have were measured alike.
 
-    A number's `depends` says how it was measured: images, extractor, reference. What was measured, the samples' stamp
-    with their model, sampler and seed, may differ: that is what one compares.
+    How a number was measured, its `depends`, must be alike: images, extractor, reference. What was measured may differ,
+    since that is what one compares: the samples' model, sampler and seed.
     """
-    lines, fair = [], True
-    ours, theirs = numbers(a), numbers(b)
-    for name in [name for name in ours if name in theirs]:
-        (value, depends), (other, others) = ours[name], theirs[name]
-        differ = differences(*without_names(depends, others))
-        judged = judgement(differ, NOISE.get(name, ()))
-        lines += [f"{name}: {value:.4g} and {other:.4g}: {judged}", *(f"    {line}" for line in lines_of(differ))]
-        fair = fair and judged != WRONG
-    if not ours.keys() & theirs.keys():
-        lines, fair = ["the files have no score in common"], False
-    if missing := sorted(ours.keys() ^ theirs.keys()):
-        lines.append(f"in one of the files only: {', '.join(missing)}")
+    lines, alike = [], True
+    numbers_a, numbers_b = numbers(a), numbers(b)
+    for name in [name for name in numbers_a if name in numbers_b]:
+        first, second = numbers_a[name], numbers_b[name]
+        differ = differences(*without_places(first.depends, second.depends))
+        verdict = judge(differ, NOISE.get(name, ()))
+        lines += [f"{name}: {first.value:.4g} and {second.value:.4g}: {verdict}", *_indented(differ)]
+        alike = alike and verdict != NOT_COMPARABLE
+    if not numbers_a.keys() & numbers_b.keys():
+        lines, alike = ["the files have no score in common"], False
+    if in_one := sorted(numbers_a.keys() ^ numbers_b.keys()):
+        lines.append(f"in one of the files only: {', '.join(in_one)}")
     lines.append("what differs between the samples and the autoencoders:")
-    lines += [f"    {line}" for line in lines_of(differences(measured(a), measured(b)))] or ["    nothing"]
-    if versions := lines_of(differences(a["versions"], b["versions"])):
-        lines += ["what differs between the programs:", *(f"    {line}" for line in versions)]
-    return lines, fair
+    lines += _indented(differences(what_is_scored(a), what_is_scored(b))) or ["    nothing"]
+    if versions := differences(a["versions"], b["versions"]):
+        lines += ["what differs between the programs:", *_indented(versions)]
+    return lines, alike
 
 
-def judgement(differ: dict[str, tuple[Any, Any]], noise: tuple[str, ...]) -> str:
-    """Of two numbers whose dependencies differ in these keys, where those of `noise` are harmless but for noise."""
+def judge(differ: Differences, noise: tuple[str, ...]) -> str:
+    """Whether two numbers may be compared.
+
+    Args:
+        differ: in what they were measured differently
+        noise : the keys in which a difference changes the noise alone
+    """
     harmful = {key: pair for key, pair in differ.items() if key not in noise}
     if any("unknown" not in pair for pair in harmful.values()):
-        return WRONG
+        return NOT_COMPARABLE
     if harmful:
         return "comparable, if what is unknown is alike"
     return "comparable, but for more or other noise" if differ else "comparable"
 
 
-def numbers(metrics: dict[str, Any]) -> dict[str, tuple[float, dict[str, Any]]]:
-    """Each score of a metrics.json, and what it depends on."""
-    found = {name: (score["value"], score["depends"]) for name, score in metrics.items() if "value" in score}
-    own = metrics.get("reconstruction", {})
-    for name in [name for name in RECONSTRUCTION if name in own]:
-        others = set(RECONSTRUCTION.values()) - {RECONSTRUCTION[name]}
-        depends = {key: value for key, value in own["depends"].items() if key not in others}
-        found[f"reconstruction {name}"] = own[name], depends
-    return found
+def numbers(metrics: dict[str, Any]) -> dict[str, Number]:
+    """The scores of a metrics.json by name; those of reconstructions each with the network that it depends on alone."""
+    scores = {name: Number(entry["value"], entry["depends"]) for name, entry in metrics.items() if "value" in entry}
+    reconstruction = metrics.get("reconstruction", {})
+    for name in [name for name in NETWORK_OF if name in reconstruction]:
+        others = set(NETWORK_OF.values()) - {NETWORK_OF[name]}
+        depends = {key: value for key, value in reconstruction["depends"].items() if key not in others}
+        scores[f"reconstruction {name}"] = Number(reconstruction[name], depends)
+    return scores
 
 
-def without_names(*depends: dict[str, Any]) -> list[dict[str, Any]]:
-    """Where two sets have the same pixels, it says nothing that one is a folder and the other its shards."""
-    named = [dict(one) for one in depends]
-    for key in named[0].keys() & named[1].keys():
-        sets = [one[key] for one in named]
+def without_places(*depends: dict[str, Any]) -> list[dict[str, Any]]:
+    """Two numbers' dependencies; sets of the same pixels look the same, be one a folder and the other its shards."""
+    shown = [dict(one) for one in depends]
+    for key in shown[0].keys() & shown[1].keys():
+        sets = [one[key] for one in shown]
         if all(isinstance(one, dict) and one.get("pixels") for one in sets) and sets[0]["pixels"] == sets[1]["pixels"]:
-            for one in named:
+            for one in shown:
                 one[key] = {name: one[key].get(name) for name in OF_PIXELS}
-    return named
+    return shown
 
 
-def measured(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What the scores are of: the samples' stamp, and whose reconstructions."""
-    own = {k: v for k, v in metrics.get("reconstruction", {}).items() if k == "autoencoder"}
-    return metrics["samples"] | metrics.get("frechet_distance", {}).get("of", {}) | own
+def what_is_scored(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The samples' stamp and pixels, and the autoencoder of the reconstructions."""
+    autoencoder = {key: value for key, value in metrics.get("reconstruction", {}).items() if key == "autoencoder"}
+    return metrics["samples"] | metrics.get("frechet_distance", {}).get("of", {}) | autoencoder
 
 
-def differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Both values of each key that differs between two nested dicts."""
-    ours, theirs = flat(a), flat(b)
-    keys = dict.fromkeys([*ours, *theirs])
-    return {k: (ours.get(k, "-"), theirs.get(k, "-")) for k in keys if ours.get(k) != theirs.get(k)}
+def differences(a: dict[str, Any], b: dict[str, Any]) -> Differences:
+    """Each key, of those of inner dicts too, that differs between two dicts."""
+    flat_a, flat_b = flat(a), flat(b)
+    keys = dict.fromkeys([*flat_a, *flat_b])
+    return {key: (flat_a.get(key, "-"), flat_b.get(key, "-")) for key in keys if flat_a.get(key) != flat_b.get(key)}
 
 
-def lines_of(differ: dict[str, tuple[Any, Any]]) -> list[str]:
-    return [f"{key}: {ours} and {theirs}" for key, (ours, theirs) in differ.items()]
+def _indented(differ: Differences) -> list[str]:
+    return [f"    {key}: {first} and {second}" for key, (first, second) in differ.items()]

@@ -1,4 +1,4 @@
-"""Sets of images that are compared: an .npz, a folder, shards; ours or other people's."""
+"""The sets of images that `ldm evaluate` compares: an .npz, a folder or shards, of `ldm sample` or other programs."""
 
 import os
 import struct
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -24,42 +25,58 @@ from ldm.metrics.statistics import Subset, pixel_hashes
 from ldm.runtime.files import DAMAGED_ZIP, read_json, sha256
 
 SAMPLES, STAMP = "samples.npz", "sample.json"
-Batches = Iterator[tuple[Tensor, Tensor]]  # images, uint8 [B, 3, H, W], and labels, [B]
+Batches = Iterator[tuple[Tensor, Tensor]]  # images, uint8 [B, 3, H, W], and labels, long [B]
+Pixels = npt.NDArray[np.uint8]  # [N, H, W, 3]
+Labels = npt.NDArray[Any]  # [N], of any integer type
 
 
 class ImageSet(Protocol):
-    """Images with labels (0 where there are none)."""
+    """Images with labels, which are 0 where there are none."""
 
     @property
-    def card(self) -> dict[str, Any]: ...  # what determines its pixels
+    def card(self) -> dict[str, Any]:
+        """What determines the pixels."""
+        ...
 
     @property
-    def stamp(self) -> dict[str, Any]: ...  # what `ldm sample` says of them; {} of all others
+    def stamp(self) -> dict[str, Any]:
+        """What `ldm sample` wrote about the images; {} of all others."""
+        ...
 
     @property
-    def place(self) -> str: ...  # where it lies: what a folder's card can't tell from another with files of equal names
+    def place(self) -> str:
+        """Where the set lies, and its files' sizes and times: folders of equal names have equal cards."""
+        ...
 
     def batches(self, batch_size: int, num_workers: int, rank: int, world: int) -> Batches:
-        """This rank's share, each image once over all ranks."""
+        """This rank's share; over all ranks, each image once."""
         ...
 
 
 @dataclass(frozen=True)
-class Array:
-    """An .npz with arr_0, uint8 [N, H, W, 3], and perhaps arr_1, labels [N]: `ldm sample`'s, ADM's and others'."""
+class ArraySet:
+    """An .npz as `ldm sample`, ADM and others write it.
+
+    Args:
+        path  : the file
+        images: its arr_0
+        labels: its arr_1; None = it has none
+        stamp : what `ldm sample` wrote beside it
+        card  : its name, checksum and the images' size
+    """
 
     path: Path
-    images: np.ndarray
-    labels: np.ndarray | None
+    images: Pixels
+    labels: Labels | None
     stamp: dict[str, Any]
     card: dict[str, Any]
 
     @classmethod
-    def load(cls, file: Path) -> "Array":
-        """ValueError, naming the file, if it is damaged or something else."""
-        fingerprint = sha256(file)[:16]
+    def load(cls, file: Path) -> "ArraySet":
+        """Raises ValueError, naming the file, if it is damaged or holds something else."""
+        checksum = sha256(file)[:16]
         stamp = read_json(file.parent / STAMP) if file.name == SAMPLES and (file.parent / STAMP).exists() else {}
-        if stamp.get("sha256", fingerprint) != fingerprint:
+        if stamp.get("sha256", checksum) != checksum:
             raise ValueError(f"{file} is not the one that {STAMP} beside it describes: sample again, or remove {STAMP}")
         try:
             with zipfile.ZipFile(file) as archive:
@@ -75,11 +92,11 @@ class Array:
             raise ValueError(
                 f"{file}: arr_1 must hold {len(images)} whole numbers, not {labels.dtype} {list(labels.shape)}"
             )
-        return cls(file, images, labels, stamp, {"set": file.name, "sha256": fingerprint, "size": images.shape[1]})
+        return cls(file, images, labels, stamp, {"set": file.name, "sha256": checksum, "size": images.shape[1]})
 
     @property
     def place(self) -> str:
-        return ""  # its card has its checksum
+        return ""  # the checksum in its card tells it from others
 
     def batches(self, batch_size: int, num_workers: int, rank: int, world: int) -> Batches:  # noqa: ARG002
         labels = np.zeros(len(self.images), dtype=np.int64) if self.labels is None else self.labels
@@ -89,12 +106,13 @@ class Array:
             yield part, torch.from_numpy(labels[start : start + batch_size].astype(np.int64))
 
 
-def _mapped(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of an .npz, mapped into memory where it is not compressed: ranks of a machine share its pages."""
+def _mapped(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
+    """An array of an .npz; where it is not compressed it is mapped into memory, whose pages a machine's ranks share."""
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED:
         with archive.open(name) as member:
-            return np.lib.format.read_array(member)
+            compressed: npt.NDArray[Any] = np.lib.format.read_array(member)
+            return compressed
     with Path(str(archive.filename)).open("rb") as file:
         file.seek(info.header_offset + 26)  # the lengths of the member's name and of its extra field
         file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
@@ -110,8 +128,15 @@ def _mapped(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SourceSet:
-    """Splits of a source of images, prepared as it says; or, `finished`, images that must have its resolution as they
-    are, and are named so where they have not."""
+    """Splits of a source of images.
+
+    Args:
+        source  : of the images, which it prepares
+        splits  : train, val or both
+        finished: what to call the images in an error, where they are samples: they are not prepared, and must have the
+                  source's resolution; None = the source prepares them
+        stamp   : see `ImageSet`
+    """
 
     source: Source
     splits: tuple[Split, ...]
@@ -125,12 +150,9 @@ class SourceSet:
     @cached_property
     def card(self) -> dict[str, Any]:
         contents = [part.content for split in self.splits for part in self.source.parts(split, 4096)]
-        name = type(self.source).__name__.lower()
-        return {
-            "set": name,
-            "splits": "+".join(self.splits),
-            "content": digest(*contents),
-        } | self.source.preprocessing()
+        kind = type(self.source).__name__.lower()
+        named = {"set": kind, "splits": "+".join(self.splits), "content": digest(*contents)}
+        return named | self.source.preprocessing()
 
     def batches(self, batch_size: int, num_workers: int, rank: int, world: int) -> Batches:
         view = partial(_as_it_is, source=self.source, name=self.finished) if self.finished else None
@@ -139,42 +161,45 @@ class SourceSet:
 
 
 def _state(place: str) -> tuple[str, int, int] | str:
-    """What tells a file from others and from what it was before; of a URL, only itself."""
-    if not os.path.isfile(place):  # which, unlike Path's, allows commands of any length
+    """What tells a file from others, and from what it was before. A URL or a pipe tells itself alone."""
+    if not os.path.isfile(place):  # Path.is_file raises an error where a pipe's command is longer than a file's name
         return place
     path = Path(place).resolve()
     return str(path), path.stat().st_size, path.stat().st_mtime_ns
 
 
 def _as_it_is(image: Image.Image, source: Source, name: str) -> Tensor:
-    """[3, R, R] uint8: samples are not enlarged or cropped to be scored."""
+    """A sample as pixels, uint8 [3, R, R]: samples are neither enlarged nor cropped to be scored."""
     check_size(name, image.width, image.height, source.resolution)
     return source.center_view(image)
 
 
 def check_size(name: str, width: int, height: int, resolution: int) -> None:
-    """ValueError, with the fix, for images of another size than data's."""
+    """Raises ValueError, with the fix, for images of another size than data's."""
     if (width, height) != (resolution, resolution):
         fix = f"pass data.resolution={width}" if width == height else "they must be square"
         raise ValueError(f"{name} has images of {width} x {height} pixels, data.resolution={resolution}: {fix}")
 
 
 def open_set(path: Path, like: Source, key: Literal["samples", "reference"]) -> ImageSet:
-    """What lies at a path: a run of `ldm sample`, an .npz, a folder that `ldm pack` made, a folder of images.
+    """The images at a path: a run of `ldm sample`, an .npz, a folder of `ldm pack`, a folder of tars or of images.
 
     Args:
-        path: of all of it: neither split is held out.
-        like: the source whose resolution they have; a reference in folders or shards is resized and cropped as it says.
-        key: of the configuration.
+        path: all images in it belong to the set: none are held out
+        like: the source whose resolution they have; it also says how a reference is resized and cropped
+        key : of the configuration, for errors
+
+    Raises:
+        ValueError: naming the key, if there is nothing of the kind.
     """
     if not path.exists():
         raise ValueError(f"{key}={path} holds no {SAMPLES}: run `ldm sample` first, or name what exists")
     file = path / SAMPLES if (path / SAMPLES).exists() else path
     if file.suffix == ".npz":
-        found = Array.load(file)
-        _, height, width, _ = found.images.shape
+        array = ArraySet.load(file)
+        _, height, width, _ = array.images.shape
         check_size(f"{key}={path}", width, height, like.resolution)
-        return found
+        return array
     finished = f"{key}={path}" if key == "samples" else None
     resize = None if finished else like.resize
     prepared: dict[str, Any] = {"resolution": like.resolution, "resize": resize, "on_error": like.on_error}
@@ -182,21 +207,21 @@ def open_set(path: Path, like: Source, key: Literal["samples", "reference"]) -> 
         return SourceSet(Shards(root=str(path), **prepared), ("train", "val"), finished)
     if (path / "config.yaml").exists():
         raise ValueError(f"{key}={path} holds no {SAMPLES}: run `ldm sample` first, or name another run")
-    if shards := sorted(map(str, path.glob("*.tar"))):  # other people's: no names of classes
+    if shards := sorted(map(str, path.glob("*.tar"))):  # of other programs, which name no classes
         urls = "::".join(shards)
         return SourceSet(Shards(urls=urls, val_urls=urls, num_classes=1, **prepared), ("train",), finished)
-    list_images(str(path), key)  # an error now, which names the key
+    list_images(str(path), key)  # so that an error comes now, and names the key
     return SourceSet(Folder(root=str(path), val_root=str(path), **prepared), ("train",), finished)
 
 
 def holds_images(file: Path) -> bool:
-    """Whether an .npz of statistics has images beside them, as ADM's have: for precision and recall."""
+    """Whether an .npz of statistics has images beside them, as ADM's files have for precision and recall."""
     with np.load(file) as arrays:
         return "arr_0" in arrays
 
 
-def some(images: ImageSet, num: int, batch_size: int) -> Tensor:
-    """uint8 [num, 3, H, W]: of all a set's classes, in whatever order it holds them; the same on all ranks."""
+def drawn_by_pixels(images: ImageSet, num: int, batch_size: int) -> Tensor:
+    """`num` images of a set, uint8 [num, 3, H, W], of all its classes whatever its order; the same on all ranks."""
     chosen = Subset(num)
     for image, _ in images.batches(batch_size, 0, 0, 1):
         chosen.add(pixel_hashes(image), image)
@@ -204,27 +229,27 @@ def some(images: ImageSet, num: int, batch_size: int) -> Tensor:
 
 
 def spread(source: Source, split: Split, num: int, batch_size: int) -> Batches:
-    """Batches with `num` images of all over a split, whose order may be that of classes; the same on all ranks."""
+    """Batches of `num` images from all over a split, whose order may be that of its classes; the same on all ranks."""
     parts = source.parts(split, 128)
     samples = _in_turn(parts, min(num, len(parts), 64))
     decoded = ((source.decode(sample), sample.label) for sample in samples)
     views = ((source.center_view(image), label) for image, label in decoded if image is not None)
-    left = islice(views, num)
-    while part := list(islice(left, batch_size)):
-        images, labels = zip(*part, strict=True)
+    chosen = islice(views, num)
+    while batch := list(islice(chosen, batch_size)):
+        images, labels = zip(*batch, strict=True)
         yield torch.stack(images), torch.tensor(labels)
 
 
 def _in_turn(parts: list[Part], count: int) -> Iterator[Sample]:
-    """A sample each of evenly spaced parts, again and again; of the parts between, where those have no more."""
-    first = [i * len(parts) // count for i in range(count)]
-    others = deque(part for i, part in enumerate(parts) if i not in first)
-    streams = deque(parts[i].samples() for i in first)
+    """One sample each from `count` evenly spaced parts, in turn; one from between replaces a part that has no more."""
+    spaced = [i * len(parts) // count for i in range(count)]
+    between = deque(part for i, part in enumerate(parts) if i not in spaced)
+    streams = deque(parts[i].samples() for i in spaced)
     while streams:
         stream = streams.popleft()
         sample = next(stream, None)
         if sample is not None:
             yield sample
             streams.append(stream)
-        elif others:
-            streams.append(others.popleft().samples())
+        elif between:
+            streams.append(between.popleft().samples())

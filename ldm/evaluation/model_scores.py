@@ -1,13 +1,12 @@
-"""What `ldm evaluate` can say of an autoencoder and of a diffusion model: see scores.py."""
+"""What `ldm evaluate` can say of an autoencoder and of a diffusion model: scores as those of sample_scores.py."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
-from ldm.data.sources import Source
-from ldm.evaluation.bits_per_dim import bits_per_dim
+from ldm.checkpoint import LoadedAutoencoder
+from ldm.evaluation.bits_per_dim import BitsPerDim
 from ldm.evaluation.image_sets import ImageSet, SourceSet
 from ldm.evaluation.sample_scores import Reader
 from ldm.images import to_image, to_x
@@ -19,15 +18,15 @@ from ldm.models.tiling import tiled
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstruction:
-    """PSNR, SSIM, LPIPS and rFD of the posterior mean's reconstructions of held-out images.
+class HeldOutReconstruction:
+    """PSNR, SSIM, LPIPS and rFD of held-out images, reconstructed from the posterior's mean.
 
     Args:
-        autoencoder: whose.
-        held_out: the images.
-        extractor: for rFD; None leaves it out.
-        perceptual: LPIPS; None leaves it out.
-        tile: side in pixels of the tiles that large images are cut into; None takes them whole.
+        autoencoder: the model that reconstructs
+        held_out   : the images
+        extractor  : of the features for rFD; None = no rFD
+        perceptual : LPIPS; None = no LPIPS
+        tile       : side, in pixels, of the tiles that images are cut into; None = images are taken in one piece
     """
 
     autoencoder: LoadedAutoencoder
@@ -46,7 +45,7 @@ class Reconstruction:
             )
 
     def look(self, read: Reader) -> dict[str, Any]:
-        """Scores over all ranks."""
+        """This rank's scores, which torchmetrics has computed over the images of all ranks."""
         scores, pixels = ReconstructionMetrics(self.perceptual, self.extractor), 0
         model, factor = self.autoencoder.model.to(read.device), self.autoencoder.model.downsample_factor
         side, overlap = (self.tile, self.tile // 4) if self.tile else (1 << 30, 0)
@@ -55,7 +54,7 @@ class Reconstruction:
                 pixels += pixel_sum(image)
                 z = tiled(lambda x: model.encode(x).mean, to_x(image), side, overlap)
                 scores.update(to_image(tiled(model.decode, z, side // factor, overlap // factor)), image)
-        scores.to(torch.device("cpu"))  # where ranks exchange finished results
+        scores.to(torch.device("cpu"))  # ranks exchange finished results there
         depends = {
             "of": "posterior mean",
             "tile": self.tile,
@@ -69,29 +68,25 @@ class Reconstruction:
         if images == 0:
             raise ValueError("no held-out image could be decoded")
         pixels = pixels_fingerprint(sum(share["pixels"] for share in shares))
-        of = self.held_out.card | {"images": images, "pixels": pixels}
-        depends = shares[0]["depends"] | {"held_out_images": of}
-        own = {"images": images, "autoencoder": self.autoencoder.fingerprint, "depends": depends}
-        return {"reconstruction": {k: v for k, v in shares[0].items() if k != "pixels"} | own}
+        images_seen = self.held_out.card | {"images": images, "pixels": pixels}
+        depends = shares[0]["depends"] | {"held_out_images": images_seen}
+        stamped = {"images": images, "autoencoder": self.autoencoder.fingerprint, "depends": depends}
+        return {"reconstruction": {key: value for key, value in shares[0].items() if key != "pixels"} | stamped}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bits:
-    """Bits per dimension of held-out latents, and the bound on those of their images: see `ldm likelihood`."""
+class HeldOutLikelihood:
+    """Bits per dimension of held-out latents, and the bound on those of their images, as `ldm likelihood` has them."""
 
-    model: LoadedDiffusion
-    autoencoder: LoadedAutoencoder
-    source: Source
-    num: int
-    seed: int
+    bits: BitsPerDim
 
     def look(self, read: Reader) -> Reader:
-        """Nothing yet: this is long, and for rank 0 alone, while waiting ranks are given up after half an hour."""
+        """Computes nothing: rank 0 alone computes this, and the others would wait for it longer than ranks may wait."""
         return read
 
     def compute(self, shares: list[Reader]) -> dict[str, Any]:
-        model, source, read = self.model, self.source, shares[0]
-        found = bits_per_dim(model, self.autoencoder, source, self.num, read.batch_size, read.device, self.seed, {})
-        depends = {key: found[key] for key in ("images", "seed", "batch_size", "likelihood")}
-        depends["held_out_images"] = SourceSet(self.source, ("val",)).card | {"pixels": found["pixels"]}
-        return {"bits_per_dim": {"value": found["image_bits_per_dim_at_most"], "terms": found, "depends": depends}}
+        measured = self.bits.measure(shares[0].batch_size, shares[0].device)
+        depends = {key: measured[key] for key in ("images", "seed", "batch_size", "likelihood")}
+        depends["held_out_images"] = SourceSet(self.bits.source, ("val",)).card | {"pixels": measured["pixels"]}
+        value = measured["image_bits_per_dim_at_most"]
+        return {"bits_per_dim": {"value": value, "terms": measured, "depends": depends}}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.sources import digest
-from ldm.evaluation.image_sets import ImageSet, SourceSet, some
+from ldm.evaluation.image_sets import ImageSet, SourceSet, drawn_by_pixels
 from ldm.images import annotate, grid, save_png
 from ldm.metrics.classifier import Classifier
 from ldm.metrics.collect import Collected, collect, merged, sampling
@@ -222,7 +222,7 @@ class Memorisation:
 
     def look(self, read: Reader) -> tuple[Neighbours, int, int]:
         """What is nearest, and the sums of the hashes of this rank's training images, of all held-out images."""
-        queries = [some(images, self.num, read.batch_size) for images in (self.samples, self.held_out)]
+        queries = [drawn_by_pixels(images, self.num, read.batch_size) for images in (self.samples, self.held_out)]
         with torch.inference_mode():
             own, others = (
                 torch.cat([self.extractor(part.to(read.device)).cpu() for part in images.split(read.batch_size)])  # type: ignore[no-untyped-call]

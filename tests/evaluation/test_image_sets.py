@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ldm.data.sources import Folder, Part, Sample
-from ldm.evaluation.image_sets import Array, spread
+from ldm.evaluation.image_sets import ArraySet, spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def test_arrays_of_any_layout_are_read(tmp_path, how):
     images = np.random.default_rng(0).integers(0, 256, (11, 4, 4, 3), dtype=np.uint8)
     labels = np.arange(11, dtype=">i4" if how == "stored" else np.int64)
     path = written(tmp_path / "a.npz", how, np.asfortranarray(images) if how == "fortran" else images, labels)
-    found = Array.load(path)
+    found = ArraySet.load(path)
     parts = [list(found.batches(4, 0, rank, 2)) for rank in range(2)]
     for rank, batches in enumerate(parts):
         assert torch.equal(
@@ -82,7 +82,7 @@ def test_no_damaged_byte_is_a_trace_or_passes(tmp_path, how):
         damaged = tmp_path / "b.npz"
         damaged.write_bytes(whole[:i] + bytes([whole[i] ^ 0x55]) + whole[i + 1 :])
         try:
-            found = Array.load(damaged)
+            found = ArraySet.load(damaged)
         except ValueError as error:
             assert "b.npz" in str(error)
         else:  # of what zip itself does not check: times, names' flags
@@ -93,4 +93,4 @@ def test_no_damaged_byte_is_a_trace_or_passes(tmp_path, how):
 def test_labels_are_whole_numbers(tmp_path, labels):
     path = written(tmp_path / "a.npz", "stored", np.zeros((5, 4, 4, 3), np.uint8), labels)
     with pytest.raises(ValueError, match=r"a\.npz"):
-        Array.load(path)
+        ArraySet.load(path)

@@ -8,7 +8,7 @@ import torch
 import torch_fidelity.metric_fid as fidelity
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from ldm.evaluation.image_sets import Array
+from ldm.evaluation.image_sets import ArraySet
 from ldm.evaluation.sample_scores import FeatureScores, Reader
 from ldm.metrics.collect import merged
 from ldm.metrics.features import Extractor
@@ -31,7 +31,7 @@ class Small(Extractor):
 def array(tmp_path, name, n, high):
     images = np.random.default_rng(n).integers(0, high, (n, 4, 4, 3), dtype=np.uint8)
     np.savez(tmp_path / name, arr_0=images)
-    return Array.load(tmp_path / name)
+    return ArraySet.load(tmp_path / name)
 
 
 def test_statistics_that_another_command_keeps_meanwhile_are_taken_whole(tmp_path):
