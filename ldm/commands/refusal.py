@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -67,9 +68,11 @@ class NoteFolder(Callback):
     """Notes what is there before Hydra makes the run folder, or the sweep's."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        HydraConfig.instance().set_config(config)  # Hydra does so later, and run= may ask for the command's name
         _noted[:] = [Before.of(Path(config.hydra.run.dir), of_sweep=False)]
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        HydraConfig.instance().set_config(config)
         _noted[:] = [Before.of(Path(config.hydra.sweep.dir), of_sweep=True)]
 
 

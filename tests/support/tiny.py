@@ -66,6 +66,7 @@ def run_command(name: str, *overrides: str, draws: bool = False) -> None:
     GlobalHydra.instance().clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["ldm", name, *overrides])
+        patch.setattr(sys, "path", [*sys.path])  # the command adds the folder that it is started in
         patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
         if name in ("train-autoencoder", "train-diffusion", "probe") and not draws:
             patch.setattr("ldm.training.curves.draw_curves", lambda *_: None)
