@@ -4,6 +4,7 @@ Hydra makes the folder, and may write into it, before any check of ours. So what
 the log waits in memory until the command begins (its config.yaml is written), and a refusal takes the rest away.
 """
 
+import copy
 import os
 import shutil
 from collections.abc import Iterator
@@ -64,15 +65,21 @@ class Before:
 _noted: list[Before] = []  # by Hydra's callback; at most one
 
 
+def know_the_command(config: DictConfig) -> None:
+    """Set what ${hydra:...} reads, as Hydra does later: run= may ask for the command's name. Of a copy, since Hydra
+    makes it read-only."""
+    HydraConfig.instance().set_config(copy.deepcopy(config))
+
+
 class NoteFolder(Callback):
     """Notes what is there before Hydra makes the run folder, or the sweep's."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        HydraConfig.instance().set_config(config)  # Hydra does so later, and run= may ask for the command's name
+        know_the_command(config)
         _noted[:] = [Before.of(Path(config.hydra.run.dir), of_sweep=False)]
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        HydraConfig.instance().set_config(config)
+        know_the_command(config)
         _noted[:] = [Before.of(Path(config.hydra.sweep.dir), of_sweep=True)]
 
 
