@@ -7,11 +7,12 @@ pydantic finds wrong is said in one line, with the key and what belongs there.
 import inspect
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from hydra.utils import get_object
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
+Checked = TypeVar("Checked")
 PLAIN = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)  # "3" is no number, and 3 no text
 HYDRAS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
@@ -128,23 +129,36 @@ def check_value(annotation: Any, value: Any) -> Any:
     except Exception:  # pydantic's own errors, and those of types that only look like types
         return value
     try:
-        found = adapter.validate_json(as_json(value))
+        found = read(adapter.validate_json, value)
     except ValidationError as error:
         raise ArgumentError("", f"={shown(value)} must be {wanted(error.errors())}") from None
     return found if isinstance(found, int) else value
 
 
-def as_json(value: Any) -> str:
-    """JSON of a plain config, in which 1e5 is the whole number that it is."""
-    return json.dumps(_whole(value))
+def read(validate: Callable[[str], Checked], given: Any) -> Checked:
+    """What `validate` makes of a plain config as JSON, in which 1e5 is a whole number wherever only that belongs.
+
+    Where either belongs, 1.0 stays the share that it is: Lightning takes 1.0 for all batches and 1 for one.
+    """
+    try:
+        return validate(json.dumps(given))
+    except ValidationError as error:
+        holder = [json.loads(json.dumps(given))]
+        for each in error.errors():
+            if each["type"] == "int_type" and isinstance(each["input"], float) and each["input"].is_integer():
+                make_whole(holder, each["loc"])
+        return validate(json.dumps(holder[0]))
 
 
-def _whole(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _whole(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_whole(each) for each in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def make_whole(holder: list[Any], loc: tuple[str | int, ...]) -> None:
+    """Makes the number at pydantic's place in holder[0] a whole one; a place also names branches of unions."""
+    parent: Any = holder
+    key: Any = 0
+    for part in loc:
+        inside = parent[key]
+        if (isinstance(inside, dict) and part in inside) or (isinstance(inside, list) and isinstance(part, int)):
+            parent, key = inside, part
+    parent[key] = int(parent[key])
 
 
 def explain(error: ValidationError, config: dict[str, Any]) -> str:

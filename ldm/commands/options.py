@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
 
-from ldm.commands.arguments import Node, arguments_of, as_json, explain, shown
+from ldm.commands.arguments import Node, arguments_of, explain, read, shown
 from ldm.commands.run_folder import CONFIG, plain, read_config, write_config
 from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.sampling import Sampling
@@ -56,7 +56,7 @@ class Options(Group):
         """
         given = plain(config)
         try:
-            options = cls.model_validate_json(as_json(given))
+            options = read(cls.model_validate_json, given)
         except ValidationError as error:
             raise ValueError(explain(error, given)) from None
         options._plain.update(given)

@@ -81,6 +81,14 @@ def test_whole_numbers_may_be_written_as_floats():
     assert all(isinstance(number, int) for number in (options.steps, options.schedule["warmup"]))
 
 
+@pytest.mark.parametrize(("given", "kept"), [("1.0", 1.0), ("1", 1), ("2.0", 2), ("0.5", 0.5)])
+def test_all_batches_are_not_one_batch(given, kept):  # where a share and a number both belong, both stay what they are
+    limit = parsed("train-diffusion", f"trainer.limit_val_batches={given}").trainer.arguments()["limit_val_batches"]
+    assert (limit, type(limit)) == (kept, type(kept))
+    assert isinstance(parsed("train-diffusion").trainer.limit_val_batches, float)
+    assert type(check_arguments(Thing, {"size": 1, "limit": float(given)})["limit"]) is float
+
+
 def test_options_are_frozen_and_keep_the_config_as_it_was_given():
     options = parsed("train-diffusion", "steps=960", "every=160")
     with pytest.raises(ValueError, match="frozen"):
@@ -95,6 +103,7 @@ class Thing:
     share: Share = 0.5
     kind: Literal["a", "b"] = "a"
     inner: object = None
+    limit: int | float | None = None
 
 
 def test_a_signature_is_the_schema():
@@ -104,7 +113,7 @@ def test_a_signature_is_the_schema():
         ({"size": 0}, ".size=0 must be at least 1"),
         ({"size": 1, "share": 2}, ".share=2 must be at most 1"),
         ({"size": 1, "kind": "c"}, ".kind=c must be a or b"),
-        ({"size": 1, "colour": 1}, ".colour is no option of Thing, which has size, share, kind, inner"),
+        ({"size": 1, "colour": 1}, ".colour is no option of Thing, which has size, share, kind, inner, limit"),
         ({}, ".size is missing, which Thing needs"),
         (nested, ".inner.beta_min=x must be a number"),
     ):
