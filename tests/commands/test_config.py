@@ -273,7 +273,7 @@ def test_imagenet_as_a_lab_would_run_it(imagenet, monkeypatch, f):
     views, numbers = 2 * (IMAGENET + HELD_OUT), 2 * shape[0] * shape[1] * shape[2]
     encoding = forward_flops(autoencoder.encoder, torch.empty(1, 3, 256, 256)) / (share / 100 * TF32) / 3600
     assert said(r"Latents: ([\d.]+) GPU-hours, (\d+) GB") == near([views * encoding, views * numbers * 2 / 1e9])
-    passes = 2 * (2 * steps_of_sampling - 1)  # heun's evaluations, guided
+    passes = 2 * 2 * steps_of_sampling  # heun's evaluations, guided
     sampling = passes * flops / 3 + forward_flops(autoencoder.decoder, torch.empty(1, *shape))
     assert said(r"50,000 samples: ([\d.]+) GPU-hours") == near([50_000 * sampling / (share / 100 * TF32) / 3600])
 
