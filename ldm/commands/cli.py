@@ -38,12 +38,21 @@ def usage() -> str:
 
 
 def main() -> None:
-    """Run the command that sys.argv names.
+    """Run the command that sys.argv names, until whoever reads what it prints, as `| head`, has seen enough.
 
     Packages of the user's own are found in the current folder, as `python -m` finds them, but after all others: a file
     there hides nothing that is installed.
     """
     sys.path.append(os.getcwd())
+    try:
+        dispatch()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def dispatch() -> None:
+    """Answer what sys.argv asks for."""
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help", "help"):
         print(usage())

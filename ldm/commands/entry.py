@@ -48,8 +48,6 @@ def enter(command: str) -> None:
         check_command_line(command, words)
         with refusals_leave_nothing():
             compose_and_run(command, show_trace=asked == "1")
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if asked == "1" or not is_users(error):
             raise
@@ -90,7 +88,7 @@ def run_alone(task: Task, config: DictConfig, name: str, show_trace: bool) -> fl
         end_after_stop(stopped)
         return None
     except USER_ERRORS as error:
-        if show_trace:
+        if show_trace or not is_users(error):
             raise
         sys.exit(f"ldm: error: {_explained(error, name)}")
 

@@ -63,7 +63,12 @@ def _check_its_command(config: CommandConfig, group: str, choice: str) -> None:
 
 
 def is_users(error: BaseException) -> bool:
-    """Whether the user can mend it; any other exception is a fault of this package, whose stack trace is wanted."""
+    """Whether the user can mend it; any other exception is a fault of this package, whose stack trace is wanted.
+
+    But for BrokenPipeError, which is nobody's fault: see `cli.main`.
+    """
+    if isinstance(error, BrokenPipeError):
+        return False
     return isinstance(error, USER_ERRORS) or _launcher(error) is not None
 
 

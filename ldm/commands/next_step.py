@@ -11,11 +11,17 @@ from omegaconf import OmegaConf
 
 from ldm.commands.config_files import word
 
+WITHIN = "LDM_WITHIN"  # set where another command calls this one, and itself goes on with the next
 USUAL_DATA = "digits"  # what every command takes where data= is not given
 
 
 def say_next(command: str, *overrides: str) -> None:
-    """Print "next: ldm COMMAND OVERRIDES", to be copied into a shell, with the user's own folder of configs, if any."""
+    """Print "next: ldm COMMAND OVERRIDES", to be copied into a shell, with the user's own folder of configs, if any.
+
+    Nothing where another command, as `ldm probe`, has called this one: it knows what follows.
+    """
+    if WITHIN in os.environ:
+        return
     added = [os.path.relpath(source.path) for source in config_folders() if source.provider == "command-line"]
     flags = ["--config-dir", added[0]] if added else []
     print(f"next: {shlex.join(['ldm', command, *flags, *overrides])}")

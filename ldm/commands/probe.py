@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from ldm.commands.config_files import word
 from ldm.commands.entry import TRACE
 from ldm.commands.hydra_errors import USER_ERRORS, explain
+from ldm.commands.next_step import WITHIN
 from ldm.commands.options import Free, Group, build
 from ldm.commands.train_autoencoder import StageOneOptions
 from ldm.runtime import stop
@@ -102,7 +103,7 @@ def call(name: str, *overrides: str) -> None:
         ValueError: if it fails, after what it said itself.
         StoppedError: if a signal stopped it; what trains has saved, and requeued the job, if there is one.
     """
-    environment = {key: value for key, value in os.environ.items() if key != TRACE}
+    environment = {key: value for key, value in os.environ.items() if key != TRACE} | {WITHIN: "probe"}
     with subprocess.Popen([sys.executable, "-m", "ldm", name, *overrides], env=environment) as process:
         passed_on = False
         while process.poll() is None:

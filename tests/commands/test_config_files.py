@@ -1,5 +1,6 @@
 """What help, completion and error messages read from conf/: as Hydra composes it, with a comment for every key."""
 
+import os
 import subprocess
 import sys
 
@@ -151,3 +152,13 @@ def test_scripts_are_for_shells_that_are_known(capsys):
         assert "ldm" in completion.script(shell)
     with pytest.raises(SystemExit, match="one of bash, zsh, fish"):
         run_command("--completion", "csh")
+
+
+@pytest.mark.parametrize("words", [["sample", "--help"], ["sample", "--cfg", "job"], ["--help"]])
+def test_a_reader_that_has_seen_enough_is_no_error(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, "-m", "ldm", *words]
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(line, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

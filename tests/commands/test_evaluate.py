@@ -280,9 +280,9 @@ def test_ranks_score_as_one_process_does(ldm, pipeline):
     as_folder(*digits("val"), "real")  # and where the only held-out image leaves a rank without any
     data = ["data=folder", "data.root=real", "data.resolution=32", "data.val_fraction=0.003", "features=null"]
     options = ["samples=null", "autoencoder=runs/autoencoder", *data]
-    ldm("evaluate", *options, "run=one")
-    ranks("evaluate", *options, "run=two")
-    alone, together = metrics("one")["reconstruction"], metrics("two")["reconstruction"]
+    ldm("evaluate", *options, "run=one-image-alone")
+    ranks("evaluate", *options, "run=one-image-together")
+    alone, together = metrics("one-image-alone")["reconstruction"], metrics("one-image-together")["reconstruction"]
     assert alone["images"] == together["images"] == 1
     for name in ("psnr", "ssim", "lpips"):
         assert alone[name] == pytest.approx(together[name], rel=1e-5), name

@@ -38,7 +38,7 @@ def test_stage_one_in_channels_last(ldm):
     same("nchw", "nhwc", "autoencoder")
 
 
-@pytest.mark.slow
+@pytest.mark.long  # the compiler takes minutes on a slow core
 def test_compiled_trains_the_same(ldm, pipeline):
     options = [*TINY_DIFFUSION, *CPU, *SGD, f"latents={pipeline}/runs/latents"]
     ldm("train-diffusion", *options, "run=eager")
