@@ -1,10 +1,11 @@
 """From classes to images: noise, a guided sampler, the decoder; and what `ldm.load` returns."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,35 +19,18 @@ from ldm.checkpoint import (
 )
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.noise import IndexedNoise
-from ldm.diffusion.objective import Denoise, Objective, on_path
-from ldm.diffusion.parameterization import Prediction, scale
+from ldm.diffusion.objective import Objective, on_path
+from ldm.diffusion.parameterization import scale
 from ldm.diffusion.path import Path, log_snr, time_at
-from ldm.diffusion.sampling import Sampler, Sampling, check_times, grid_named, path_named, sampler_named
+from ldm.diffusion.sampling import Record, Sampler, Sampling, check_times, grid_named, path_named, sampler_named
 from ldm.diffusion.times import Grid
-from ldm.images import to_image, to_x
+from ldm.images import to_image, x_of
 from ldm.latents import LatentStats
 from ldm.models.autoencoder import Autoencoder
+from ldm.runtime.ranges import Count, Natural, checked
 from ldm.runtime.ranks import pick_device
 
-BATCH = 250  # samples at once, where nothing else is said: it changes nothing but speed and memory
-Class = str | int  # a class's name, or its index
-
-
-@dataclass
-class Record:
-    """Counts a denoiser's evaluations and keeps the first `keep` samples' states."""
-
-    denoise: Denoise
-    keep: int = 0
-    evaluations: int = 0
-    states: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # (t, x_t, x0), [keep, C, h, w] each
-
-    def __call__(self, x_t: Tensor, t: Tensor) -> Prediction:
-        prediction = self.denoise(x_t, t)
-        self.evaluations += 1
-        if self.keep:
-            self.states.append((t, x_t[: self.keep], prediction.x0[: self.keep]))
-        return prediction
+Classes = Sequence[str | int] | Tensor | np.ndarray | str | int | None  # names or indices; None: all of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,23 +83,27 @@ class Generator:
         latents, record = self.latents(indices, labels)
         return self.model.decode(latents), record.evaluations
 
-    def trajectory(self, label: Tensor, columns: int = 10) -> tuple[Tensor, list[float]]:
-        """Sample 0, of the class label [1], on its way from noise, at up to `columns` times.
+    def trajectory(self, label: Tensor, columns: int = 11) -> tuple[Tensor, list[float]]:
+        """Sample 0, of the class label [1], on its way from noise, at up to `columns` times of its grid.
 
         Returns:
             K states x_t and then the x0 that the network predicts at each, decoded, uint8 [2 K, 3, H, W]; and the K
             times.
         """
         latents, record = self.latents([0], label, keep=1)
-        # by time: where the sampler looked at one twice, its second state is the corrected one
-        walked = {float(t): (x_t, x0) for t, x_t, x0 in record.states} | {0.0: (latents, latents)}
+        grid = self._walk()[1].tolist()
+        walked = {grid[-1]: (latents, latents)}
+        for wanted in grid[:-1]:  # the state nearest to it: of several, the last, which the solver has corrected
+            off = [round(abs(float(t) - wanted), 6) for t, _, _ in reversed(record.states)]
+            t, x, x0 = record.states[-1 - off.index(min(off))]
+            walked[float(t)] = (x, x0)
         times = sorted(walked, reverse=True)
         times = [times[i] for i in torch.linspace(0, len(times) - 1, min(columns, len(times))).long().tolist()]
-        x_t, x0 = ([walked[t][part] for t in times] for part in (0, 1))
-        return self.model.decode(torch.cat(x_t + x0)), times
+        states = [walked[t][part] for part in (0, 1) for t in times]
+        return self.model.decode(torch.cat(states)), times
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LatentDiffusionModel:
     """Both stages of a trained model: it samples, encodes and decodes.
 
@@ -156,42 +144,49 @@ class LatentDiffusionModel:
             scale=guidance,
         )
 
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.latent_shape))
+        return f"LatentDiffusionModel({len(self.class_names)} classes, latents of {shape}, on {self.device})"
+
     @property
     def device(self) -> torch.device:
         """Where its network is."""
         return next(self.net.parameters()).device
 
-    def labels(self, classes: Sequence[Class] | Class | None = None) -> list[int]:
+    def labels(self, classes: Classes = None) -> list[int]:
         """The indices of classes that are given by name or index; None is all of them.
 
         Raises:
             ValueError: for a class that the model has not.
         """
-        given = (
-            [classes]
-            if isinstance(classes, str | int)
-            else range(len(self.class_names))
-            if classes is None
-            else classes
-        )
         names = list(self.class_names)
-        found = [names.index(c) if isinstance(c, str) and c in names else c for c in given]
-        if not found or not all(isinstance(c, int) and 0 <= c < len(names) for c in found):
+        if classes is None:
+            return list(range(len(names)))
+        given: Any = classes.tolist() if isinstance(classes, Tensor | np.ndarray | np.integer) else classes
+        given = [given] if isinstance(given, str | int) else given
+        indices = [names.index(c) if isinstance(c, str) and c in names else c for c in given]
+        if not indices or not all(type(c) is int and 0 <= c < len(names) for c in indices):  # True is no class
             named = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
             raise ValueError(
                 f"classes={classes} must be null, or name some of 0 ... {len(names) - 1} or of their names: {named}"
             )
-        return [int(c) for c in found]
+        return [int(c) for c in indices]
 
+    def in_turn(self, classes: Classes, n: int) -> Tensor:
+        """The labels of n images, [n], whose classes are taken in turn; see `labels`."""
+        chosen = self.labels(classes)
+        return torch.tensor([chosen[i % len(chosen)] for i in range(n)])
+
+    @checked
     def generator(
         self,
         *,
         sampler: str | Sampler | None = None,
-        steps: int | None = None,
+        steps: Count | None = None,
         grid: str | Grid | None = None,
         path: str | Path | None = None,
         guidance: float | Guidance | None = None,
-        seed: int = 0,
+        seed: Natural = 0,
     ) -> Generator:
         """One way to sample this model; what is None is as its objective wants it. See `sample`.
 
@@ -212,18 +207,19 @@ class LatentDiffusionModel:
             path=path_named(path) if isinstance(path, str) else path,
         )
 
+    @checked
     def sample(
         self,
-        classes: Sequence[Class] | Class | None = None,
-        n: int | None = None,
+        classes: Classes = None,
+        n: Count | None = None,
         *,
         sampler: str | Sampler | None = None,
-        steps: int | None = None,
+        steps: Count | None = None,
         grid: str | Grid | None = None,
         path: str | Path | None = None,
         guidance: float | Guidance | None = None,
-        seed: int = 0,
-        batch_size: int = BATCH,
+        seed: Natural = 0,
+        batch_size: Count = 250,
     ) -> Tensor:
         """Images, uint8 [n, 3, H, W].
 
@@ -233,13 +229,11 @@ class LatentDiffusionModel:
         steps:      of the grid; likewise
         grid:       a name of `ldm.diffusion.times` (uniform, karras, ...), or a function like those; likewise
         path:       linear, cosine, vp or ve, or a path: what the sampler walks on; None: the path of training
-        guidance:   1 is unguided; a `Guidance` has intervals, rescaling and a weaker model; None: the scale of the
-                    sample grids in training
+        guidance:   1 is unguided; a `Guidance` has more choices; None: the scale of the sample grids in training
         seed:       with an image's place in the result, it determines the image
-        batch_size: images at once
+        batch_size: images at once; it changes nothing but speed and memory
         """
-        chosen = self.labels(classes)
-        labels = torch.tensor([chosen[i % len(chosen)] for i in range(len(chosen) if n is None else n)])
+        labels = self.in_turn(classes, len(self.labels(classes)) if n is None else n)
         generator = self.generator(sampler=sampler, steps=steps, grid=grid, path=path, guidance=guidance, seed=seed)
         parts = [range(i, min(i + batch_size, len(labels))) for i in range(0, len(labels), batch_size)]
         return torch.cat([generator.images(part, labels[list(part)].to(self.device))[0] for part in parts])
@@ -247,7 +241,7 @@ class LatentDiffusionModel:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images, uint8 [B, 3, H, W] -> latents [B, C, h, w]: the posterior's mean, normalised."""
-        return self.stats.normalize(self._stage1().encode(to_x(images.to(self.device))).mean)
+        return self.stats.normalize(self._stage1().encode(x_of(images, self.device)).mean)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -260,7 +254,7 @@ class LatentDiffusionModel:
         return self.autoencoder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AutoencoderModel:
     """A trained autoencoder: it encodes and decodes."""
 
@@ -269,12 +263,20 @@ class AutoencoderModel:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images, uint8 [B, 3, H, W] -> z [B, C, h, w]: the posterior's mean."""
-        return self.autoencoder.encode(to_x(images.to(self.autoencoder.last_layer.device))).mean
+        return self.autoencoder.encode(x_of(images, self.device)).mean
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """z [B, C, h, w] -> images, uint8 [B, 3, H, W]."""
-        return to_image(self.autoencoder.decode(z.to(self.autoencoder.last_layer.device)))
+        return to_image(self.autoencoder.decode(z.to(self.device)))
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.autoencoder.last_layer.device
+
+    def __repr__(self) -> str:
+        return f"AutoencoderModel(images / {self.autoencoder.downsample_factor}, on {self.device})"
 
 
 def load_model(
@@ -283,7 +285,16 @@ def load_model(
     """What `ldm.load` says."""
     where = pick_device(device)
     if kind_of(FilePath(run)) == "autoencoder":
+        if autoencoder is not None or weights != "ema":
+            raise ValueError(f"{run} holds an autoencoder: autoencoder= and weights= are for diffusion models")
         return AutoencoderModel(load_autoencoder(run).model.to(where))
+    return LatentDiffusionModel.of(*load_stages(run, weights, autoencoder, trust), where)
+
+
+def load_stages(
+    run: str | FilePath, weights: str, autoencoder: str | None, trust: Sequence[str]
+) -> tuple[LoadedDiffusion, LoadedAutoencoder]:
+    """A diffusion model, and the autoencoder of its latents: see `load_diffusion` and `matching_autoencoder`."""
     loaded = load_diffusion(run, weights, trust)
-    stage1 = matching_autoencoder(autoencoder, loaded.card["autoencoder_path"], loaded.run, loaded.card["autoencoder"])
-    return LatentDiffusionModel.of(loaded, stage1, where)
+    card = loaded.card
+    return loaded, matching_autoencoder(autoencoder, card["autoencoder_path"], loaded.run, card["autoencoder"])

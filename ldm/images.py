@@ -22,6 +22,13 @@ def to_x(image: Tensor) -> Tensor:
     return image.to(torch.get_default_dtype()) / 127.5 - 1.0
 
 
+def x_of(images: Tensor, device: torch.device) -> Tensor:
+    """Images, uint8 [B, 3, H, W], on a device, as the autoencoder takes them; ValueError for what are none."""
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise ValueError(f"images must be uint8 [B, 3, H, W], not {images.dtype} {list(images.shape)}")
+    return to_x(images.to(device))
+
+
 def to_image(x: Tensor) -> Tensor:
     """x -> uint8 image, clamped and rounded."""
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.forms import as_folder, as_npz, digits
-from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, run_command
+from support.tiny import AS_TRAINED, CPU, TINY_DIFFUSION, run_command
 
 pytest_plugins = ["support.cpu_seconds"]
 Command = Callable[..., None]
@@ -54,7 +54,7 @@ def train_pipeline(folder: Path) -> None:
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run_command("train-autoencoder", *TINY_AUTOENCODER, *CPU, draws=True)
+        run_command("train-autoencoder", *AS_TRAINED, draws=True)
         run_command("cache-latents", "shard_size=600")
         run_command("train-diffusion", *TINY_DIFFUSION, *CPU, draws=True)
 

@@ -96,3 +96,56 @@ def test_stages_are_checked_against_each_other(pipeline, tmp_path, ldm):
     with pytest.raises(ValueError, match="holds no checkpoint"):
         package.load(tmp_path / "nowhere")
     assert isinstance(package.load(pipeline / "runs/diffusion", device="cpu"), LatentDiffusionModel)
+
+
+@pytest.mark.parametrize(("sampler", "evaluations"), [("heun", 8), ("euler", 4), ("dpmpp_2m", 4)])
+def test_a_trajectory_is_at_the_grid_s_times(model, sampler, evaluations):
+    generator = model.generator(sampler=sampler, steps=4, grid="uniform")
+    states, times = generator.trajectory(torch.tensor([3]))
+    assert times == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    assert len(states) == 2 * len(times)
+    images, counted = generator.images([0], torch.tensor([3]))
+    assert counted == evaluations
+    assert torch.equal(states[4], states[9])  # the end is the sample, and its own prediction
+    assert (states[4].int() - images[0].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"n": 0}, "n=0 must be at least 1"),
+        ({"n": 1.5}, "n=1.5 must be a whole number"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"steps": 2.5}, "steps=2.5 must be a whole number"),
+        ({"steps": True}, "steps=True must be a whole number"),
+        ({"guidance": -1.0}, "guidance=-1.0 must be a finite number of at least 0"),
+        ({"classes": True}, "classes=True must be null, or name some of 0 ... 9"),
+        ({"classes": [10]}, r"classes=\[10\] must be null, or name some of 0 ... 9"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_by_name(model, arguments, said):
+    with pytest.raises(ValueError, match=said):
+        model.sample(**arguments)
+
+
+def test_classes_may_be_arrays(model):
+    assert model.labels(np.array([5, 3])) == model.labels(torch.tensor([5, 3])) == model.labels(["5", 3]) == [5, 3]
+    assert model.labels(np.int64(5)) == [5]
+
+
+@pytest.mark.parametrize("images", [torch.zeros(1, 3, 32, 32), torch.zeros(3, 32, 32, dtype=torch.uint8)])
+def test_what_are_no_images_is_not_encoded(model, pipeline, images):
+    for one in (model, package.load(pipeline / "runs/autoencoder", device="cpu")):
+        with pytest.raises(ValueError, match=r"images must be uint8 \[B, 3, H, W\]"):
+            one.encode(images)
+
+
+def test_a_model_is_one_line_in_a_notebook(model, pipeline):
+    assert repr(model) == "LatentDiffusionModel(10 classes, latents of 4 x 8 x 8, on cpu)"
+    assert repr(package.load(pipeline / "runs/autoencoder", device="cpu")) == "AutoencoderModel(images / 4, on cpu)"
+
+
+def test_an_autoencoder_takes_no_options_of_diffusion_models(pipeline):
+    with pytest.raises(ValueError, match="weights= are for diffusion models"):
+        package.load(pipeline / "runs/autoencoder", device="cpu", weights="raw")

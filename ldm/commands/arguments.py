@@ -9,8 +9,9 @@ import json
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar, get_type_hints
 
-from hydra.utils import get_object
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+
+from ldm.runtime.targets import locate
 
 Checked = TypeVar("Checked")
 PLAIN = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)  # "3" is no number, and 3 no text
@@ -66,7 +67,9 @@ def check_node(node: dict[str, Any], supplied: tuple[str, ...] = ()) -> dict[str
     if not isinstance(name, str):
         raise ArgumentError("", " must name what it builds: pass _target_=package.module.Name")
     try:
-        target = get_object(name)
+        target = locate(name)
+    except ValueError as error:
+        raise ArgumentError("._target_", f": {' '.join(str(error).split())}") from None
     except Exception as error:  # whatever a user's module raises
         raise ArgumentError("._target_", f"={name} can't be imported: {' '.join(str(error).split())}") from None
     return check_arguments(target, node, supplied=supplied, partial=bool(node.get("_partial_")))
@@ -129,10 +132,10 @@ def check_value(annotation: Any, value: Any) -> Any:
     except Exception:  # pydantic's own errors, and those of types that only look like types
         return value
     try:
-        found = read(adapter.validate_json, value)
+        checked = read(adapter.validate_json, value)
     except ValidationError as error:
         raise ArgumentError("", f"={shown(value)} must be {wanted(error.errors())}") from None
-    return found if isinstance(found, int) else value
+    return checked if isinstance(checked, int) else value  # 1e5 became whole; lists stay lists, as cards record them
 
 
 def read(validate: Callable[[str], Checked], given: Any) -> Checked:
@@ -164,7 +167,7 @@ def make_whole(holder: list[Any], loc: tuple[str | int, ...]) -> None:
 def explain(error: ValidationError, config: dict[str, Any]) -> str:
     """In one line, the first key that is wrong, what it is, and what belongs there."""
     errors = error.errors()
-    key, value = locate(errors[0]["loc"], config)
+    key, value = place_of(errors[0]["loc"], config)
     cause = errors[0].get("ctx", {}).get("error")
     if isinstance(cause, ArgumentError):
         return f"{key}{cause.key}{cause.problem}"
@@ -176,10 +179,10 @@ def explain(error: ValidationError, config: dict[str, Any]) -> str:
         return f"{key}={shown(value)} has too few values"
     if errors[0]["type"] == "missing":
         return f"{key} is missing: pass {key}=..."
-    return f"{key}={shown(value)} must be {wanted([e for e in errors if locate(e['loc'], config)[0] == key])}"
+    return f"{key}={shown(value)} must be {wanted([e for e in errors if place_of(e['loc'], config)[0] == key])}"
 
 
-def locate(loc: tuple[str | int, ...], config: Any) -> tuple[str, Any]:
+def place_of(loc: tuple[str | int, ...], config: Any) -> tuple[str, Any]:
     """The key that an error is about, as a command line writes it, and its value; a list's elements are the list's."""
     keys: list[str] = []
     for part in loc:
@@ -195,7 +198,7 @@ def locate(loc: tuple[str | int, ...], config: Any) -> tuple[str, Any]:
 def wanted(errors: list[Any]) -> str:
     """What belongs in a place, from all that was tried there."""
     words = []
-    for error in errors:
+    for error in [e for e in errors if e["type"] in WANTED] or errors:  # others are of types that no config can have
         bounds = {k: f"{v:g}" if isinstance(v, float) else v for k, v in error.get("ctx", {}).items()}
         text = WANTED.get(error["type"], f"right ({error['msg']})").format(**bounds)
         words.append(text.replace("'", ""))

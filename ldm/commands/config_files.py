@@ -15,8 +15,23 @@ from typing import Any
 
 import yaml
 
+from ldm.commands.docstrings import said_of_arguments
+
 PACKAGED, CHECKOUT = Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf"
 OF_ONE_COMMAND = ("experiment", "sweep")  # groups whose files name their command in their second line
+BUILT_BY_NAME = {  # nodes whose class never varies
+    "autoencoder": "ldm.models.autoencoder.Autoencoder",
+    "schedule": "ldm.training.schedule.Schedule",
+    "disc_schedule": "ldm.training.schedule.Schedule",
+    "guard": "ldm.training.gradients.StepGuard",
+    "disc_guard": "ldm.training.gradients.StepGuard",
+    "health": "ldm.training.health.Health",
+    "discriminator": "ldm.models.discriminator.PatchDiscriminator",
+    "objective": "ldm.diffusion.objective.Objective",
+    "objective.sampling": "ldm.diffusion.sampling.Sampling",
+    "sampler": "ldm.diffusion.sampling.Sampling",
+    "loss": "ldm.losses.autoencoder_loss.AutoencoderLoss",
+}
 LIKE = {"probe": "train-autoencoder"}  # ldm probe takes all that ldm train-autoencoder takes
 
 
@@ -115,14 +130,22 @@ class CommandConfig:
         config: dict[str, Any] = {}
         for prefix, content, _ in self._parts:
             _merge(config, {prefix[:-1]: content} if prefix else content)
-        return dict(_flat({key: value for key, value in config.items() if key not in ("hydra", "defaults")}))
+        shown = {
+            k: v for k, v in config.items() if k not in ("hydra", "defaults") and not (v == {} and k in self.chosen)
+        }
+        return dict(_flat(shown))
 
     @cached_property
     def comments(self) -> dict[str, str]:
-        """{"guard": "..."}: the comment of each key that has one, where the key is first explained."""
+        """{"guard": "..."}: what is said of each key: its comment where it is first explained, or else the docstring's
+        entry of the argument that it is."""
         comments: dict[str, str] = {}
         for prefix, _, said in self._parts:
             comments = {f"{prefix}{key}": text for key, text in said.items()} | comments
+        ends = "._target_"
+        targets = BUILT_BY_NAME | {k.removesuffix(ends): v for k, v in self.keys.items() if k.endswith(ends)}
+        for node, target in targets.items():
+            comments = {f"{node}.{name}": text for name, text in said_of_arguments(target).items()} | comments
         return comments
 
     def value(self, key: str) -> Any:
@@ -238,7 +261,7 @@ def _merge(config: dict[str, Any], more: dict[str, Any]) -> None:
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

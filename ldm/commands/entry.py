@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.config_files import conf_folder
-from ldm.commands.hydra_errors import USER_ERRORS, check_command_line, explain, is_users
+from ldm.commands.hydra_errors import MULTIRUN, USER_ERRORS, check_command_line, explain, is_users
 from ldm.commands.refusal import refusals_leave_nothing
 from ldm.commands.run_folder import begin_log, check_owner, plain
 from ldm.commands.sweep_points import PointCard, about_point
@@ -39,11 +39,12 @@ def enter(command: str) -> None:
     A user's mistake ends in one line and exit status 1; HYDRA_FULL_ERROR=1 shows the stack trace.
     """
     name = command.replace("-", "_")
-    if name in TRAINS and not {"-m", "--multirun"} & set(sys.argv):  # the parent of a sweep just ends
+    if name in TRAINS and not MULTIRUN & set(sys.argv):  # the parent of a sweep just ends
         stop.listen()
     asked = os.environ.get(TRACE)
     os.environ[TRACE] = "1"  # so that Hydra raises what it finds wrong instead of printing several lines
-    words = sys.argv[1:]
+    words = flags_first(sys.argv[1:])
+    sys.argv[1:] = words
     try:
         check_command_line(command, words)
         with refusals_leave_nothing():
@@ -59,6 +60,11 @@ def enter(command: str) -> None:
         stop.unlisten()
         if asked is None:
             del os.environ[TRACE]
+
+
+def flags_first(words: list[str]) -> list[str]:
+    """The words with -m before all others: argparse takes overrides from one place alone, before or after it."""
+    return [*(word for word in words if word in MULTIRUN), *(word for word in words if word not in MULTIRUN)]
 
 
 def compose_and_run(command: str, show_trace: bool) -> None:

@@ -20,6 +20,8 @@ USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 FLAGS = ("--run", "--cfg", "--info", "--package", "--resolve")  # Hydra's that look as if they were keys
 NO_SLURM = 'Could not detect "srun"'  # submitit's words
+MULTIRUN = {"-m", "--multirun"}
+SWEEPS = ("sweep", "launcher")  # groups that do nothing without -m
 EXTRA = "pip install 'ldm[sweep]'"
 
 
@@ -53,6 +55,10 @@ def check_command_line(command: str, words: list[str]) -> None:
         for word in (word for word in words if word.startswith(f"{group}=")):
             for choice in word.partition("=")[2].split(","):
                 _check_its_command(config, group, choice)
+    for word in words:
+        group, _, choice = word.partition("=")
+        if group in SWEEPS and choice not in ("", "null") and not MULTIRUN & set(words):
+            raise ValueError(f"{word} is for a sweep, and would do nothing here: pass -m, too")
 
 
 def _check_its_command(config: CommandConfig, group: str, choice: str) -> None:
@@ -115,7 +121,7 @@ def _unreadable(error: BaseException, config: CommandConfig) -> str | None:
     key, equals, value = error.override.partition("=")
     if not equals:
         return f"{error.override} is neither a flag nor KEY=VALUE: ldm {config.command} --help lists the keys"
-    sweeps = bool({"-m", "--multirun"} & set(config.words)) and "," in value and not set("'\"[]{}()") & set(value)
+    sweeps = bool(MULTIRUN & set(config.words)) and "," in value and not set("'\"[]{}()") & set(value)
     each = " each" if sweeps or value.startswith("[") else " the"
     fixed = shlex.quote(f"{key}={_quoted(value, sweeps)}")
     return f"{error.override} cannot be read: quote{each} value, for Hydra and for the shell: {fixed}"
@@ -176,6 +182,9 @@ def _unknown_key(error: BaseException, config: CommandConfig) -> str | None:
         either = f" (or {', '.join(others[1:])})" if others[1:] else ""
         chosen = config.chosen[group]
         return f"{group}={chosen} has no {rest}: pass {group}={others[0]}{either} {key}={config.value(key)}"
+    if group == "trainer" and rest:
+        added = f"+{key}={config.value(key)}"
+        return f"{key} is no key of conf/trainer: an argument of Lightning's Trainer is added by {added}"
     return f"{key} is no key of ldm {config.command}: {_nearest(key, config)}"
 
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from ldm.checkpoint import load_diffusion, matching_autoencoder
 from ldm.commands.arguments import Node, arguments_of
 from ldm.commands.options import Free, ResultOptions, Text, Weights, build
 from ldm.data.sources import Source
 from ldm.diffusion.log_likelihood import log_likelihood
 from ldm.evaluation.bits_per_dim import BitsPerDim
+from ldm.generate import load_stages
 from ldm.runtime.files import write_json
 from ldm.runtime.ranges import Count
 from ldm.runtime.ranks import pick_device
@@ -28,9 +28,8 @@ class LikelihoodOptions(ResultOptions):
 
 
 def main(options: LikelihoodOptions, run: Path) -> None:
-    model = load_diffusion(options.model, options.weights, options.trust)
-    card, device = model.card, pick_device(options.device)
-    autoencoder = matching_autoencoder(options.autoencoder, card["autoencoder_path"], model.run, card["autoencoder"])
+    device = pick_device(options.device)
+    model, autoencoder = load_stages(options.model, options.weights, options.autoencoder, options.trust)
     source: Source = build(options.data)
     bits = BitsPerDim(
         model=model,
@@ -40,8 +39,9 @@ def main(options: LikelihoodOptions, run: Path) -> None:
         seed=options.seed,
         options=options.likelihood,
     )
-    options.begin(run)
+    options.keep_others(run)
     result = bits.measure(options.batch_size, device)
+    options.begin(run)
     write_json(run / "likelihood.json", result | {"weights": options.weights})
     print(f"latents: {result['latent_bits_per_dim']:.4f} bits/dim")
     print(f"images: at most {result['image_bits_per_dim_at_most']:.4f} bits/dim; terms in {run}/likelihood.json")

@@ -66,7 +66,7 @@ def check_owner(folder: Path, name: str) -> None:
     if (folder / CONFIG).exists():
         owner = read_config(folder)["command"]
         if owner != name:
-            raise ValueError(f"{folder} belongs to ldm {owner}: choose another run=")
+            raise ValueError(f"{folder} belongs to ldm {owner.replace('_', '-')}: choose another run=")
 
 
 def build_loggers(nodes: dict[str, dict[str, Any]], folder: Path) -> list[Any]:

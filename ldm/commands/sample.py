@@ -10,12 +10,12 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion, load_diffusion, matching_autoencoder
+from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion, load_diffusion
 from ldm.commands.arguments import Choice
 from ldm.commands.options import Free, LoggedOptions, ResultOptions, SamplerOptions, Text, Weights, build
 from ldm.commands.run_folder import build_loggers
 from ldm.diffusion.guidance import Guidance
-from ldm.generate import Class, Generator, LatentDiffusionModel
+from ldm.generate import Generator, LatentDiffusionModel, load_stages
 from ldm.images import annotate, class_rows, grid, save_png
 from ldm.runtime.bars import track
 from ldm.runtime.files import atomic_write, sha256, write_json
@@ -33,7 +33,7 @@ class SampleOptions(ResultOptions, LoggedOptions):
     grid: Choice
     path: Choice
     num: Count
-    classes: list[Class] | Class | None
+    classes: list[str | int] | str | int | None
     weights: Weights
     guidance: NonNegative
     guidance_interval: tuple[Share, Share]
@@ -53,10 +53,7 @@ class SampleOptions(ResultOptions, LoggedOptions):
 
 def main(options: SampleOptions, run: Path) -> None:
     device = pick_device(options.device)
-    loaded = load_diffusion(options.model, options.weights, options.trust)
-    autoencoder = matching_autoencoder(
-        options.autoencoder, loaded.card["autoencoder_path"], loaded.run, loaded.card["autoencoder"]
-    )
+    loaded, autoencoder = load_stages(options.model, options.weights, options.autoencoder, options.trust)
     weak = load_weak(options, loaded)
     model = LatentDiffusionModel.of(loaded, autoencoder, device)
     generator = model.generator(
@@ -67,16 +64,16 @@ def main(options: SampleOptions, run: Path) -> None:
         guidance=guidance_of(options, loaded, weak, device),
         seed=options.seed,
     )
-    chosen = model.labels(options.classes)
-    labels = torch.tensor([chosen[i % len(chosen)] for i in range(options.num)])
-    options.begin(run)
+    labels = model.in_turn(options.classes, options.num)
+    options.keep_others(run)
     samples, evaluations = drawn(generator, labels, options.batch_size)
     if samples is None:  # on every rank but the first
         return
+    options.begin(run)  # now that there are results: config.yaml describes what lies beside it
     save_samples(run / "samples.npz", samples, labels)
     stamp = stamp_of(options, loaded, autoencoder, weak, run) | {
         **generator.sampling.describe(),
-        "classes": "all, in turn" if options.classes is None else chosen,
+        "classes": "all, in turn" if options.classes is None else model.labels(options.classes),
         "evaluations": evaluations,
         "precision": precision(device),
     }

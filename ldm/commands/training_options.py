@@ -28,6 +28,9 @@ Optimizer = Annotated[dict[str, Any], AfterValidator(check_optimizer)]
 ScheduleOptions = Annotated[dict[str, Any], arguments_of(Schedule, "steps", "start", "peak")]
 
 
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "bf16", 32, 64, 16]
+
+
 class TrainerOptions(Group, extra="allow"):
     """Lightning's Trainer, by its own arguments, with what conf/trainer adds to them."""
 
@@ -35,7 +38,7 @@ class TrainerOptions(Group, extra="allow"):
     devices: int | str | list[int]
     num_nodes: Count | Literal["auto"]
     strategy: str
-    precision: str | Literal[16, 32, 64]
+    precision: Precision
     channels_last: bool
     compile: bool | str
     log_every_n_steps: Count

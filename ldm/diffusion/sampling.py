@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -14,12 +14,29 @@ from ldm.diffusion import path as paths
 from ldm.diffusion import samplers, times
 from ldm.diffusion.noise import IndexedNoise
 from ldm.diffusion.objective import Denoise
-from ldm.diffusion.parameterization import scale
+from ldm.diffusion.parameterization import Prediction, scale
 from ldm.diffusion.path import Path
 from ldm.diffusion.times import Grid, uniform_grid
 
 SIGNAL = 0.05  # share of the variance of x_t that may be the latent's where sampling starts from noise alone
 Sampler = Callable[..., Tensor]  # (denoise, path, x, times) -> x, and noise=, where it draws any
+
+
+@dataclass
+class Record:
+    """Counts a denoiser's evaluations and keeps the first `keep` samples' states."""
+
+    denoise: Denoise
+    keep: int = 0
+    evaluations: int = 0
+    states: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # (t, x_t, x0), [keep, C, h, w] each
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Prediction:
+        prediction = self.denoise(x_t, t)
+        self.evaluations += 1
+        if self.keep:
+            self.states.append((t, x_t[: self.keep], prediction.x0[: self.keep]))
+        return prediction
 
 
 @dataclass(frozen=True, kw_only=True)

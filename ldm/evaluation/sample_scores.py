@@ -65,7 +65,7 @@ class FeatureScores:
     Args:
         samples: what is scored.
         reference: the real images.
-        known: their statistics from elsewhere, which go before; of images beside them, features alone are taken.
+        known: their statistics from elsewhere, in place of those of `reference`, whose features alone are then taken.
         extractor: of the features.
         folder: where statistics of a reference are kept and found again; None: nowhere.
         keep: rows of features kept a side: kernel distance and neighbourhoods are computed of these.
@@ -134,14 +134,15 @@ class FeatureScores:
         depends = of_samples | {"reference": real["features"].card | {"images": real["features"].count}}
         scores: dict[str, Any] = {}
         few = [n for n in (samples.images, real["features"].count) if n is not None]
-        for kind, ours in ((kind, samples.statistics(kind, {})) for kind in samples.moments):
-            if kind in real:
-                self._same_features(real[kind], len(ours.mean))
-                # which only a reference of many more images than features can tell
-                told = (real[kind].count or 2 * len(ours.mean)) >= 2 * len(ours.mean)
-                bias = sum(expected_bias(real[kind].covariance, n) for n in few) if told else None
-                found = {"value": frechet_distance(real[kind], ours), "expected_of_perfect_samples": bias}
-                scores[NAMES[kind]] = found | {"depends": depends}
+        for kind in [kind for kind in samples.moments if kind in real]:
+            drawn = samples.statistics(kind, {})
+            features = len(drawn.mean)
+            self._same_features(real[kind], features)
+            # a covariance of fewer images than that is too rough to tell the bias from
+            enough = (real[kind].count or 2 * features) >= 2 * features
+            bias = sum(expected_bias(real[kind].covariance, n) for n in few) if enough else None
+            distance = {"value": frechet_distance(real[kind], drawn), "expected_of_perfect_samples": bias}
+            scores[NAMES[kind]] = distance | {"depends": depends}
         scores["frechet_distance"]["of"] = {"pixels": samples.pixels_fingerprint}
         scores |= self._of_rows(samples.kept["features"].take(), real["features"].features, depends)
         if "logits" in samples.kept:

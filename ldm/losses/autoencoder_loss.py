@@ -11,6 +11,7 @@ from ldm.losses.augment import Augment
 from ldm.losses.perceptual import PerceptualLoss, l1
 from ldm.losses.regularizer import NoRegularizer
 from ldm.models.autoencoder import Autoencoder
+from ldm.runtime.ranges import Count, Natural, NonNegative, checked
 from ldm.runtime.ranks import mean_over_ranks
 
 Terms = dict[str, Tensor]  # scalars to log, detached
@@ -55,35 +56,27 @@ class AutoencoderLoss(nn.Module):
         lecam:                 weight of the LeCam regulariser
     """
 
+    @checked
     def __init__(
         self,
         *,
         regularizer: NoRegularizer,
-        perceptual_weight: float,
+        perceptual_weight: NonNegative,
         perceptual_pretrained: bool | str,
         reduction: Literal["mean", "sum"],
         learn_logvar: bool,
         disc_loss: Literal["hinge", "vanilla"],
-        disc_weight: float,
-        disc_start: int,
-        disc_warmup: int,
-        disc_ramp: int,
+        disc_weight: NonNegative,
+        disc_start: Natural,
+        disc_warmup: Natural,
+        disc_ramp: Natural,
         disc_forward: Literal["reuse", "fresh"],
         disc_augment: list[str],
-        r1: float,
-        r1_every: int,
-        lecam: float,
+        r1: NonNegative,
+        r1_every: Count,
+        lecam: NonNegative,
     ) -> None:
         super().__init__()
-        for name, value, allowed in (
-            ("reduction", reduction, ("mean", "sum")),
-            ("disc_loss", disc_loss, tuple(DISCRIMINATOR_LOSSES)),
-            ("disc_forward", disc_forward, ("reuse", "fresh")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"loss.{name} must be {' or '.join(allowed)}, not {value!r}")
-        if r1_every < 1 or min(perceptual_weight, disc_weight, disc_start, disc_warmup, disc_ramp, r1, lecam) < 0:
-            raise ValueError("loss.r1_every must be at least 1, and no weight or number of batches in loss negative")
         self.regularizer, self.perceptual_weight, self.reduction = regularizer, perceptual_weight, reduction
         self.perceptual = PerceptualLoss(pretrained=perceptual_pretrained)
         self.logvar = nn.Parameter(torch.zeros(()), requires_grad=learn_logvar)

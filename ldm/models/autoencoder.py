@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.latents import DiagonalGaussian
-from ldm.models.layers import group_norm, upsample_nearest
+from ldm.models.layers import check_factors, group_norm, upsample_nearest
+from ldm.runtime.ranges import Count
 
 EPS = 1e-6  # of every GroupNorm here, as in LDM
 
@@ -201,17 +202,18 @@ class Autoencoder(nn.Module):
     def __init__(
         self,
         *,
-        in_channels: int = 3,
-        channels: int,
-        channel_mult: Sequence[int],
-        num_res_blocks: int,
-        latent_channels: int,
-        attention_resolutions: Sequence[int] = (),
+        in_channels: Count = 3,
+        channels: Count,
+        channel_mult: Sequence[Count],
+        num_res_blocks: Count,
+        latent_channels: Count,
+        attention_resolutions: Sequence[Count] = (),
         variational: bool = True,
-        norm_groups: int = 32,
+        norm_groups: Count = 32,
         shortcut: bool = False,
     ) -> None:
         super().__init__()
+        check_factors("autoencoder", attention_resolutions, len(channel_mult))
         widths = [channels * m for m in channel_mult]
         self.downsample_factor = f = 2 ** (len(widths) - 1)
         self.variational = variational

@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ldm.models.layers import group_norm, zero_init
+from ldm.models.layers import check_factors, group_norm, zero_init
 from ldm.models.unet_layers import EPS, TIME_SCALE, LayerMaker, Stack, Stem, time_embedding
+from ldm.runtime.ranges import Count, Fraction, Natural, Positive
 
 
 class UNet(nn.Module):
@@ -49,20 +50,20 @@ class UNet(nn.Module):
     def __init__(
         self,
         *,
-        in_channels: int,
-        num_classes: int,
-        model_channels: int,
-        channel_mult: Sequence[float],
-        num_res_blocks: int,
-        attention_resolutions: Sequence[int],
-        head_channels: int | None = None,
-        num_heads: int | None = None,
-        num_heads_upsample: int | None = None,
-        stem_channels: int | None = None,
-        dropout: float = 0.0,
-        context_dim: int | None = None,
+        in_channels: Count,
+        num_classes: Natural,
+        model_channels: Count,
+        channel_mult: Sequence[Positive],
+        num_res_blocks: Count,
+        attention_resolutions: Sequence[Count],
+        head_channels: Count | None = None,
+        num_heads: Count | None = None,
+        num_heads_upsample: Count | None = None,
+        stem_channels: Count | None = None,
+        dropout: Fraction = 0.0,
+        context_dim: Count | None = None,
         label_as: Literal["embedding", "context"] = "embedding",
-        concat_channels: int = 0,
+        concat_channels: Natural = 0,
         scale_shift: bool = False,
         resblock_updown: bool = False,
         conv_resample: bool = True,
@@ -75,6 +76,7 @@ class UNet(nn.Module):
             raise ValueError("net: give one of head_channels and num_heads, and leave the other null")
         if num_heads_upsample is not None and (num_heads is None or context_dim is not None):
             raise ValueError("net.num_heads_upsample goes with net.num_heads, and without a net.context_dim")
+        check_factors("net", attention_resolutions, len(channel_mult))
         if label_as not in ("embedding", "context") or (label_as == "context" and context_dim is None):
             raise ValueError(f"net.label_as={label_as} must be embedding, or context with a context_dim")
         self.model_channels, self.null_class, self.time_offset = model_channels, num_classes, time_offset

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Iterator
 from functools import wraps
 from inspect import signature
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
@@ -31,6 +32,8 @@ BOUNDS: dict[type, tuple[str, Callable[[Any, Any], bool], str]] = {
     Lt: ("lt", operator.lt, "less than"),
 }
 
+KINDS: dict[type, tuple[type, str]] = {int: (Integral, "a whole number"), float: (Real, "a number")}
+
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Holds each call to the ranges and the choices of the function's own signature.
@@ -52,13 +55,17 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def wrong(annotation: Any, value: Any) -> Iterator[str]:
-    """What belongs in the value's place, for each bound or choice of the annotation that it breaks."""
+    """What belongs in the value's place, for each bound or choice of the annotation that it breaks, and its type."""
     if get_origin(annotation) in (Union, UnionType) and value is not None:
         yield from wrong(next(each for each in get_args(annotation) if each is not NoneType), value)
     if get_origin(annotation) is Literal and value not in get_args(annotation):
         yield f"one of {', '.join(map(str, get_args(annotation)))}"
-    if get_origin(annotation) is Annotated:
-        for part in get_args(annotation)[1:]:
+    if get_origin(annotation) is Annotated and value is not None:
+        kind, *parts = get_args(annotation)
+        if kind in KINDS and (not isinstance(value, KINDS[kind][0]) or isinstance(value, bool)):
+            yield KINDS[kind][1]
+            return
+        for part in parts:
             for bound in part if isinstance(part, GroupedMetadata) else (part,):
                 name, holds, words = BOUNDS[type(bound)]
                 if not holds(value, limit := getattr(bound, name)):

@@ -55,12 +55,14 @@ def pick_device(name: str) -> torch.device:
     """The device of this name; "auto" is this rank's GPU where there are GPUs, else the CPU.
 
     Raises:
-        ValueError: if torch finds no CUDA device, and one is named.
+        ValueError: if there is no such device here.
     """
     if name != "auto":
-        if name.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"device={name}, but torch finds no CUDA device here: pass device=auto")
-        return torch.device(name)
+        try:
+            torch.empty(0, device=(device := torch.device(name)))
+        except (RuntimeError, AssertionError, ValueError):  # each kind of device raises another
+            raise ValueError(f"device={name} is none that torch finds here: pass device=auto, cpu or cuda") from None
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda", launch().local_rank % torch.cuda.device_count())
     return torch.device("cpu")

@@ -64,6 +64,7 @@ FREE_OF_CARD = frozenset(
     {"autoencoder_path", "sampling", "net.checkpoint", "trust", "config.schedule.resume", "config.disc_schedule.resume"}
 )
 SHAPES = ("autoencoder", "net", "latent_shape", "class_names")  # keys of a card that weights of another run do not fit
+NEW = "start run=NEW from the beginning, as these weights do not fit it"
 RENAMED = {"config.vae.": "config.autoencoder."}  # keys by which earlier cards name the same thing
 
 
@@ -87,9 +88,11 @@ def resume_point(run: Path, wanted: dict[str, Any], free: frozenset[str] = froze
     may = FREE_OF_CARD | {f"config.{key}" for key in free}
     changed = [k for k in now if was.get(k) != now[k] and not any(k == f or k.startswith(f"{f}.") for f in may)]
     if changed:
-        named = ", ".join(f"{k.removeprefix('config.')}={was.get(k)} (now {now[k]})" for k in changed[:3])
+        # what the card holds of an option and of the part that was built by it is one change
+        differ = {k.removeprefix("config."): f"{was.get(k)} (now {now[k]})" for k in changed}
+        named = ", ".join(f"{key}={values}" for key, values in list(differ.items())[:3])
         fits = not any(key.split(".")[0] in SHAPES for key in changed)
-        instead = f"start run=NEW init={run}" if fits else "choose another run="
+        instead = f"start run=NEW init={run}" if fits else NEW
         raise ValueError(f"{run} was started with {named}: keep that, or {instead}")
     return file, card["batches_seen"]
 

@@ -47,6 +47,10 @@ def make_trainer(chosen: dict[str, Any], **fixed: Any) -> Trainer:
     both = chosen.keys() & fixed.keys()
     if both:
         raise ValueError(f"trainer.{next(iter(both))} can't be chosen: training sets it itself")
+    if chosen["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"trainer.accelerator={chosen['accelerator']}, but torch finds no CUDA device here: pass trainer=auto"
+        )
     start = launch()
     fixed |= _ranks(chosen, start)
     if chosen["strategy"] == "fsdp":

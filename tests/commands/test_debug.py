@@ -48,14 +48,12 @@ def test_stage_one_learns_a_batch_by_heart(ldm, seen):
         *CPU,
         "debug=overfit",
         "optimizer.lr=1e-2",
-        "loss.perceptual_weight=0",
         "batch_size=2",
     ]
     ldm(
         "train-autoencoder",
         *options,
         "loss.disc_weight=0",
-        "loss.perceptual_weight=0",
         "regularizer=none",
         "steps=60",
         "every=30",

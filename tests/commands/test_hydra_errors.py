@@ -31,6 +31,8 @@ DIFFUSION, AUTOENCODER = "train-diffusion", "train-autoencoder"
         ("sample", ["sampler=euler", "sampler.function.churn=1"], "pass sampler=heun sampler.function.churn=1"),
         (AUTOENCODER, ["data=folder"], "data.root has no value: pass data.root=... (the folder)"),
         ("convert", [], "source has no value: pass source=... (to=ldm: a .ckpt or .safetensors file"),
+        (DIFFUSION, ["launcher=joblib"], "launcher=joblib is for a sweep, and would do nothing here: pass -m, too"),
+        (DIFFUSION, ["trainer.gradient_clip_val=1"], "is added by +trainer.gradient_clip_val=1"),
         (DIFFUSION, ["steps=${nothing}"], "steps refers to ${nothing}, and there is no key nothing"),
         (DIFFUSION, ["hydra.launcher.foo=1"], "hydra.launcher.foo is no key of Hydra's"),
         (DIFFUSION, ["foo"], "foo is neither a flag nor KEY=VALUE"),
@@ -53,7 +55,7 @@ DIFFUSION, AUTOENCODER = "train-diffusion", "train-autoencoder"
         (DIFFUSION, ["-m", "objective=flow,flwo"], "objective=flwo is no choice"),
         (
             DIFFUSION,
-            ["launcher=slurm", "hydra.launcher.nodes=a"],
+            ["-m", "launcher=slurm", "hydra.launcher.nodes=a"],
             "hydra.launcher.nodes=a: Value 'a' of type 'str' could",
         ),
         (DIFFUSION, ["-m", "hydra/launcher=ray", "seed=0,1"], "needs a package that is not installed: pip install"),

@@ -113,5 +113,5 @@ def test_lpips_is_not_computed_where_it_counts_for_nothing(tensors):
     "option", [{"reduction": "max"}, {"disc_loss": "wgan"}, {"disc_forward": "x"}, {"disc_augment": ["x"]}]
 )
 def test_unknown_choices_are_named(option):
-    with pytest.raises(ValueError, match=f"loss.{next(iter(option))} must"):
+    with pytest.raises(ValueError, match=f"{next(iter(option))}(=.*)? must"):
         make(**option)

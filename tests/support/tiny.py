@@ -17,12 +17,14 @@ TINY_AUTOENCODER = [
     "every=2",
     "batch_size=4",
     "loss.disc_start=1",
+    "loss.perceptual_weight=0",  # VGG16 takes longer than all the rest
     "trainer.limit_val_batches=1",
     "trainer.log_every_n_steps=1",
 ]
 TINY_DIFFUSION = [
     "net.model_channels=24",
-    "sampler.steps=2",
+    "sampler=euler",  # of the sample grids
+    "sampler.steps=1",
     "steps=4",
     "every=2",
     "batch_size=8",
@@ -30,6 +32,7 @@ TINY_DIFFUSION = [
     "trainer.log_every_n_steps=1",
 ]
 CPU = ["trainer.accelerator=cpu"]
+AS_TRAINED = [*TINY_AUTOENCODER, "loss.perceptual_weight=1", *CPU]  # the pipeline's autoencoder: VGG16 once
 # Runs of the same training, divided otherwise, equal each other to rounding under these. SGD, since Adam's first steps
 # are the gradients' signs; no noise; all of the loss; float64, since the losses and networks have kinks, at which the
 # order of a float32 sum decides.
@@ -46,7 +49,6 @@ EXACT_AUTOENCODER = [
     "optimizer.lr=0.01",
     "disc_optimizer.lr=0.01",
     "loss.disc_start=0",
-    "loss.perceptual_weight=0",  # its gradient has kinks where digits have ties
     "loss.learn_logvar=true",
     "loss.lecam=0.1",
     "loss.r1=1",

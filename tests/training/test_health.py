@@ -125,7 +125,6 @@ def test_a_guards_stop_is_rolled_back_and_remembered(ldm, player, monkeypatch):
         "every=6",
         "keep=9",
         "loss.disc_start=0",
-        "loss.perceptual_weight=0",
     ]
     options += ["health={window:5,ruin:9,logits:1e9,chance:40,rollbacks:2,disc_lr_factor:0.1}"]
     allows = StepGuard.allows
