@@ -81,7 +81,8 @@ def main(options: SampleOptions, run: Path) -> None:
     shown, columns, names = class_rows(samples, labels.tolist(), model.class_names)
     save_png(run / "grid.png", annotate(grid(shown, columns), rows=names))
     states, times = generator.trajectory(labels[:1].to(device))
-    titles = [f"t = {t:.2f}" for t in times]
+    titles = [f"{t:.2f}" if t == 0 or t >= 0.01 else f"{t:.0e}" for t in times]
+    titles[0] = f"t = {titles[0]}"
     save_png(run / "trajectory.png", annotate(grid(states, len(times)), rows=["x_t", "predicted x0"], columns=titles))
     record(
         build_loggers(options.logger, run),
