@@ -37,7 +37,7 @@ test: $(STAMP) ## the tests of every change (limit: 5 minutes on two idle cores)
 test-fast: $(STAMP) ## the mathematics alone (limit: a minute)
 	$(PARALLEL) -m "not slow and not long and not gpu" tests/diffusion tests/test_latents.py
 
-test-slow: $(STAMP) ## the tests that train, or start ranks, for half a minute or more; their figures are printed at the end
+test-slow: $(STAMP) ## the tests that take longest, of training and of ranks; their figures are printed at the end
 	$(PARALLEL) -m "slow and not slurm" -raP
 
 test-long: $(STAMP) ## what test-slow shows in brief, at length: many kills at random moments; before an issue ends

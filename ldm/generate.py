@@ -172,10 +172,10 @@ class LatentDiffusionModel:
             )
         return [int(c) for c in indices]
 
-    def in_turn(self, classes: Classes, n: int) -> Tensor:
-        """The labels of n images, [n], whose classes are taken in turn; see `labels`."""
+    def in_turn(self, classes: Classes, n: int | None) -> Tensor:
+        """The labels of n images, [n], whose classes are taken in turn, see `labels`; None is one a class."""
         chosen = self.labels(classes)
-        return torch.tensor([chosen[i % len(chosen)] for i in range(n)])
+        return torch.tensor([chosen[i % len(chosen)] for i in range(len(chosen) if n is None else n)])
 
     @checked
     def generator(
@@ -233,7 +233,7 @@ class LatentDiffusionModel:
         seed:       with an image's place in the result, it determines the image
         batch_size: images at once; it changes nothing but speed and memory
         """
-        labels = self.in_turn(classes, len(self.labels(classes)) if n is None else n)
+        labels = self.in_turn(classes, n)
         generator = self.generator(sampler=sampler, steps=steps, grid=grid, path=path, guidance=guidance, seed=seed)
         parts = [range(i, min(i + batch_size, len(labels))) for i in range(0, len(labels), batch_size)]
         return torch.cat([generator.images(part, labels[list(part)].to(self.device))[0] for part in parts])

@@ -131,7 +131,8 @@ def test_commands_that_do_not_train_do_not_wait_for_lightning(command):
 
 
 def test_no_file_is_longer_than_300_lines():
-    long = {str(p.relative_to(ROOT)): n for p in MODULES if (n := len(p.read_text().splitlines())) > 300}
+    files = [file for folder in ("ldm", "tests", "jobs") for file in sorted((ROOT / folder).rglob("*.py"))]
+    long = {str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text().splitlines())) > 300}
     assert not long
 
 

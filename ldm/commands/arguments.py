@@ -6,12 +6,13 @@ pydantic finds wrong is said in one line, with the key and what belongs there.
 
 import inspect
 import json
+import pydoc
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
-from ldm.runtime.targets import locate
+from ldm.runtime.targets import HOW_TO_NAME
 
 Checked = TypeVar("Checked")
 PLAIN = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)  # "3" is no number, and 3 no text
@@ -67,11 +68,11 @@ def check_node(node: dict[str, Any], supplied: tuple[str, ...] = ()) -> dict[str
     if not isinstance(name, str):
         raise ArgumentError("", " must name what it builds: pass _target_=package.module.Name")
     try:
-        target = locate(name)
-    except ValueError as error:
-        raise ArgumentError("._target_", f": {' '.join(str(error).split())}") from None
-    except Exception as error:  # whatever a user's module raises
-        raise ArgumentError("._target_", f"={name} can't be imported: {' '.join(str(error).split())}") from None
+        target: Any = pydoc.locate(name)  # Hydra's own prints several lines where it fails
+    except pydoc.ErrorDuringImport as error:  # whatever a user's module raises
+        raise ArgumentError("._target_", f"={name} can't be imported: {' '.join(str(error.value).split())}") from None
+    if target is None:
+        raise ArgumentError("._target_", f"={name} can't be imported: there is none; {HOW_TO_NAME}")
     return check_arguments(target, node, supplied=supplied, partial=bool(node.get("_partial_")))
 
 

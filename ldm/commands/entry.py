@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from ldm.commands.config_files import conf_folder
 from ldm.commands.hydra_errors import MULTIRUN, USER_ERRORS, check_command_line, explain, is_users
 from ldm.commands.refusal import refusals_leave_nothing
-from ldm.commands.run_folder import begin_log, check_owner, plain
+from ldm.commands.run_folder import begin_log, check_owner, end_log, plain
 from ldm.commands.sweep_points import PointCard, about_point
 from ldm.runtime import stop
 
@@ -58,6 +58,7 @@ def enter(command: str) -> None:
         sys.exit(128 + signal.SIGINT)
     finally:
         stop.unlisten()
+        end_log()
         if asked is None:
             del os.environ[TRACE]
 

@@ -61,6 +61,14 @@ def begin_log() -> None:
             handler.begin()
 
 
+def end_log() -> None:
+    """The command has ended: what this process logs from here on is no longer its own."""
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if isinstance(each, RunLog)]:
+        root.removeHandler(handler)
+        handler.close()
+
+
 def check_owner(folder: Path, name: str) -> None:
     """Refuse a folder that another command made."""
     if (folder / CONFIG).exists():

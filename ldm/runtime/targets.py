@@ -12,6 +12,10 @@ from importlib import import_module
 from typing import Any
 
 TARGET, PARTIAL = "_target_", "_partial_"
+HOW_TO_NAME = (
+    "give it as package.module.Name, and start the command where the package is installed, or in the folder that the "
+    "package lies in"
+)
 
 
 class UntrustedError(ValueError):
@@ -56,7 +60,7 @@ def foreign_targets(data: Any, allowed: Sequence[str]) -> dict[str, str]:
     modules = {str(target): str(target).rpartition(".")[0] for target in targets_in(data)}
     foreign = {target: module for target, module in modules.items() if not _within(module, allowed)}
     if not foreign:  # what a module holds may still be what it has imported from elsewhere
-        defined = {target: getattr(locate(target), "__module__", None) or "nowhere" for target in modules}
+        defined = {target: getattr(_locate(target), "__module__", None) or "nowhere" for target in modules}
         foreign = {target: module for target, module in defined.items() if not _within(module, allowed)}
     return foreign
 
@@ -82,7 +86,7 @@ def _construct(data: Any) -> Any:
     arguments = {key: _construct(value) for key, value in data.items() if key not in (TARGET, PARTIAL)}
     if TARGET not in data:
         return arguments
-    function, bound_only = locate(data[TARGET]), data.get(PARTIAL, False)
+    function, bound_only = _locate(data[TARGET]), data.get(PARTIAL, False)
     signature = inspect.signature(function)
     try:
         (signature.bind_partial if bound_only else signature.bind)(**arguments)
@@ -95,13 +99,9 @@ def _within(name: str, allowed: Sequence[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in allowed)
 
 
-def locate(target: str) -> Any:
-    """What `target`, package.module.Name, names; ValueError if it can't be imported."""
+def _locate(target: str) -> Any:
     module, _, name = target.rpartition(".")
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"{target} can't be imported ({error}): give it as package.module.Name, and start the command where the "
-            "package is installed, or in the folder that the package lies in"
-        ) from error
+        raise ValueError(f"{target} can't be imported ({error}): {HOW_TO_NAME}") from error

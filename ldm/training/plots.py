@@ -146,9 +146,9 @@ def _panes(count: int) -> "tuple[Figure, list[Axes]]":
 
 def _draw_panel(axis: "Axes", panel: Panel, lines: dict[str, Series]) -> None:
     """Draw lines by label: a family's in a ramp of colours and with a few of its labels, others in separate colours."""
-    colors = _ramp(len(lines)) if panel.family else COLORS
+    colors = _ramp(len(lines)) if panel.family else COLORS[: len(lines)]
     drawn = []
-    for (label, (batches, values)), color in zip(lines.items(), colors, strict=False):
+    for (label, (batches, values)), color in zip(lines.items(), colors, strict=True):
         if len(values) > NOISY:
             axis.plot(batches, values, color=color, alpha=0.25, linewidth=0.6)
             values = _running_mean(values, len(values) // 50)

@@ -47,10 +47,6 @@ def make_trainer(chosen: dict[str, Any], **fixed: Any) -> Trainer:
     both = chosen.keys() & fixed.keys()
     if both:
         raise ValueError(f"trainer.{next(iter(both))} can't be chosen: training sets it itself")
-    if chosen["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"trainer.accelerator={chosen['accelerator']}, but torch finds no CUDA device here: pass trainer=auto"
-        )
     start = launch()
     fixed |= _ranks(chosen, start)
     if chosen["strategy"] == "fsdp":
@@ -62,7 +58,8 @@ def make_trainer(chosen: dict[str, Any], **fixed: Any) -> Trainer:
             ignore_known_warnings()
             trainer = Trainer(**chosen | fixed, plugins=plugins, enable_model_summary=False)
     except (MisconfigurationException, TypeError) as error:
-        raise ValueError(f"trainer: {error}") from None
+        instead = "" if chosen["accelerator"] in ("auto", "cpu") else "; trainer=auto takes what this machine has"
+        raise ValueError(f"trainer: {error}{instead}") from None
     leave_signals_alone(trainer)
     return trainer
 

@@ -1,6 +1,7 @@
 """The commands as a user meets them: what they leave behind, their help, and the likely mistakes."""
 
 import json
+import logging
 import subprocess
 import sys
 import warnings
@@ -36,6 +37,13 @@ def test_samples_and_scores(ldm, pipeline):
     assert metrics["samples"]["evaluations"] == 4
     assert metrics["samples"]["model"] == load_diffusion("runs/diffusion").fingerprint
     assert metrics["samples"]["autoencoder"] == load_autoencoder("runs/autoencoder").fingerprint
+
+
+def test_a_commands_log_ends_with_it(ldm, pipeline):
+    inside(pipeline, ldm)
+    ldm("sample", "run=logged", "num=1", "sampler.steps=1")
+    logging.getLogger("ldm").warning("of somebody else")
+    assert not Path("runs/logged/log.txt").exists()  # it had nothing to say itself
 
 
 @pytest.mark.parametrize("sampler", ["heun", "ddpm"])
@@ -98,6 +106,7 @@ def test_steps_may_be_written_as_a_float(ldm, pipeline):
     assert np.load("runs/samples/samples.npz")["arr_1"].tolist() == [3] * 10
 
 
+@pytest.mark.slow
 def test_a_cache_keeps_its_own_autoencoder(ldm, pipeline):
     """Stage 1 trains on, and its old checkpoint is pruned; the cache goes on working."""
     ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "keep=1", "steps=2")

@@ -1,5 +1,6 @@
 """What help, completion and error messages read from conf/: as Hydra composes it, with a comment for every key."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -7,12 +8,13 @@ import sys
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 from support.tiny import run_command
 
 from ldm.commands import completion
 from ldm.commands.cli import COMMANDS
-from ldm.commands.config_files import CommandConfig, comments_of, conf_folder
+from ldm.commands.config_files import BUILT_BY_NAME, CommandConfig, comments_of, conf_folder
 
 LIGHT = "import sys; sys.argv = ['ldm', *{words}]; from ldm.commands.cli import main; main(); print(*sys.modules)"
 
@@ -74,6 +76,23 @@ def test_help_says_what_it_does_its_groups_its_keys_and_an_example(command, caps
     assert config.keys.keys() - hidden <= shown
     assert {group for group in config.chosen if config.choices(group)} <= shown
     assert max(len(line) for line in text.splitlines() if "=" not in line) <= 120
+
+
+@pytest.mark.parametrize("node", BUILT_BY_NAME)
+def test_help_explains_a_node_by_what_is_built_of_it(node):
+    arguments = inspect.signature(get_object(BUILT_BY_NAME[node])).parameters
+    for command in COMMANDS:
+        config = CommandConfig.of(command, [])
+        keys = [key.removeprefix(f"{node}.") for key in config.keys if key.startswith(f"{node}.")]
+        wrong = [key for key in keys if key.split(".")[0] not in arguments and not key.startswith("sampling.")]
+        assert wrong == [], command
+
+
+def test_help_explains_what_no_yaml_file_does(capsys):
+    run_command("train-diffusion", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "net.dropout=0.0 probability, in every residual block" in text
+    assert "objective.parameterization=velocity what the network regresses: x0, eps, v or velocity" in text
 
 
 def test_help_of_a_choice_shows_its_keys_with_their_comments(capsys):

@@ -56,6 +56,7 @@ def test_import_cache_tune_and_export(ldm, published):
         ldm("convert", "run=wrong", "source=runs/tuned", "to=diffusers", "latents=runs/latents")
 
 
+@pytest.mark.slow
 def test_scores_an_autoencoder_alone_and_by_tiles(ldm, published):
     ldm("convert", "run=sd", f"source={published}")
     scores = {}

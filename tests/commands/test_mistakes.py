@@ -132,7 +132,7 @@ def test_a_refused_resume_names_what_changed_and_changes_nothing(ldm, pipeline):
             "autoencoder.foo is no option of Autoencoder",
         ),
         ("train-autoencoder", "+trainer.max_epochs=3", "trainer.max_epochs can't be chosen"),
-        ("train-autoencoder", "trainer.accelerator=cuda", "but torch finds no CUDA device here: pass trainer=auto"),
+        ("train-autoencoder", "trainer.accelerator=cuda", "; trainer=auto takes what this machine has"),
         ("train-autoencoder", "data.resolution=20", "data.resolution=20 is too small: the discriminator needs 24"),
         ("sample", "device=cuda", "device=cuda is none that torch finds here: pass device=auto"),
         ("sample", "num=0", "num=0 must be"),

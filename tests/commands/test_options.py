@@ -30,7 +30,7 @@ from ldm.runtime.ranges import Count, Share
         ("train-diffusion", "+optimizer.rate=1", "optimizer.rate is no option of AdamW, which has "),
         ("train-diffusion", "net.channel_mult=2", "net.channel_mult=2 must be a list"),
         ("train-diffusion", "net.model_channels=wide", "net.model_channels=wide must be a whole number"),
-        ("train-diffusion", "net._target_=nowhere.Net", "net._target_: nowhere.Net can't be imported"),
+        ("train-diffusion", "net._target_=nowhere.Net", "net._target_=nowhere.Net can't be imported"),
         (
             "train-diffusion",
             "objective.parameterization=u",

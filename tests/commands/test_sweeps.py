@@ -116,6 +116,7 @@ def test_names_of_folders_are_counted_in_bytes_and_unique(ldm):
     assert max(len(name.encode()) for name in cards) <= LONGEST
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of optuna's plugin
 def test_optuna_searches_what_the_command_returns(ldm, pipeline):
     search = [

@@ -73,6 +73,7 @@ def artifacts(found):
     return out
 
 
+@pytest.mark.slow
 def test_both_stages_and_what_follows_them(ldm):
     ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, "logger=wandb")
     ldm("cache-latents", "shard_size=600", "logger=wandb")

@@ -115,7 +115,7 @@ def test_the_clamped_share_is_of_batches_in_which_the_weight_was_taken():
     assert it.watch(batch() | {"disc_weight_clamped": torch.tensor(1.0)}, 0)["disc_weight_clamped_share"] >= 0.2
 
 
-@pytest.mark.parametrize("player", ["guard", "disc_guard"])
+@pytest.mark.parametrize("player", ["guard", pytest.param("disc_guard", marks=pytest.mark.slow)])
 def test_a_guards_stop_is_rolled_back_and_remembered(ldm, player, monkeypatch):
     """Every step after the 24th is a spike: two rollbacks, each from further back, then one line."""
     options = [

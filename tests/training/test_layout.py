@@ -18,6 +18,7 @@ def layouts(run, kind):
     return {tensor.is_contiguous() for tensor in weights(f"runs/{run}", kind).values() if tensor.dim() == 4}
 
 
+@pytest.mark.slow
 def test_channels_last_trains_the_same_and_a_run_may_change_it(ldm, pipeline):
     options = [*TINY_DIFFUSION, *CPU, *SGD, f"latents={pipeline}/runs/latents"]
     ldm("train-diffusion", *options, "run=nchw", "trainer.channels_last=false")

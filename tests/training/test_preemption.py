@@ -52,9 +52,9 @@ def stopped_at(monkeypatch, where, signum=signal.SIGUSR1):
     ("where", "saved_at", "signum"),
     [
         ("within", 2, signal.SIGUSR1),
-        ("last", 3, signal.SIGUSR1),
+        pytest.param("last", 3, signal.SIGUSR1, marks=pytest.mark.slow),
         ("validation", 3, signal.SIGUSR1),
-        ("last validation", 6, signal.SIGUSR1),
+        pytest.param("last validation", 6, signal.SIGUSR1, marks=pytest.mark.slow),
         ("save", 2, signal.SIGUSR1),
         ("save", 2, signal.SIGINT),  # twice within a moment: torchrun passes on what the terminal has sent, too
     ],

@@ -58,6 +58,7 @@ def test_old_checkpoints_are_pruned(ldm, pipeline):
     assert names == ["00000002.ckpt", "00000003.ckpt", "00000004.ckpt"]
 
 
+@pytest.mark.slow
 def test_the_stretch_between_two_saves_may_change(ldm, pipeline):
     options = [*TINY_DIFFUSION, *CPU, f"latents={pipeline}/runs/latents", "schedule.decay=constant"]
     ldm("train-diffusion", "run=whole", *options, "steps=6", "every=3")
