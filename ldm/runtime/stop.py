@@ -100,7 +100,7 @@ def requeue(signum: int) -> str:
 
 def _requeue_job(job: str) -> str:
     """Requeue the job if nobody has. Whether it worked is read from the count of its restarts, not from scontrol's exit
-    status: SLURM ends the job's processes at once, scontrol among them, often before it has its answer."""
+    status, which may be of a scontrol that was ended before it had its answer."""
     restarts_before = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     why = ""
     try:
@@ -149,4 +149,10 @@ def _launchers(signum: int) -> Callable[[int, None], None] | None:
 
 
 def _slurm(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+    """What a command of SLURM's prints. SLURM ends a requeued job's processes, this command among them, by SIGTERM: it
+    starts with that ignored, as this process does for as long. All is saved by now."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+    finally:
+        signal.signal(signal.SIGTERM, before)
