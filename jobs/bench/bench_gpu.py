@@ -183,8 +183,8 @@ def kernels(bench: Bench, name: str, task: Task) -> tuple[float, dict[str, float
     averages = seen.key_averages()
     (bench.out / f"{name}.txt").write_text(averages.table(sort_by=key, row_limit=100, max_name_column_width=100))
     seen.export_chrome_trace(str(bench.out / f"{name}.json.gz"))
-    own = [a for a in averages if a.device_type.name == kind and not a.is_user_annotation]
-    seconds = {a.key: getattr(a, key) / 1e6 / PROFILED for a in own}
+    on_device = [a for a in averages if a.device_type.name == kind and not a.is_user_annotation]
+    seconds = {a.key: getattr(a, key) / 1e6 / PROFILED for a in on_device}
     return sum(seconds.values()), dict(sorted(seconds.items(), key=lambda item: -item[1])[:20])
 
 

@@ -76,13 +76,13 @@ def _words(line: str) -> tuple[list[str], str]:
 
 def _names(config: CommandConfig, start: str) -> list[str]:
     """Groups, and keys one level at a time: net= and net., then net.dropout=."""
-    found = [f"{group}=" for group in config.chosen if config.choices(group)]
+    names = [f"{group}=" for group in config.chosen if config.choices(group)]
     level = start.count(".")
     for key in config.keys:
         parts = key.split(".")
         if len(parts) > level:
-            found.append(".".join(parts[: level + 1]) + ("." if len(parts) > level + 1 else "="))
-    return [name for name in dict.fromkeys(found) if name.startswith(start)]
+            names.append(".".join(parts[: level + 1]) + ("." if len(parts) > level + 1 else "="))
+    return [name for name in dict.fromkeys(names) if name.startswith(start)]
 
 
 def _values(present: object, start: str) -> list[str]:

@@ -156,8 +156,8 @@ class CommandConfig:
     @cached_property
     def help(self) -> dict[str, str]:
         """header: what the command does; footer: examples."""
-        found: dict[str, str] = _content(self.primary_files[-1])["hydra"]["help"]
-        return found
+        text: dict[str, str] = _content(self.primary_files[-1])["hydra"]["help"]
+        return text
 
     def _file(self, name: str) -> Path:
         return next(file for folder in self.folders if (file := folder / f"{name}.yaml").is_file())

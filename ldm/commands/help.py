@@ -17,9 +17,9 @@ def help_text(command: str, words: list[str], width: int | None = None) -> str:
     width = width or min(WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns)
     groups = [group for group in config.chosen if config.choices(group)]
     packages = {config.package(group) for group in groups}
-    own = {key: value for key, value in config.keys.items() if key.split(".")[0] not in packages}
+    of_command = {key: value for key, value in config.keys.items() if key.split(".")[0] not in packages}
     lines = [f"usage: ldm {command} [GROUP=CHOICE] [KEY=VALUE] [-m]", ""]
-    lines += [config.help["header"].rstrip(), "", "Keys, with their values:", *_keys(config, own, width)]
+    lines += [config.help["header"].rstrip(), "", "Keys, with their values:", *_keys(config, of_command, width)]
     lines += ["", "Groups, with their choices, and the keys of the chosen one:"]
     for group in groups:
         lines += _group(config, group, width)

@@ -96,15 +96,15 @@ def explain(error: BaseException, command: str, words: list[str]) -> str:
 def one_line(error: BaseException) -> str:
     """The message of an exception, with that of what Hydra wrapped, on one line."""
     cause = error.__cause__
-    own = str(error).split("\n    full_key:")[0] if isinstance(error, HYDRA_ERRORS) else str(error)
-    own = " ".join(own.split()) or type(error).__name__
+    message = str(error).split("\n    full_key:")[0] if isinstance(error, HYDRA_ERRORS) else str(error)
+    message = " ".join(message.split()) or type(error).__name__
     if not isinstance(error, HYDRA_ERRORS) or cause is None:
-        return own
+        return message
     inner = one_line(cause)
     if isinstance(cause, USER_ERRORS) and not isinstance(cause, HYDRA_ERRORS):
         return inner  # raised by a constructor of this package, and clear without Hydra's frame
     node = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, InstantiationException) else None
-    return f"{node[1]}: {inner}" if node else f"{own} ({inner})"
+    return f"{node[1]}: {inner}" if node else f"{message} ({inner})"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -140,10 +140,10 @@ def _quoted(value: str, several: bool = False) -> str:
 
 def _several_values(error: BaseException, config: CommandConfig) -> str | None:
     """Values with commas between them, without -m."""
-    found = re.match(r"Ambiguous value for argument '(.*?)=(.*)'\n", str(error))
-    if not found:
+    match = re.match(r"Ambiguous value for argument '(.*?)=(.*)'\n", str(error))
+    if not match:
         return None
-    key, value = found.groups()
+    key, value = match.groups()
     a_list = f", or {key}=[{value}] for a list" if isinstance(config.keys.get(key), list) else ""
     quoted = shlex.quote(f"{key}={_quoted(value)}")
     text = "" if key in config.chosen else f", or {quoted} for a text with commas"
@@ -155,9 +155,10 @@ def _unknown_choice(error: BaseException, config: CommandConfig) -> str | None:
         return None
     group, _, choice = error.missing_cfg_file.rpartition("/")
     if group.startswith("hydra/"):  # a plugin of Hydra's that is not installed; ours are named in a file of conf/
-        own, plugin = group.removeprefix("hydra/"), choice.removeprefix("submitit_")
+        key, plugin = group.removeprefix("hydra/"), choice.removeprefix("submitit_")
         asked = next(
-            (word for word in config.words if word in (f"launcher={plugin}", f"sweep={plugin}")), f"{own}={choice}"
+            (word for word in config.words if word in (f"launcher={plugin}", f"sweep={plugin}")),
+            f"{key}={choice}",
         )
         return f"{asked} needs a package that is not installed: {EXTRA}"
     there = config.choices(group)
@@ -168,10 +169,10 @@ def _unknown_choice(error: BaseException, config: CommandConfig) -> str | None:
 
 def _unknown_key(error: BaseException, config: CommandConfig) -> str | None:
     """An override of what is not there: a group, or a key."""
-    found = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", str(error))
-    if not found or isinstance(error, MissingConfigException):
+    match = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", str(error))
+    if not match or isinstance(error, MissingConfigException):
         return None
-    key = found[1]
+    key = match[1]
     group, _, rest = key.partition(".")
     if group.startswith("hydra"):
         return f"{key} is no key of Hydra's in this version, or of the launcher or sweeper that is chosen"
@@ -217,30 +218,30 @@ def _nearest(key: str, config: CommandConfig) -> str:
 
 
 def _there_already(error: BaseException, config: CommandConfig) -> str | None:  # noqa: ARG001
-    found = re.search(r"Could not append to config\. .*\nEither remove \+ prefix: '(.*?)=", str(error))
-    return f"{found[1]} has a value already: pass {found[1]}=, without the +" if found else None
+    match = re.search(r"Could not append to config\. .*\nEither remove \+ prefix: '(.*?)=", str(error))
+    return f"{match[1]} has a value already: pass {match[1]}=, without the +" if match else None
 
 
 def _missing(error: BaseException, config: CommandConfig) -> str | None:
     """A key whose value is ??? in conf/."""
-    found = re.search(r"Missing mandatory value: \S+\n?\s*full_key: (\S+)", str(error))
-    if not found:
+    match = re.search(r"Missing mandatory value: \S+\n?\s*full_key: (\S+)", str(error))
+    if not match:
         return None
-    said = config.comments.get(found[1])
-    return f"{found[1]} has no value: pass {found[1]}=..." + (f" ({said})" if said else "")
+    said = config.comments.get(match[1])
+    return f"{match[1]} has no value: pass {match[1]}=..." + (f" ({said})" if said else "")
 
 
 def _no_such_interpolation(error: BaseException, config: CommandConfig) -> str | None:  # noqa: ARG001
-    found = re.match(r"Interpolation key '(.+?)' not found\n\s*full_key: (\S+)", str(error))
-    return f"{found[2]} refers to ${{{found[1]}}}, and there is no key {found[1]}" if found else None
+    match = re.match(r"Interpolation key '(.+?)' not found\n\s*full_key: (\S+)", str(error))
+    return f"{match[2]} refers to ${{{match[1]}}}, and there is no key {match[1]}" if match else None
 
 
 def _wrong_type(error: BaseException, config: CommandConfig) -> str | None:  # noqa: ARG001
     """Of what Hydra has types for: its launchers' and sweepers' keys."""
-    found = re.match(r"(?s)Error merging override (\S+)", str(error))
-    if not found or error.__cause__ is None:
+    match = re.match(r"(?s)Error merging override (\S+)", str(error))
+    if not match or error.__cause__ is None:
         return None
-    return f"{found[1]}: {one_line(error.__cause__)}"
+    return f"{match[1]}: {one_line(error.__cause__)}"
 
 
 def _no_interval(error: BaseException, config: CommandConfig) -> str | None:  # noqa: ARG001

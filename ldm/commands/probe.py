@@ -77,8 +77,8 @@ def check(name: str, overrides: list[str]) -> None:
 
 def stage_one_overrides() -> list[str]:
     """This command's own overrides, but for those that stage 1 does not know or that all commands get."""
-    ours = ("run=", "probe.", "sweep=", "launcher=", "seed=", "trust=", "logger")
-    return [override for override in HydraConfig.get().overrides.task if not override.lstrip("+~").startswith(ours)]
+    of_probe = ("run=", "probe.", "sweep=", "launcher=", "seed=", "trust=", "logger")
+    return [override for override in HydraConfig.get().overrides.task if not override.lstrip("+~").startswith(of_probe)]
 
 
 def logger_overrides(options: ProbeOptions, run: Path, folder: str) -> list[str]:

@@ -128,12 +128,12 @@ def path_named(name: str) -> Path:
 def _named(module: ModuleType, name: str, key: str, suffix: str = "") -> Any:
     """A public function of a module by its name without the suffix."""
     known = {
-        found.removesuffix(suffix): value
-        for found, value in vars(module).items()
+        function.removesuffix(suffix): value
+        for function, value in vars(module).items()
         if inspect.isfunction(value)
         and value.__module__ == module.__name__
-        and found.endswith(suffix)
-        and not found.startswith("_")
+        and function.endswith(suffix)
+        and not function.startswith("_")
     }
     if name not in known:
         raise ValueError(f"{key}={name} must be one of {', '.join(sorted(known))}, or a function")

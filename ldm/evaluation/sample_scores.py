@@ -107,19 +107,19 @@ class FeatureScores:
         return samples, collect(read(self.reference, "reference"), self.extractor, self.keep)
 
     def _reference(self, shares: list[Collected | None]) -> dict[str, Statistics]:
-        own = {} if self.reference is None else self._of_images(self.reference, shares)
-        if not self.known or not own:
-            return self.known or own
-        return self.known | {"features": replace(self.known["features"], features=own["features"].features)}
+        local = {} if self.reference is None else self._of_images(self.reference, shares)
+        if not self.known or not local:
+            return self.known or local
+        return self.known | {"features": replace(self.known["features"], features=local["features"].features)}
 
     def _of_images(self, reference: ImageSet, shares: list[Collected | None]) -> dict[str, Statistics]:
-        files, found = self._files(), [share for share in shares if share is not None]
-        if len(found) < len(shares):  # kept before, or by another command while some ranks were on their way
+        files, parts = self._files(), [share for share in shares if share is not None]
+        if len(parts) < len(shares):  # kept before, or by another command while some ranks were on their way
             return {kind: Statistics.load(file) for kind, file in files.items()}
-        total = merged(found)
-        own = {"extractor": self.extractor.identity, "extractor_resize": self.extractor.resize}
-        own["precision"] = self.precision
-        card = reference.card | own | {"pixels": total.pixels_fingerprint}
+        total = merged(parts)
+        identity = {"extractor": self.extractor.identity, "extractor_resize": self.extractor.resize}
+        identity["precision"] = self.precision
+        card = reference.card | identity | {"pixels": total.pixels_fingerprint}
         statistics = {kind: total.statistics(kind, card) for kind in self.extractor.kinds}
         for kind, file in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ class FeatureScores:
         return statistics
 
     def compute(self, shares: list[Any]) -> dict[str, Any]:
-        samples = merged([ours for ours, _ in shares])
+        samples = merged([share for share, _ in shares])
         real = self._reference([theirs for _, theirs in shares])
         of_samples = {"samples": samples.images, "classes": sampling(samples.labels)}
         of_samples |= {"extractor": self.extractor.identity, "extractor_resize": self.extractor.resize}
@@ -205,8 +205,8 @@ class ClassAccuracy:
         totals: list[Counter[int]] = [sum(column, Counter()) for column in zip(*shares, strict=True)]
         seen, right, seen_real, right_real = (total.total() for total in totals)
         depends = {"samples": seen, "classes": sampling(totals[0]), "classifier": self.classifier.identity}
-        own = {"value": right / seen, "classifier_on_held_out_images": right_real / seen_real}
-        return {"class_accuracy": own | {"depends": depends}}
+        accuracy = {"value": right / seen, "classifier_on_held_out_images": right_real / seen_real}
+        return {"class_accuracy": accuracy | {"depends": depends}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,25 +225,25 @@ class Memorisation:
         """What is nearest, and the sums of the hashes of this rank's training images, of all held-out images."""
         queries = [drawn_by_pixels(images, self.num, read.batch_size) for images in (self.samples, self.held_out)]
         with torch.inference_mode():
-            own, others = (
+            features, others = (
                 torch.cat([self.extractor(part.to(read.device)).cpu() for part in images.split(read.batch_size)])  # type: ignore[no-untyped-call]
                 for images in queries
             )
-            found, total = Neighbours(own, others, queries[0]), 0
+            neighbours, total = Neighbours(features, others, queries[0]), 0
             for image, _ in read(self.train, "nearest training images"):
                 total += pixel_sum(image)
                 for view in (image, image.flip(-1))[: 1 + self.train.source.flip]:
-                    found.update(self.extractor(view).cpu(), view)
-        return found.settle(), total, pixel_sum(queries[1])
+                    neighbours.update(self.extractor(view).cpu(), view)
+        return neighbours.settle(), total, pixel_sum(queries[1])
 
     def compute(self, shares: list[tuple[Neighbours, int, int]]) -> dict[str, Any]:
-        found = reduce(Neighbours.merge, (share for share, _, _ in shares))
-        pairs, columns = found.rows()
+        neighbours = reduce(Neighbours.merge, (share for share, _, _ in shares))
+        pairs, columns = neighbours.rows()
         save_png(self.picture, annotate(grid(pairs, columns), columns=["sample", "nearest"] * (columns // 2)))
-        depends = {"looked_up": found.num, "extractor": self.extractor.identity, "mirrors": self.train.source.flip}
+        depends = {"looked_up": neighbours.num, "extractor": self.extractor.identity, "mirrors": self.train.source.flip}
         for name, images, total in (
             ("training_images", self.train, sum(total for _, total, _ in shares)),
             ("held_out_images", self.held_out, shares[0][2]),  # the same ones on all ranks
         ):
             depends[name] = images.card | {"pixels": pixels_fingerprint(total)}
-        return {"memorisation": found.compute() | {"depends": depends}}
+        return {"memorisation": neighbours.compute() | {"depends": depends}}

@@ -54,10 +54,10 @@ class ReconstructionMetrics:
         self.images += len(image)
 
     def compute(self) -> dict[str, float]:
-        found = {name: float(metric.compute()) for name, metric in self.means.items()}
+        scores = {name: float(metric.compute()) for name, metric in self.means.items()}
         if self.moments:
-            found["rfd"] = frechet_distance(*(moments.statistics() for moments in self.moments))
-        return found
+            scores["rfd"] = frechet_distance(*(moments.statistics() for moments in self.moments))
+        return scores
 
     def reset(self) -> None:
         self.images = 0
