@@ -8,25 +8,26 @@ A card may name code: a network, a path. Only ldm.models and ldm.diffusion are b
 for; other packages must be named in `trust`, by whoever trains and by whoever loads.
 """
 
-import hashlib
 import logging
 import sys
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
 
+from ldm.card import check_card
+from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.sampling import Sampling
 from ldm.latents import LatentStats
 from ldm.models.autoencoder import Autoencoder
 from ldm.runtime import targets
+from ldm.runtime.arguments import ArgumentError, check_arguments, check_node
 from ldm.runtime.files import atomic_write
+from ldm.weights import check_weights, check_zip, part_of, weights_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -115,29 +116,26 @@ def read(file: Path, kind: str | None) -> dict[str, Any]:
     """
     if file.suffix in (".safetensors", ".bin", ".pt"):
         raise ValueError(f"{file} was not written by ldm: `ldm convert source={file}` imports an autoencoder")
+    if not file.is_file():
+        raise DamagedError(f"{file} is no regular file")
     try:
-        with zipfile.ZipFile(file) as archive:
-            damaged_entry = archive.testzip()
-        if damaged_entry is not None:
-            raise zipfile.BadZipFile(f"{damaged_entry} fails its checksum")
+        check_zip(file)
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, UnpicklingError) as error:
-        raise DamagedError(f"{file} is damaged or no checkpoint ({str(error).splitlines()[0]})") from None
-    if CARD not in checkpoint:
+    except Exception as error:  # torch's reader and Python's raise whatever a damaged file leads them to
+        told = (str(error) or type(error).__name__).splitlines()[0]
+        raise DamagedError(f"{file} is damaged or no checkpoint ({told})") from None
+    if not isinstance(checkpoint, dict) or CARD not in checkpoint:
         raise ValueError(f"{file} was not written by ldm: it has no {CARD!r} entry")
+    if not isinstance(checkpoint.get("state_dict"), dict):
+        raise DamagedError(f"{file} holds no weights (state_dict)")
+    try:
+        check_card(checkpoint[CARD])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}: take another checkpoint of its run") from None
     held = checkpoint[CARD]["kind"]
     if kind not in (None, held):
         raise ValueError(f"{file} holds {KINDS[held]}, but {KINDS[kind]} is wanted here")
     return checkpoint
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits of a SHA-256 over the names, shapes, types and bytes of a model's state."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 # what a card may name
@@ -154,8 +152,15 @@ def build_from_card(config: Any, trust: str | Sequence[str] = (), named_in: str 
     Raises:
         ValueError: if it names other code: nothing has been imported or called then.
     """
+    allowed = (*BUILT_BY_ANYONE, *targets.packages(trust))
     try:
-        return targets.build(config, (*BUILT_BY_ANYONE, *targets.packages(trust)))
+        targets.check(config, allowed)
+        for place, node in targets.nodes_in(config):
+            try:
+                check_node(node)
+            except ArgumentError as error:
+                raise ValueError(f"{named_in}: {place}{error}") from None
+        return targets.build(config, allowed)
     except targets.UntrustedError as error:
         raise ValueError(
             f"{named_in}: {error}: {_advice(error.foreign, 'if you trust whoever wrote it, pass')}"
@@ -187,8 +192,15 @@ def _advice(foreign: dict[str, str], words: str) -> str:
 def load_autoencoder(path: str | Path) -> LoadedAutoencoder:
     """Rebuild a stage-1 model from a checkpoint file or a run folder."""
     file, checkpoint = find(Path(path), "autoencoder")
-    model = Autoencoder(**checkpoint[CARD]["autoencoder"])
-    _load(model, checkpoint["state_dict"], AUTOENCODER_PREFIX, file)
+    arguments = checkpoint[CARD]["autoencoder"]
+    try:
+        check_arguments(Autoencoder, arguments)
+    except ArgumentError as error:
+        raise ValueError(f"{file}: its card's autoencoder{error}: take another checkpoint of its run") from None
+    state = part_of(checkpoint["state_dict"], AUTOENCODER_PREFIX)
+    check_weights(lambda: Autoencoder(**arguments), state, file)
+    model = Autoencoder(**arguments)
+    _load(model, state)
     return LoadedAutoencoder(file, model, checkpoint[CARD], weights_fingerprint(model))
 
 
@@ -209,15 +221,23 @@ def load_diffusion(path: str | Path, weights: str = "ema", trust: str | Sequence
     card = checkpoint[CARD]
     parts = {"net": card["net"], "objective": card["objective"]}
     parts["sampling"] = card.get("sampling", {})  # cards from before there was one mean the defaults
-    built = build_from_card(parts, trust, named_in=str(file))
-    net = built["net"]
     if weights == "raw" and "current_model_state" not in checkpoint:
         raise ValueError(f"{file} holds averaged weights alone: pass weights=ema")
-    state = checkpoint["current_model_state" if weights == "raw" else "state_dict"]
-    _load(net, state, NET_PREFIX, file)
+    state = part_of(checkpoint["current_model_state" if weights == "raw" else "state_dict"], NET_PREFIX)
+    check_weights(lambda: build_from_card(parts["net"], trust, named_in=str(file)), state, file)
+    built = build_from_card(parts, trust, named_in=str(file))
+    net = built["net"]
+    if getattr(net, "null_class", None) != len(card["class_names"]):
+        raise ValueError(f"{file}: its card's net is not built for {len(card['class_names'])} classes")
+    _load(net, state)
     stats = LatentStats(torch.tensor(card["stats"]["mean"]), torch.tensor(card["stats"]["std"]))
-    objective, sampling = Objective(**built["objective"]), Sampling(**built["sampling"])
-    return LoadedDiffusion(file.parents[1], net, objective, sampling, stats, card, weights_fingerprint(net))
+    try:
+        check_arguments(Sampling, card.get("sampling", {}))
+        objective, sampling = checked_objective(built["objective"]), Sampling(**built["sampling"])
+    except ValueError as error:
+        raise ValueError(f"{file}: of its card, {str(error).lstrip('.')}") from None
+    run = file.parents[1] if len(file.parents) > 1 else file.absolute().parents[1]
+    return LoadedDiffusion(run, net, objective, sampling, stats, card, weights_fingerprint(net))
 
 
 def matching_autoencoder(
@@ -263,9 +283,6 @@ def _export(model: nn.Module, prefix: str, card: dict[str, Any], file: Path) -> 
         torch.save({CARD: card, "state_dict": state}, stream)
 
 
-def _load(model: nn.Module, state: dict[str, Any], prefix: str, file: Path) -> None:
-    try:
-        model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    except RuntimeError as error:
-        raise ValueError(f"{file} does not fit the model that its own card describes: {error}") from None
+def _load(model: nn.Module, state: dict[str, Any]) -> None:
+    model.load_state_dict(state)
     model.eval().requires_grad_(False)

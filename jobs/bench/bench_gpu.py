@@ -34,10 +34,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from timing import Task, middle
 
-from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, weights_fingerprint
+from ldm.checkpoint import LoadedAutoencoder, export_autoencoder
 from ldm.commands.run_folder import plain
-from ldm.data.cache_writer import AUTOENCODER_FILE, FORMAT
+from ldm.data.cache_writer import AUTOENCODER_FILE
 from ldm.models.autoencoder import Autoencoder
+from ldm.weights import weights_fingerprint
 
 ROOT = Path(__file__).parents[2]
 BATCHES, PROFILED = 40, 3
@@ -192,16 +193,17 @@ def synthetic_latents(recipe: Recipe, folder: Path) -> None:
     """Writes a cache of noise, with an untrained autoencoder: the speed does not depend on their values."""
     folder.mkdir()
     model = Autoencoder(**recipe.autoencoder)
-    card = {"kind": "autoencoder", "autoencoder": recipe.autoencoder}
+    card = {"kind": "autoencoder", "autoencoder": recipe.autoencoder, "batches_seen": 0, "images_seen": 0}
     export_autoencoder(LoadedAutoencoder(folder, model, card, ""), folder / AUTOENCODER_FILE)
     channels, *plane = recipe.latent_shape
     shape, count = (2 * channels, *plane), 4 * recipe.batch
     values = np.random.default_rng(0).standard_normal((count, 1, *shape)).astype(np.float16)
     identity = {
-        "format": FORMAT,
+        "format": 1,
         "autoencoder": weights_fingerprint(model),
         "preprocessing": {},
         "views": 1,
+        "dtype": "float16",
         "class_names": [str(i) for i in range(recipe.classes)],
         "shape": list(shape),
         "mean": [0.0] * channels,

@@ -77,6 +77,9 @@ def latents(size: Size, rounds: int) -> None:
     values = np.random.default_rng(0).standard_normal((count, 1, *shape)).astype(np.float16)
     identity = {
         "format": 1,
+        "autoencoder": 16 * "0",
+        "preprocessing": {},
+        "dtype": "float16",
         "views": 2,
         "class_names": ["all"],
         "shape": list(shape),
@@ -116,8 +119,9 @@ def write_cache(folder: Path, values: np.ndarray, identity: dict[str, Any]) -> N
             for i in range(0, len(part), 1024):
                 arrays = {"moments.npy": part[i : i + 1024], "labels.npy": np.zeros(len(part[i : i + 1024]), np.int64)}
                 tar.write({"__key__": f"{number:06d}-{i:04d}"} | {key: npy(value) for key, value in arrays.items()})
-        shards.append({"name": path.name, "count": len(part), "bytes": path.stat().st_size, "sha256": ""})
-    manifest = identity | {"shards": {"train": shards, "val": []}}
+        shards.append({"name": path.name, "count": len(part), "bytes": path.stat().st_size, "sha256": 64 * "0"})
+    count = {"train": len(values), "val": 0}
+    manifest = identity | {"count": count, "shards": {"train": shards, "val": []}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -133,6 +137,7 @@ def large_cache(folder: Path, times: int, batch: int) -> None:
     ]
     for shard in shards:
         (large / shard["name"]).symlink_to(folder / shard.pop("of"))
+    manifest["count"]["train"] *= times
     (large / "manifest.json").write_text(json.dumps(manifest | {"shards": {"train": shards, "val": []}}))
     start = time.perf_counter()
     moments = CachedMoments(LatentCache(str(large), "size"), "train")

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, load_autoencoder
-from ldm.commands.arguments import Node
 from ldm.commands.options import LoggedOptions, Text, build
 from ldm.commands.run_folder import build_loggers
 from ldm.data.cache_writer import AUTOENCODER_FILE, MANIFEST, CacheWriter, cache_identity
+from ldm.data.formats import Manifest
 from ldm.data.sources import Source
 from ldm.images import to_x
+from ldm.runtime.arguments import Node
 from ldm.runtime.bars import track
 from ldm.runtime.files import sha256
 from ldm.runtime.loggers import artifact, record
@@ -76,16 +76,16 @@ def encoder(autoencoder: LoadedAutoencoder, device: torch.device) -> Callable[[T
     return encode
 
 
-def report(options: CacheLatentsOptions, run: Path, manifest: dict[str, Any], autoencoder: LoadedAutoencoder) -> None:
+def report(options: CacheLatentsOptions, run: Path, manifest: Manifest, autoencoder: LoadedAutoencoder) -> None:
     """Say what the cache holds, on the terminal and to the loggers."""
-    counts = manifest["count"]
-    print(f"{run}: {counts['train']} + {counts['val']} images as moments {manifest['shape']}, manifest.json")
+    count = manifest.count
+    print(f"{run}: {count.train} + {count.val} images as moments {manifest.shape}, manifest.json")
     record(
         build_loggers(options.logger, run),
         options.plain(),
         used=[artifact("autoencoder", autoencoder.fingerprint, autoencoder.path)],
         made=[artifact("latents", sha256(run / MANIFEST), run)],
-        scores={f"latent_{what}/{c}": v for what in ("mean", "std") for c, v in enumerate(manifest[what])},
+        scores={f"latent_{what}/{c}": v for what in ("mean", "std") for c, v in enumerate(getattr(manifest, what))},
     )
 
 

@@ -13,7 +13,6 @@ from ldm.checkpoint import (
     export_diffusion,
     load_autoencoder,
     load_diffusion,
-    weights_fingerprint,
 )
 from ldm.commands.options import ObjectiveOptions, ResultOptions, Text
 from ldm.data.cache_reader import LatentCache
@@ -21,6 +20,7 @@ from ldm.exchange.autoencoder_weights import export_diffusers, import_autoencode
 from ldm.exchange.unet_weights import export_unet, import_unet
 from ldm.models.unet import UNet
 from ldm.runtime.ranges import Count, Positive
+from ldm.weights import weights_fingerprint
 
 NEVER_TRAINED = {"batches_seen": 0, "images_seen": 0, "rollbacks": 0, "config": {}}
 FILE = "00000000.ckpt"
@@ -125,13 +125,13 @@ def scaling_of(options: ConvertOptions, loaded: LoadedAutoencoder) -> dict[str, 
     """What a user of the export must scale latents with: measured on a cache, given, or as it was imported."""
     if options.latents is not None:
         cache = LatentCache(options.latents, "size")
-        if cache.manifest["autoencoder"] != loaded.fingerprint:
+        if cache.manifest.autoencoder != loaded.fingerprint:
             raise ValueError(
-                f"latents={options.latents} were made with the autoencoder {cache.manifest['autoencoder']}, but "
+                f"latents={options.latents} were made with the autoencoder {cache.manifest.autoencoder}, but "
                 f"source={options.source} holds {loaded.fingerprint}"
             )
         # diffusers computes (z - mean) / std x factor where it finds both
-        return {"latents_mean": cache.manifest["mean"], "latents_std": cache.manifest["std"], "scaling_factor": 1.0}
+        return {"latents_mean": cache.manifest.mean, "latents_std": cache.manifest.std, "scaling_factor": 1.0}
     if options.scaling_factor is not None:
         return {"scaling_factor": options.scaling_factor}
     if loaded.card.get("scaling"):

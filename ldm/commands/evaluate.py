@@ -14,8 +14,9 @@ from ldm.commands.options import build
 from ldm.commands.run_folder import build_loggers
 from ldm.data.sources import Source
 from ldm.evaluation.comparison import comparison, read
+from ldm.evaluation.result_files import MetricsFile
 from ldm.evaluation.sample_scores import FEW, Reader
-from ldm.runtime.files import sha256, write_json
+from ldm.runtime.files import sha256
 from ldm.runtime.loggers import Artifact, artifact, record
 from ldm.runtime.ranks import gather, join_ranks, pick_device, precision
 
@@ -38,7 +39,7 @@ def main(options: EvaluateOptions, run: Path) -> float | None:
         metrics |= score.compute([share[i] for share in shares])
     options.begin(run)
     stamp = asked.stamp | ({} if asked.samples is None else asked.samples.card)
-    write_json(run / "metrics.json", metrics | {"samples": stamp, "versions": versions(device)})
+    MetricsFile(samples=stamp, versions=versions(device), **metrics).write(run / "metrics.json")
     values = report(metrics, run)
     source.report_skipped()
     record(

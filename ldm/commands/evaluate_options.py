@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import model_validator
 
-from ldm.commands.arguments import Node, node_with
 from ldm.commands.options import Free, Group, LoggedOptions, ResultOptions, Text
+from ldm.runtime.arguments import Node, node_with
 from ldm.runtime.ranges import Count, Natural
 
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from ldm.commands.arguments import Node, arguments_of
 from ldm.commands.options import Free, ResultOptions, Text, Weights, build
 from ldm.data.sources import Source
 from ldm.diffusion.log_likelihood import log_likelihood
 from ldm.evaluation.bits_per_dim import BitsPerDim
+from ldm.evaluation.result_files import LikelihoodFile
 from ldm.generate import load_stages
-from ldm.runtime.files import write_json
+from ldm.runtime.arguments import Node, arguments_of
 from ldm.runtime.ranges import Count
 from ldm.runtime.ranks import pick_device
 
@@ -42,6 +42,6 @@ def main(options: LikelihoodOptions, run: Path) -> None:
     options.keep_others(run)
     result = bits.measure(options.batch_size, device)
     options.begin(run)
-    write_json(run / "likelihood.json", result | {"weights": options.weights})
+    LikelihoodFile(weights=options.weights, **result).write(run / "likelihood.json")
     print(f"latents: {result['latent_bits_per_dim']:.4f} bits/dim")
     print(f"images: at most {result['image_bits_per_dim_at_most']:.4f} bits/dim; terms in {run}/likelihood.json")

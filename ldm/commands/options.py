@@ -7,13 +7,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
 
-from ldm.commands.arguments import Node, arguments_of, explain, read, shown
 from ldm.commands.run_folder import CONFIG, plain, read_config, write_config
 from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.sampling import Sampling
+from ldm.runtime.arguments import Node, arguments_of
 from ldm.runtime.files import flat
 from ldm.runtime.ranges import Count, Natural
 from ldm.runtime.targets import packages
+from ldm.runtime.wrong import explain, read, shown
 
 Loggers = dict[str, Node]
 # a name or a path, which may be a number as well

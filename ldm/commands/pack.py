@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from ldm.commands.arguments import Node
 from ldm.commands.options import Options, build
 from ldm.data import shards
-from ldm.data.sources import Part, Source
+from ldm.data.samples import Part
+from ldm.data.sources import Source
+from ldm.runtime.arguments import Node
 from ldm.runtime.bars import track
 from ldm.runtime.ranges import Count
 

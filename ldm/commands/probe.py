@@ -18,8 +18,8 @@ from ldm.commands.hydra_errors import USER_ERRORS, explain
 from ldm.commands.next_step import WITHIN
 from ldm.commands.options import Free, Group, build
 from ldm.commands.train_autoencoder import StageOneOptions
+from ldm.evaluation.result_files import MetricsFile
 from ldm.runtime import stop
-from ldm.runtime.files import read_json
 
 
 class Overrides(Group):
@@ -57,7 +57,8 @@ def main(options: ProbeOptions, run: Path) -> float:
     options.begin(run)
     for name, overrides in chain:
         call(name, *overrides)
-    distance = read_json(run / "metrics" / "metrics.json")["frechet_distance"]["value"]
+    distance = MetricsFile.read(run / "metrics" / "metrics.json").value("frechet_distance")
+    assert distance is not None  # `ldm evaluate` has just computed it
     print(f"{run}: Frechet distance {distance:.4f} of the small generator's samples")
     return distance
 

@@ -11,14 +11,16 @@ from pydantic import model_validator
 from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion, load_diffusion
-from ldm.commands.arguments import Choice
 from ldm.commands.options import Free, LoggedOptions, ResultOptions, SamplerOptions, Text, Weights, build
 from ldm.commands.run_folder import build_loggers
 from ldm.diffusion.guidance import Guidance
+from ldm.evaluation.image_sets import STAMP
+from ldm.evaluation.result_files import SampleStamp
 from ldm.generate import Generator, LatentDiffusionModel, load_stages
 from ldm.images import annotate, class_rows, grid, save_png
+from ldm.runtime.arguments import Choice
 from ldm.runtime.bars import track
-from ldm.runtime.files import atomic_write, sha256, write_json
+from ldm.runtime.files import atomic_write, sha256
 from ldm.runtime.loggers import artifact, record
 from ldm.runtime.ranges import Count, NonNegative, Share
 from ldm.runtime.ranks import gather, join_ranks, pick_device, precision
@@ -77,7 +79,7 @@ def main(options: SampleOptions, run: Path) -> None:
         "evaluations": evaluations,
         "precision": precision(device),
     }
-    write_json(run / "sample.json", stamp)
+    SampleStamp(**stamp).write(run / STAMP)
     shown, columns, names = class_rows(samples, labels.tolist(), model.class_names)
     save_png(run / "grid.png", annotate(grid(shown, columns), rows=names))
     states, times = generator.trajectory(labels[:1].to(device))

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from matplotlib.figure import Figure
 
 from ldm.commands.options import Options
-from ldm.commands.sweep_points import POINT
-from ldm.runtime.files import atomic_write, existing_folder, flat, read_json
+from ldm.commands.sweep_points import POINT, PointFile
+from ldm.evaluation.result_files import MetricsFile
+from ldm.runtime.files import atomic_write, existing_folder, flat
 
 RETURNED = "returned"  # the column of what the command returned to the sweep
 RETURNS = {"probe": "frechet_distance", "evaluate": "frechet_distance"}  # the others name it by their `returns`
@@ -56,18 +57,18 @@ class Point:
     @classmethod
     def read(cls, folder: Path, columns: list[str]) -> "Point":
         """columns: further metrics, of its metrics.csv or metrics.json."""
-        card = read_json(folder / POINT)
-        config = flat(card["config"])
-        command = card.get("command") or ("probe" if "probe.latents" in config else "")
+        card = PointFile.read(folder / POINT)
+        config = flat(card.config)
+        command = card.command or ("probe" if "probe.latents" in config else "")
         return cls(
             folder=folder,
-            state="failed" if card["error"] else "finished" if card["finished"] else "unfinished",
-            error=card["error"],
+            state="failed" if card.error else "finished" if card.finished else "unfinished",
+            error=card.error,
             config=config,
-            swept={key.lstrip("+"): value for key, value in card.get("swept", {}).items()},
-            choices=card.get("choices", {}),
+            swept={key.lstrip("+"): value for key, value in card.swept.items()},
+            choices=card.choices,
             returns=RETURNS.get(command) or config.get("returns") or RETURNED,
-            values={RETURNED: card["value"]} | {name: metric(folder, name) for name in columns},
+            values={RETURNED: card.value} | {name: metric(folder, name) for name in columns},
         )
 
     def given(self, key: str) -> str:
@@ -185,13 +186,9 @@ def metric(point: Path, name: str) -> float | None:
         return last
     for path in (point / "metrics.json", point / "metrics" / "metrics.json"):
         if path.exists():
-            value: Any = read_json(path)
-            for part in name.split("/"):
-                value = value.get(part) if isinstance(value, dict) else None
-            if isinstance(value, dict):
-                value = value.get("value")
+            value = MetricsFile.read(path).value(name)
             if value is not None:
-                return float(value)
+                return value
     return None
 
 

@@ -3,14 +3,15 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
+from pydantic import Field
 
-from ldm.runtime.files import read_json, write_json
+from ldm.runtime.schema import JsonFile
 
 POINT = "point.json"  # the card's file
 LONGEST = 200  # bytes of a folder's name: file systems take 255, and allow for names beside it
@@ -99,8 +100,26 @@ OmegaConf.register_new_resolver("ldm.point", point_name, replace=True)
 OmegaConf.register_new_resolver("ldm.job", job_name, replace=True)
 
 
+class PointFile(JsonFile):
+    """point.json: a point's config, whether it is finished, what it returned, why it failed.
+
+    command, swept, choices, log: see `about_point`; a card from before version 0.2 lacks them
+    """
+
+    fix: ClassVar[str] = "remove it, and run the same sweep again, which runs this point again"
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    finished: bool = False
+    value: float | None = None
+    error: str | None = None
+    command: str = ""
+    swept: dict[str, str] = Field(default_factory=dict)
+    choices: dict[str, str | None] = Field(default_factory=dict)
+    log: str | None = None
+
+
 class PointCard:
-    """The card of one point, RUN/POINT/point.json: its config, whether it is finished, what it returned, why it failed.
+    """Keeps the card of one point, RUN/POINT/point.json.
 
     Args:
         folder: the point's run folder.
@@ -109,7 +128,7 @@ class PointCard:
 
     def __init__(self, folder: Path, *, writes: bool) -> None:
         self.path, self.writes = folder / POINT, writes
-        self.content: dict[str, Any] = {"config": {}, "finished": False, "value": None, "error": None}
+        self.content = PointFile(config={}, finished=False, value=None, error=None)
 
     def start(self, config: dict[str, Any], about: dict[str, Any]) -> bool:
         """Note that the point starts with this config; False if it is finished already, with the same one.
@@ -119,8 +138,8 @@ class PointCard:
             about: what else `ldm summarize` wants to know: see `about_point`.
         """
         config = {key: value for key, value in config.items() if key != "logger"}
-        before = read_json(self.path) if self.path.exists() else {}
-        if before.get("finished") and before["config"] == json.loads(json.dumps(config)):
+        before = PointFile.read(self.path) if self.path.exists() else self.content
+        if before.finished and before.config == json.loads(json.dumps(config)):
             self.content = before
             return False
         self._write(config=config, **about)
@@ -129,8 +148,7 @@ class PointCard:
     @property
     def value(self) -> float | None:
         """What the point returned, which is what a sweep optimises; None before it is finished."""
-        value: float | None = self.content["value"]
-        return value
+        return self.content.value
 
     def finish(self, value: float | None) -> None:
         self._write(finished=True, value=value)
@@ -139,9 +157,9 @@ class PointCard:
         self._write(error=error)
 
     def _write(self, **news: Any) -> None:
-        self.content |= news
+        self.content = PointFile(**self.content.model_dump(exclude_unset=True) | news)
         if self.writes:
-            write_json(self.path, self.content)
+            self.content.write(self.path)
 
 
 def about_point(command: str, hydra: Any) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import torch
 from pydantic import model_validator
 
 from ldm.checkpoint import load_autoencoder, newest
-from ldm.commands.arguments import Node, arguments_of
 from ldm.commands.next_step import data_overrides, say_next
 from ldm.commands.options import Free, Text, build
 from ldm.commands.run_folder import build_loggers
@@ -19,6 +18,7 @@ from ldm.metrics.features import features_for, load_features
 from ldm.metrics.reconstruction import ReconstructionMetrics
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
+from ldm.runtime.arguments import Node, arguments_of
 from ldm.runtime.loggers import artifact
 from ldm.runtime.ranges import Count
 from ldm.training.autoencoder_module import AutoencoderModule

@@ -17,22 +17,23 @@ from ldm.checkpoint import (
     matching_autoencoder,
     newest,
 )
-from ldm.commands.arguments import Choice, node_with
 from ldm.commands.next_step import say_next
 from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, Text, build
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.training_options import TrainingOptions
 from ldm.data.cache_reader import LatentCache, Verify
 from ldm.data.cache_writer import AUTOENCODER_FILE, MANIFEST
+from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.sampling import Sampling
 from ldm.generate import LatentDiffusionModel
+from ldm.runtime.arguments import Choice, node_with
 from ldm.runtime.files import sha256
 from ldm.runtime.loggers import artifact
 from ldm.runtime.ranges import NonNegative, Share
 from ldm.runtime.ranks import pick_device
 from ldm.training.console import final_figures
-from ldm.training.contract import check_network, check_sampling, checked_objective
+from ldm.training.contract import check_network, check_sampling
 from ldm.training.curves import last_value
 from ldm.training.data_modules import LatentData
 from ldm.training.diffusion_module import DiffusionModule
@@ -68,9 +69,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     objective = checked_objective(build_from_card(parts["objective"], options.trust))
     sampling = Sampling(**build_from_card(parts["sampling"], options.trust))
     cache = LatentCache(options.latents, options.verify)
-    autoencoder = matching_autoencoder(
-        options.autoencoder, AUTOENCODER_FILE, cache.folder, cache.manifest["autoencoder"]
-    )
+    autoencoder = matching_autoencoder(options.autoencoder, AUTOENCODER_FILE, cache.folder, cache.manifest.autoencoder)
     shape = {"in_channels": cache.latent_shape[0], "num_classes": len(cache.class_names)}
     seed_from(options.seed)
     net: nn.Module = build_from_card(options.net | shape, options.trust)
@@ -124,10 +123,10 @@ def card_of(
         "sampling": options.objective.sampling,
         "trust": list(options.trust),
         "label_dropout": options.label_dropout,
-        "stats": {"mean": cache.manifest["mean"], "std": cache.manifest["std"]},
+        "stats": {"mean": cache.manifest.mean, "std": cache.manifest.std},
         "latent_shape": list(cache.latent_shape),
         "class_names": cache.class_names,
-        "preprocessing": cache.manifest["preprocessing"],
+        "preprocessing": cache.manifest.preprocessing,
         "autoencoder": autoencoder.fingerprint,
         "autoencoder_path": os.path.relpath(autoencoder.path.resolve(), run.resolve()),
         "config": options.plain(),

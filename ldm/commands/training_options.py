@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
-from ldm.commands.arguments import ArgumentError, arguments_of, check_arguments, check_node
 from ldm.commands.options import Free, Group, LoggedOptions, Text, build
+from ldm.runtime.arguments import arguments_of, check_arguments, check_node
 from ldm.runtime.ranges import Count, Decay, Natural, Positive, Share
+from ldm.runtime.wrong import ArgumentError
 from ldm.training.run import Plan
 from ldm.training.schedule import Schedule
 from ldm.training.trainer import Trainer

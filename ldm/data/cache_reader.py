@@ -2,6 +2,7 @@
 
 import bisect
 import contextlib
+import math
 import resource
 import sys
 import tarfile
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm.data.cache_writer import FORMAT, MANIFEST
+from ldm.data.cache_writer import MANIFEST
+from ldm.data.formats import CachedShard, Manifest, Verified
 from ldm.data.order import Key
-from ldm.data.sources import Split
+from ldm.data.samples import Split
 from ldm.diffusion.coupling import Coupling
 from ldm.latents import LatentStats
-from ldm.runtime.files import existing_folder, read_json, sha256, write_json
+from ldm.runtime.files import existing_folder, sha256
 
 VERIFIED = "verified.json"  # each shard's state when its checksum was last compared and found right
 Verify = Literal["once", "full", "size"]
@@ -44,34 +46,32 @@ class LatentCache:
             raise ValueError(f"latents={folder} holds no {MANIFEST}: run `ldm cache-latents` to its end first")
         if verify not in ("once", "full", "size"):
             raise ValueError(f"verify must be once, full or size, not {verify!r}")
-        self.manifest = read_json(self.folder / MANIFEST)
-        if self.manifest.get("format") != FORMAT:
-            raise ValueError(f"{folder} has the cache format {self.manifest.get('format')}; this code reads {FORMAT}")
-        self._verify(self.manifest["shards"]["train"] + self.manifest["shards"]["val"], verify)
-        self.stats = LatentStats(torch.tensor(self.manifest["mean"]), torch.tensor(self.manifest["std"]))
-        self.class_names: list[str] = self.manifest["class_names"]
-        self.latent_shape = (self.manifest["shape"][0] // 2, *self.manifest["shape"][1:])  # C, h, w
+        self.manifest = Manifest.read(self.folder / MANIFEST)
+        self._verify([*self.manifest.shards.train, *self.manifest.shards.val], verify)
+        self.stats = LatentStats(torch.tensor(self.manifest.mean), torch.tensor(self.manifest.std))
+        self.class_names = self.manifest.class_names
+        self.latent_shape = (self.manifest.shape[0] // 2, *self.manifest.shape[1:])  # C, h, w
 
-    def _verify(self, shards: list[dict[str, Any]], verify: Verify) -> None:
+    def _verify(self, shards: list[CachedShard], verify: Verify) -> None:
         file, known = self.folder / VERIFIED, {}
         if verify == "once":
             with contextlib.suppress(ValueError, OSError):  # missing or damaged: as if nothing had been checked
-                known = dict(read_json(file))
-        states = {shard["name"]: self._check(shard, verify, known.get(shard["name"])) for shard in shards}
+                known = Verified.read(file).shards
+        states = {shard.name: self._check(shard, verify, known.get(shard.name)) for shard in shards}
         if verify != "size" and states != known:
             with contextlib.suppress(OSError):  # a folder that this user can't write: each start checks anew
-                write_json(file, states)
+                Verified(format=1, shards=states).write(file)
 
-    def _check(self, shard: dict[str, Any], verify: Verify, known: list[Any] | None) -> list[Any]:
+    def _check(self, shard: CachedShard, verify: Verify, known: list[Any] | None) -> list[Any]:
         """The file's state, which a changed file and a copy do not share; ValueError if it is missing or damaged."""
-        path, fix = self.folder / shard["name"], "run the same `ldm cache-latents` again to mend it"
-        if not path.exists():
+        path, fix = self.folder / shard.name, "run the same `ldm cache-latents` again to mend it"
+        if not path.is_file():
             raise ValueError(f"{path}, which the manifest lists, is missing: {fix}")
         status = path.stat()
-        if status.st_size != shard["bytes"]:
-            raise ValueError(f"{path} has {status.st_size} bytes, the manifest says {shard['bytes']}: {fix}")
-        state = [shard["sha256"], status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
-        if verify != "size" and state != known and sha256(path) != shard["sha256"]:
+        if status.st_size != shard.bytes:
+            raise ValueError(f"{path} has {status.st_size} bytes, the manifest says {shard.bytes}: {fix}")
+        state = [shard.sha256, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+        if verify != "size" and state != known and sha256(path) != shard.sha256:
             raise ValueError(f"{path} differs from the manifest's checksum: {fix}")
         return state
 
@@ -107,12 +107,13 @@ class CachedMoments(Dataset[Any]):
 
     def __init__(self, cache: LatentCache, split: Split, noise: PairedNoise | None = None) -> None:
         self.noise = noise
-        shards = cache.manifest["shards"][split]
-        self.paths = [cache.folder / shard["name"] for shard in shards]
-        self.ends = list(accumulate(shard["count"] for shard in shards))
-        self.shape, self.views = tuple(cache.manifest["shape"]), cache.manifest["views"]
+        manifest = cache.manifest
+        shards: list[CachedShard] = getattr(manifest.shards, split)
+        self.paths = [cache.folder / shard.name for shard in shards]
+        self.ends = list(accumulate(shard.count for shard in shards))
+        self.shape, self.views, self.classes = tuple(manifest.shape), manifest.views, len(manifest.class_names)
         self.blocks: dict[int, list[_Block]] = {}
-        _allow_files(sum(len(shards) for shards in cache.manifest["shards"].values()))  # a process may map both splits
+        _allow_files(len(manifest.shards.train) + len(manifest.shards.val))  # a process may map both splits
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -123,13 +124,38 @@ class CachedMoments(Dataset[Any]):
             shard = bisect.bisect_right(self.ends, index)
             row = index - (self.ends[shard - 1] if shard else 0)
             if shard not in self.blocks:
-                self.blocks[shard] = _open_blocks(self.paths[shard])
+                self.blocks[shard] = self._open(shard)
             blocks = self.blocks[shard]
             block = blocks[bisect.bisect_right(blocks, row, key=lambda b: b.start) - 1]
             moments[i] = block.moments[row - block.start, (epoch + index) % self.views]
             labels[i] = block.labels[row - block.start]
         batch = torch.from_numpy(moments), torch.from_numpy(labels)
         return batch if self.noise is None else (*batch, self.noise(*batch, keys[0]))
+
+    def _open(self, shard: int) -> list[_Block]:
+        """A shard's blocks; ValueError if they are not what the manifest says, whatever their checksum."""
+        path = self.paths[shard]
+        count = self.ends[shard] - (self.ends[shard - 1] if shard else 0)
+        try:
+            blocks = _open_blocks(path)
+            for block in blocks:
+                self._check(block)
+            if (held := sum(len(block.labels) for block in blocks)) != count:
+                raise ValueError(f"it holds {held} images, the manifest says {count}")
+        except (ValueError, OSError, EOFError, KeyError, tarfile.TarError) as error:
+            fix = "remove it, and run the same `ldm cache-latents` again"
+            raise ValueError(f"{path} is no shard of this cache: {' '.join(str(error).split())}: {fix}") from None
+        return blocks
+
+    def _check(self, block: _Block) -> None:
+        moments, labels = block.moments, block.labels
+        wanted = (len(labels), self.views, *self.shape)
+        if moments.dtype != np.dtype("<f2") or moments.shape != wanted:
+            raise ValueError(f"moments are {moments.dtype} {list(moments.shape)}, not float16 {list(wanted)}")
+        if labels.dtype != np.dtype("<i8") or labels.ndim != 1:
+            raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, not int64 [n]")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
+            raise ValueError(f"labels go from {labels.min()} to {labels.max()}, and there are {self.classes} classes")
 
 
 def _allow_files(count: int) -> None:
@@ -156,9 +182,20 @@ def _open_blocks(path: Path) -> list[_Block]:
     with tarfile.open(path, "r:") as tar, open(path, "rb") as file:
         for member in tar:
             file.seek(member.offset_data)
-            version = np.lib.format.read_magic(file)
-            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, _, dtype = header[version](file)
+            version, header = (
+                np.lib.format.read_magic(file),
+                {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                },
+            )
+            if version not in header:
+                raise ValueError(f"{member.name} has npy's version {version}, not 1.0 or 2.0")
+            shape, fortran, dtype = header[version](file)
+            if fortran or dtype.hasobject:  # of pointers, the file's bytes would be followed
+                raise ValueError(f"{member.name} is {'in Fortran order' if fortran else 'of Python objects'}")
+            if file.tell() + dtype.itemsize * math.prod(shape) > member.offset_data + member.size:
+                raise ValueError(f"{member.name} ends early")
             arrays[member.name] = np.ndarray(shape, dtype, mapped.data, file.tell())
     blocks, start = [], 0
     for name in sorted(n for n in arrays if n.endswith(".moments.npy")):

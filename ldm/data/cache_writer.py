@@ -10,22 +10,26 @@ of a latent is another latent than that of the mirrored pixels.
 """
 
 import io
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 import webdataset as wds
 from torch import Tensor
 
-from ldm.data.sources import Part, Sample, Source, Split
-from ldm.runtime.files import atomic_write, read_json, remove_leftovers, sha256, write_json
+from ldm.data.formats import CachedShard, CachedSplits, CacheIdentity, Counts, Manifest, ShardCard, Sums
+from ldm.data.samples import Contents, Part, Sample, Split
+from ldm.data.sources import Source
+from ldm.runtime.files import atomic_write, sha256
 
-FORMAT = 1
+log = logging.getLogger(__name__)
+
 BLOCK = 1024  # images a tar member: large enough to be read fast, small enough to be held in memory
 MANIFEST = "manifest.json"
 AUTOENCODER_FILE = "autoencoder.ckpt"
@@ -34,22 +38,16 @@ _T = TypeVar("_T")
 _View = tuple[Tensor, int]  # image [3, R, R] uint8, its label
 
 
-def cache_identity(source: Source, weights_fingerprint: str) -> dict[str, Any]:
+def cache_identity(source: Source, weights_fingerprint: str) -> CacheIdentity:
     """What all shards of a cache have in common; `weights_fingerprint` is the autoencoder's."""
-    return {
-        "format": FORMAT,
-        "autoencoder": weights_fingerprint,
-        "preprocessing": source.preprocessing(),
-        "views": 2 if source.flip else 1,
-        "dtype": "float16",
-        "class_names": source.class_names,
-    }
-
-
-def difference(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """Say in words what differs between two identities: "dtype is float32, not float16"."""
-    keys = [key for key in wanted if stored.get(key) != wanted[key]]
-    return "; ".join(f"{key} is {stored.get(key)}, not {wanted[key]}" for key in keys)
+    return CacheIdentity(
+        format=1,
+        autoencoder=weights_fingerprint,
+        preprocessing=source.preprocessing(),
+        views=2 if source.flip else 1,
+        dtype="float16",
+        class_names=source.class_names,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,7 @@ class CacheWriter:
     folder: Path
     source: Source
     encode: Encode
-    identity: dict[str, Any]
+    identity: CacheIdentity
     shard_size: int
     batch_size: int
     num_workers: int
@@ -79,51 +77,70 @@ class CacheWriter:
         splits: tuple[Split, ...] = ("train", "val")
         return [(split, part) for split in splits for part in self.source.parts(split, self.shard_size)]
 
-    def _identity_of(self, part: Part) -> dict[str, Any]:
-        return self.identity | {"images": part.content}
-
     def is_done(self, part: Part) -> bool:
-        """Whether the part's shard is complete, by its checksum; ValueError if it belongs to another cache."""
-        card_path, tar = self.folder / f"{part.name}.json", self.folder / f"{part.name}.tar"
-        if not card_path.exists():
+        """Whether the part's shard is complete, by its checksum, and of the images that are there now.
+
+        Raises:
+            ValueError: if it belongs to another cache.
+        """
+        path, tar = self.folder / f"{part.name}.json", self.folder / f"{part.name}.tar"
+        if not path.exists():
             return False
-        shard = read_json(card_path)
-        wanted = self._identity_of(part)
-        if shard["identity"] != wanted:
+        card = self._card(part)
+        if not (tar.is_file() and tar.stat().st_size == card.bytes and sha256(tar) == card.sha256):
+            return False
+        return not card.content or card.files == part.files() or self._holds_the_same(part, card)
+
+    def _card(self, part: Part) -> ShardCard:
+        """A part's card; ValueError if it is another cache's."""
+        card = ShardCard.read(self.folder / f"{part.name}.json")
+        differs = card.identity.difference(self.identity)
+        if not differs and card.images != part.images:
+            differs = f"images is {card.images}, not {part.images}"
+        if differs:
             raise ValueError(
-                f"{self.folder} holds shards of another cache ({difference(shard['identity'], wanted)}): "
-                "choose another run=, or delete that folder"
+                f"{self.folder} holds shards of another cache ({differs}): choose another run=, or delete that folder"
             )
-        return tar.exists() and tar.stat().st_size == shard["bytes"] and sha256(tar) == shard["sha256"]
+        return card
+
+    def _holds_the_same(self, part: Part, card: ShardCard) -> bool:
+        """Whether images whose files have other sizes or times are what was encoded: they are read for that."""
+        if part.content() != card.content:
+            log.warning("%s: pictures were replaced under their names, and are encoded again", part.name)
+            return False
+        card.model_copy(update={"files": part.files()}).write(self.folder / f"{part.name}.json")
+        return True
 
     def write(self, part: Part) -> None:
         """Encode one part, and write its tar, then its card: a card says that its tar is complete."""
         sums, count, tar_path = _Sums(), 0, self.folder / f"{part.name}.tar"
-        remove_leftovers(tar_path)
+        files, contents = part.files(), Contents()
         with atomic_write(tar_path) as file, wds.TarWriter(file, encoder=False, mtime=0) as tar:
-            for i, (moments, labels) in enumerate(self._blocks(part)):
+            for i, (moments, labels) in enumerate(self._blocks(contents.of(part.samples()))):
                 sums.add(moments)
                 count += len(labels)
                 key = f"{part.name}-{i:04d}"
                 tar.write({"__key__": key, "moments.npy": _npy(moments), "labels.npy": _npy(labels)})
         if count == 0:
             raise ValueError(f"{part.name} holds no image that can be decoded")
-        card = {
-            "identity": self._identity_of(part),
-            "shape": list(moments.shape[2:]),
-            "count": count,
-            "bytes": tar_path.stat().st_size,
-            "sha256": sha256(tar_path),
-            "sums": sums.as_dict(),
-        }
-        write_json(self.folder / f"{part.name}.json", card)
+        ShardCard(
+            identity=self.identity,
+            images=part.images,
+            files=files,
+            content=contents.digest(),
+            shape=list(moments.shape[2:]),
+            count=count,
+            bytes=tar_path.stat().st_size,
+            sha256=sha256(tar_path),
+            sums=sums.of_shard(),
+        ).write(self.folder / f"{part.name}.json")
 
-    def _blocks(self, part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _blocks(self, samples: Iterable[Sample]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (moments [n, views, 2C, h, w] fp16, labels [n] int64)."""
         pending: list[_View] = []
         moments: list[np.ndarray] = []
         labels: list[int] = []
-        for view in _with_end(self._views(part)):
+        for view in _with_end(self._views(samples)):
             if view is not None:
                 pending.append(view)
             if pending and (view is None or len(pending) == self.batch_size):
@@ -134,14 +151,14 @@ class CacheWriter:
                 yield np.concatenate(moments), np.array(labels, dtype=np.int64)
                 moments, labels = [], []
 
-    def _views(self, part: Part) -> Iterator[_View]:
+    def _views(self, samples: Iterable[Sample]) -> Iterator[_View]:
         """The images that can be decoded, in order.
 
         Threads decode them two batches ahead of the encoder: they run at once, for Pillow releases Python's lock.
         """
         with ThreadPoolExecutor(self.num_workers) as pool:
             ahead: deque[Future[_View | None]] = deque()
-            for sample in _with_end(part.samples()):
+            for sample in _with_end(samples):
                 if sample is not None:
                     ahead.append(pool.submit(self._view, sample))
                 while ahead and (sample is None or len(ahead) > 2 * self.batch_size):
@@ -153,7 +170,7 @@ class CacheWriter:
         return None if image is None else (self.source.center_view(image), sample.label)
 
     def _encode_views(self, image: Tensor) -> np.ndarray:
-        views = [image, image.flip(-1)][: self.identity["views"]]
+        views = [image, image.flip(-1)][: self.identity.views]
         encoded = torch.stack([self.encode(view) for view in views], dim=1).half()
         if not encoded.isfinite().all():
             raise ValueError(
@@ -161,29 +178,29 @@ class CacheWriter:
             )
         return encoded.cpu().numpy()
 
-    def merge(self) -> dict[str, Any] | None:
+    def merge(self) -> Manifest | None:
         """Write and return the manifest once every shard is there; None while some are missing."""
-        cards = [(split, part, self.folder / f"{part.name}.json") for split, part in self.parts()]
-        if not all(path.exists() for _, _, path in cards):
+        parts = self.parts()
+        if not all((self.folder / f"{part.name}.json").exists() for _, part in parts):
             return None
-        shards: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
+        shards: dict[Split, list[CachedShard]] = {"train": [], "val": []}
         sums = _Sums()
-        for split, part, path in cards:
-            card = read_json(path)
-            if card["identity"] != self._identity_of(part):
-                raise ValueError(f"{path} is another cache's: {difference(card['identity'], self._identity_of(part))}")
-            shards[split].append({"name": f"{part.name}.tar"} | {k: card[k] for k in ("count", "bytes", "sha256")})
+        for split, part in parts:
+            card = self._card(part)
+            name = f"{part.name}.tar"
+            shards[split].append(CachedShard(name=name, count=card.count, bytes=card.bytes, sha256=card.sha256))
             if split == "train":
-                sums.merge(card["sums"])
+                sums.merge(card.sums)
         mean, std = sums.mean_std()
-        manifest = self.identity | {
-            "shape": card["shape"],
-            "count": {split: sum(shard["count"] for shard in shards[split]) for split in shards},
-            "mean": mean.tolist(),
-            "std": std.tolist(),
-            "shards": shards,
-        }
-        write_json(self.folder / MANIFEST, manifest)
+        manifest = Manifest(
+            **self.identity.model_dump(),
+            shape=card.shape,
+            count=Counts(**{split: sum(shard.count for shard in shards[split]) for split in shards}),
+            mean=mean.tolist(),
+            std=std.tolist(),
+            shards=CachedSplits(**shards),
+        )
+        manifest.write(self.folder / MANIFEST)
         return manifest
 
 
@@ -202,17 +219,22 @@ class _Sums:
         self.first = self.first + mean.sum(axis=(0, 1, 3, 4))
         self.second = self.second + (mean**2 + std**2).sum(axis=(0, 1, 3, 4))
 
-    def as_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "first": self.first.tolist(), "second": self.second.tolist()}
+    def of_shard(self) -> Sums:
+        return Sums(count=self.count, first=self.first.tolist(), second=self.second.tolist())
 
-    def merge(self, other: dict[str, Any]) -> None:
-        self.count += other["count"]
-        self.first = self.first + np.array(other["first"])
-        self.second = self.second + np.array(other["second"])
+    def merge(self, other: Sums) -> None:
+        self.count += other.count
+        self.first = self.first + np.array(other.first)
+        self.second = self.second + np.array(other.second)
 
     def mean_std(self) -> tuple[np.ndarray, np.ndarray]:
+        """ValueError for a channel that is the same in all latents: it could not be normalised."""
         mean = self.first / self.count
-        return mean, np.sqrt(self.second / self.count - mean**2)
+        variance = self.second / self.count - mean**2
+        if not (variance > 0).all():
+            dead = np.flatnonzero(~(variance > 0)).tolist()
+            raise ValueError(f"channels {dead} of the latents do not vary: train the autoencoder longer")
+        return mean, np.sqrt(variance)
 
 
 def _npy(array: np.ndarray) -> bytes:

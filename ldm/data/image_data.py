@@ -8,7 +8,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ldm.data.sources import Sample, Source, Split
+from ldm.data.samples import Sample, Split
+from ldm.data.sources import Source
+from ldm.data.workers import loader
 
 PART_SIZE = 128  # images that a worker reads in one go; a source that consists of shards decides itself
 View = Callable[[Image.Image], Tensor]  # -> [3, R, R] uint8
@@ -54,4 +56,4 @@ def in_order(
     """
     _ = source.class_names  # lists the files, and says what it leaves out, once here and not in each worker
     views = _Views(source, split, rank, world, view or source.center_view)
-    return DataLoader(views, batch_size=batch_size, num_workers=num_workers)
+    return loader(views, num_workers, batch_size=batch_size)

@@ -1,28 +1,30 @@
 """Images in webdataset shards: tars of KEY.jpg (or png, webp) and KEY.cls, as files, by URLs or through pipes."""
 
 import logging
-import os
 import random
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import webdataset as wds
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ldm.data.formats import PackedShard, PackedSplits, ShardIndex
 from ldm.data.listing import EXTENSIONS
 from ldm.data.order import Order
-from ldm.data.sources import Part, Sample, Source, Split, digest
-from ldm.runtime.files import atomic_write, read_json, write_json
+from ldm.data.samples import Part, Sample, Split, digest
+from ldm.data.sources import Source
+from ldm.data.tars import INDEX, DamagedTarError, Shard, members
+from ldm.data.workers import loader
+from ldm.runtime.files import atomic_write, sha256
+from ldm.runtime.ranges import Count
 
 log = logging.getLogger(__name__)
-
-INDEX = "index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +37,16 @@ class Shards(Source):
         val_urls:       validation shards; required with urls.
         num_classes:    number of classes of the .cls members; required with urls; 1 = unlabelled images.
         shuffle_buffer: images that a worker holds and draws from; the order of the shards is shuffled, too.
+        verify:         of root's shards, "size" compares sizes with the index, "full" checksums, too; counts are
+                        compared whenever a shard is read.
     """
 
     root: str | None = None
     urls: str | None = None
     val_urls: str | None = None
-    num_classes: int | None = None
-    shuffle_buffer: int = 2000
+    num_classes: Count | None = None
+    shuffle_buffer: Count = 2000
+    verify: Literal["size", "full"] = "size"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,51 +56,79 @@ class Shards(Source):
             raise ValueError("data.urls also needs data.val_urls=... and data.num_classes=N (1 if unlabelled)")
 
     @cached_property
-    def _index(self) -> dict[str, Any]:
+    def _index(self) -> ShardIndex | None:
         if self.root is None:
-            return {"class_names": [str(i) for i in range(self.num_classes or 1)]}
+            return None
         if not (Path(self.root) / INDEX).exists():
             raise ValueError(
                 f"data.root={self.root} holds no {INDEX}: run `ldm pack`, or name foreign shards in data.urls"
             )
-        return read_json(Path(self.root) / INDEX)
+        index = ShardIndex.read(Path(self.root) / INDEX)
+        for shard in self._listed(index, "train") + self._listed(index, "val"):
+            shard.check(full=self.verify == "full")
+        return index
 
-    @property
+    def _listed(self, index: ShardIndex, split: Split) -> list[Shard]:
+        return [Shard(path=Path(str(self.root), each.name), listed=each) for each in getattr(index.shards, split)]
+
+    @cached_property
     def class_names(self) -> list[str]:
-        return self._index["class_names"]
+        if self._index is not None:
+            return self._index.class_names
+        return [str(i) for i in range(self.num_classes or 1)]
 
-    def shard_urls(self, split: Split) -> list[str]:
+    def shards(self, split: Split) -> list[Shard]:
         """The split's shards, in order."""
-        if self.root is not None:
-            return [str(Path(self.root) / shard["name"]) for shard in self._index["shards"][split]]
-        return wds.shardlists.expand_urls(self.urls if split == "train" else self.val_urls)
+        return self._splits[split]
 
-    def shard_counts(self, split: Split) -> list[int]:
-        """Images in each of the split's shards; empty for urls."""
-        return [shard["count"] for shard in self._index["shards"][split]] if self.root is not None else []
+    @cached_property
+    def _splits(self) -> dict[Split, list[Shard]]:
+        if self._index is not None:
+            return {"train": self._listed(self._index, "train"), "val": self._listed(self._index, "val")}
+        expand = wds.shardlists.expand_urls
+        return {
+            "train": [Shard(url=url) for url in expand(self.urls)],
+            "val": [Shard(url=url) for url in expand(self.val_urls)],
+        }
 
     def places(self, split: Split) -> list[str]:
-        return self.shard_urls(split)
+        return [str(shard) for shard in self.shards(split)]
 
     def parts(self, split: Split, size: int) -> list[Part]:  # noqa: ARG002
         """One part for each shard, whatever `size` is."""
 
-        def part(number: int, url: str) -> Part:
-            # a file may move without a change of its content; anything else is known by its URL, or command, alone
-            content = digest(Path(url).name, Path(url).stat().st_size) if os.path.isfile(url) else digest(url)
-            return Part(f"{split}-{number:06d}", content, lambda: self.samples(url))
+        def part(number: int, shard: Shard) -> Part:
+            return Part(
+                name=f"{split}-{number:06d}",
+                images=digest(shard.name()),
+                files=shard.state,
+                samples=lambda: self.samples(shard),
+            )
 
-        return [part(i, url) for i, url in enumerate(self.shard_urls(split))]
+        return [part(i, shard) for i, shard in enumerate(self.shards(split))]
 
-    def samples(self, url: str) -> Iterator[Sample]:
-        """Read one shard in order."""
+    def samples(self, shard: Shard) -> Iterator[Sample]:
+        """Read one shard in order.
+
+        Raises:
+            ValueError: if it can't be read, ends early or does not hold as many images as the index says; with
+                on_error=skip, what can't be read is left out and counted.
+        """
+        number = 0
         try:
-            with wds.gopen(url) as stream:  # webdataset's loop would leave it open until it is collected as garbage
-                files = wds.tariterators.tar_file_expander([{"url": url, "stream": stream}])
-                for member in wds.tariterators.group_by_keys(files):
-                    yield self._sample(url, member)
-        except (OSError, EOFError, wds.tariterators.tarfile.TarError) as error:
-            raise ValueError(f"cannot read shard {url}: {error.args[0] if error.args else error}") from None
+            with shard.open() as stream:
+                for member in members(stream):
+                    number += 1
+                    yield self._sample(str(shard), member)
+            if shard.count is not None and number != shard.count:
+                raise DamagedTarError(f"it holds {number} images, {INDEX} says {shard.count}")
+        except (OSError, EOFError, DamagedTarError) as error:
+            problem = f"shard {shard} is damaged: {error}"
+            if self.on_error == "error":
+                raise ValueError(f"{problem}. Copy it anew, or pass data.on_error=skip") from None
+            self.skip(problem)
+        if number == 0 and self.on_error == "error":
+            raise ValueError(f"shard {shard} holds no image: remove it from the list, or pass data.on_error=skip")
 
     def _sample(self, url: str, member: dict[str, Any]) -> Sample:
         key = f"{url}:{member['__key__']}"
@@ -104,13 +137,16 @@ class Shards(Source):
             raise ValueError(f"{key} holds no image ({', '.join(EXTENSIONS)})")
         if "cls" not in member and len(self.class_names) > 1:
             raise ValueError(f"{key} has no .cls member: pass data.num_classes=1 for unlabelled images")
-        label = int(member["cls"]) if len(self.class_names) > 1 else 0
+        text = member["cls"].strip() if len(self.class_names) > 1 else b"0"
+        if not text.isdigit():
+            raise ValueError(f"{key} has the label {text[:20]!r}, which is no whole number from 0")
+        label = int(text[:10])
         if not 0 <= label < len(self.class_names):
             raise ValueError(f"{key} has the label {label}, outside 0 ... {len(self.class_names) - 1}")
         return Sample(key, member[extension], extension, label)
 
     def training_loader(self, order: Order, num_workers: int) -> "DataLoader[Any]":
-        workers, shards, stream = max(1, num_workers), self.shard_urls("train"), _ShardStream(self, order)
+        workers, shards, stream = max(1, num_workers), self.shards("train"), _ShardStream(self, order)
         consumers = order.world * workers
         if len(shards) < consumers:
             raise ValueError(
@@ -121,7 +157,7 @@ class Shards(Source):
         if min(dealt) < max(dealt) and order.rank == 0:
             log.info("%d ranks x %d workers are dealt shards of %d to %d images each: their epochs differ in length",
                      order.world, workers, min(dealt), max(dealt))  # fmt: skip
-        return DataLoader(stream, batch_size=order.batch_size, num_workers=num_workers)
+        return loader(stream, num_workers, batch_size=order.batch_size)
 
 
 class _ShardStream(IterableDataset[tuple[Tensor, int]]):
@@ -161,19 +197,19 @@ class _ShardStream(IterableDataset[tuple[Tensor, int]]):
 
     def dealt(self, epoch: int, consumer: int, consumers: int) -> Sequence[int]:
         """Indices of the shards that this consumer reads in an epoch, in order."""
-        count = len(self.source.shard_urls("train"))
+        count = len(self.source.shards("train"))
         return np.random.default_rng((self.order.seed, epoch)).permutation(count)[consumer::consumers].tolist()
 
     def epoch_length(self, epoch: int, consumer: int, consumers: int) -> int:
         """Number of images that this consumer is dealt in an epoch; 0 where no index.json counts them."""
-        counts = self.source.shard_counts("train")
-        return sum(counts[i] for i in self.dealt(epoch, consumer, consumers)) if counts else 0
+        shards = self.source.shards("train")
+        return sum(shards[i].count or 0 for i in self.dealt(epoch, consumer, consumers))
 
     def shuffled(self, epoch: int, consumer: int, consumers: int) -> Iterable[Sample]:
         """The images of the consumer's shards, shuffled within a buffer."""
-        urls = self.source.shard_urls("train")
+        shards = self.source.shards("train")
         indices = self.dealt(epoch, consumer, consumers)
-        samples = (sample for i in indices for sample in self.source.samples(urls[i]))
+        samples = (sample for i in indices for sample in self.source.samples(shards[i]))
         buffer = self.source.shuffle_buffer
         rng = random.Random(f"{self.order.seed} {epoch} {consumer}")
         return wds.filters.shuffle(buffer, initial=buffer, rng=rng)(samples)
@@ -189,13 +225,15 @@ def pack(source: Source, folder: Path, shard_size: int, progress: Callable[[list
         progress:   iterates over a split's parts, and may show how far it is.
 
     Raises:
-        ValueError: if the folder has been packed before.
+        ValueError: if the folder has been packed before, or no image of a split can be decoded.
     """
     if (folder / INDEX).exists():
         raise ValueError(f"{folder} is packed already, and may be in use: choose another run=, or delete it")
-    shards: dict[str, list[dict[str, Any]]] = {}
     for split in ("train", "val"):
-        shards[split] = []
+        for unfinished in folder.glob(f"{split}-[0-9]*.tar"):  # of a call that was killed, perhaps of another size
+            unfinished.unlink()
+    shards: dict[Split, list[PackedShard]] = {"train": [], "val": []}
+    for split in shards:
         for part in progress(source.parts(split, shard_size)):
             name, count = f"{part.name}.tar", 0
             with atomic_write(folder / name) as file, wds.TarWriter(file, encoder=False, mtime=0) as tar:
@@ -205,5 +243,12 @@ def pack(source: Source, folder: Path, shard_size: int, progress: Callable[[list
                     member = {"__key__": f"{part.name}-{count:06d}", sample.extension: sample.data}
                     tar.write(member | {"cls": str(sample.label).encode()})
                     count += 1
-            shards[split].append({"name": name, "count": count})
-    write_json(folder / INDEX, {"class_names": source.class_names, "shards": shards})
+            if count == 0:
+                (folder / name).unlink()
+                continue
+            file_size, checksum = (folder / name).stat().st_size, sha256(folder / name)
+            shards[split].append(PackedShard(name=name, count=count, bytes=file_size, sha256=checksum))
+        if not shards[split]:
+            raise ValueError(f"no image of the {split} split can be decoded: there is nothing to pack")
+    splits = PackedSplits(train=shards["train"], val=shards["val"])
+    ShardIndex(format=2, class_names=source.class_names, shards=splits).write(folder / INDEX)

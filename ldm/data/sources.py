@@ -4,56 +4,36 @@ A source's fields are the keys of its file in conf/data. To add a source, subcla
 `class_names`, `count`, `key` and `read`, and add such a file.
 """
 
-import hashlib
 import io
 import logging
 import multiprocessing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.data.listing import Listing, by_hash, held_out, in_words, list_images
+from ldm.data.decoding import open_image, read_regular, rgb
+from ldm.data.listing import Listing, by_hash, described, held_out, left_out, list_images
 from ldm.data.order import Key, Order, OrderedBatches
+from ldm.data.samples import Part, Sample, Split, digest, digest_of_files
+from ldm.data.workers import loader
+from ldm.runtime.ranges import Count, InsideUnit
 
 log = logging.getLogger(__name__)
-
-Split = Literal["train", "val"]
-
-
-class Sample(NamedTuple):
-    """One encoded image."""
-
-    key: str  # a file's path, or a shard's URL and the key in it, for error messages
-    data: bytes
-    extension: str
-    label: int
-
-
-class Part(NamedTuple):
-    """Samples that are read in order: a slice of a source, or one of its shards."""
-
-    name: str
-    content: str  # a digest of what the samples are, by which a cache notices that a source has changed
-    samples: Callable[[], Iterator[Sample]]
-
-
-def digest(*names: object) -> str:
-    """Sixteen hexadecimal digits of the SHA-256 of the names."""
-    return hashlib.sha256(repr(names).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source(ABC):
     """LDM's preprocessing: the short side is resized, a square is cropped and, in training, perhaps mirrored.
+
+    What is transparent is laid on white. Of 16 bits the upper 8 are kept.
 
     Args:
         resolution: side of the square, in pixels.
@@ -64,8 +44,8 @@ class Source(ABC):
         skipped:    count of the images that were skipped, in memory that this process shares with its workers.
     """
 
-    resolution: int
-    resize: int | None = None
+    resolution: Count
+    resize: Count | None = None
     crop: Literal["center", "random"] = "center"
     flip: bool = False
     on_error: Literal["error", "skip"] = "error"
@@ -103,21 +83,27 @@ class Source(ABC):
         if self.skipped.value:
             print(f"left out an image that can't be decoded {self.skipped.value} times (data.on_error=skip)")
 
+    def skip(self, problem: str) -> None:
+        """Count what on_error=skip leaves out, and say it."""
+        with self.skipped.get_lock():
+            self.skipped.value += 1
+        log.warning("skipped: %s", problem)
+
     def decode(self, sample: Sample) -> Image.Image | None:
-        """The image in RGB, turned upright by its EXIF, without transparency; None if it is damaged and skipped."""
+        """The image in RGB, turned upright by its EXIF, without transparency; None if it is damaged and skipped.
+
+        Raises:
+            ValueError: that names it, if it can't be decoded, or is too large to be.
+        """
         try:
-            image = ImageOps.exif_transpose(Image.open(io.BytesIO(sample.data)))
-            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 8 bits
-                image = Image.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
-            return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            if sample.problem:
+                raise ValueError(sample.problem)
+            return rgb(open_image(sample.data, self.resize or self.resolution), sample.key)
+        except Exception as error:  # Pillow's decoders raise what they meet: EOFError, SyntaxError, struct.error, ...
+            told = " ".join(str(error).split()) or type(error).__name__
             if self.on_error == "error":
-                raise ValueError(
-                    f"cannot decode {sample.key}: {error}. Remove it, or pass data.on_error=skip"
-                ) from None
-            with self.skipped.get_lock():
-                self.skipped.value += 1
-            log.warning("skipped %s, which can't be decoded: %s", sample.key, error)
+                raise ValueError(f"cannot decode {sample.key}: {told}. Remove it, or pass data.on_error=skip") from None
+            self.skip(f"{sample.key} can't be decoded: {told}")
             return None
 
     def center_view(self, image: Image.Image) -> Tensor:
@@ -156,18 +142,26 @@ class IndexedSource(Source):
     @abstractmethod
     def read(self, split: Split, index: int) -> Sample: ...
 
+    def state(self, split: Split, indices: range) -> str:  # noqa: ARG002
+        """A digest of what changes when images are replaced under their names; "" if that cannot happen."""
+        return ""
+
     def parts(self, split: Split, size: int) -> list[Part]:
         count = self.count(split)
 
         def part(number: int, indices: range) -> Part:
-            content = digest(*(self.key(split, i) for i in indices))
-            return Part(f"{split}-{number:06d}", content, lambda: (self.read(split, i) for i in indices))
+            return Part(
+                name=f"{split}-{number:06d}",
+                images=digest(*(self.key(split, i) for i in indices)),
+                files=lambda: self.state(split, indices),
+                samples=lambda: (self.read(split, i) for i in indices),
+            )
 
         return [part(n, range(start, min(start + size, count))) for n, start in enumerate(range(0, count, size))]
 
     def training_loader(self, order: Order, num_workers: int) -> "DataLoader[Any]":
         batches = OrderedBatches(order, self.count("train"))
-        return DataLoader(_TrainingViews(self, order.seed), batch_sampler=batches, num_workers=num_workers)
+        return loader(_TrainingViews(self, order.seed), num_workers, batch_sampler=batches)
 
 
 class _TrainingViews(Dataset[tuple[Tensor, int]]):
@@ -234,7 +228,7 @@ class Folder(IndexedSource):
 
     root: str
     val_root: str | None = None
-    val_fraction: float = 0.05
+    val_fraction: InsideUnit = 0.05
 
     @property
     def class_names(self) -> list[str]:
@@ -252,8 +246,6 @@ class Folder(IndexedSource):
             return names, {"train": images, "val": [val.images[i] for i in by_hash(keys)]}
         if len(images) < 2:
             raise ValueError(f"data.root={self.root} holds one image: too few to hold one out for validation")
-        if not 0 < self.val_fraction < 1:
-            raise ValueError(f"data.val_fraction={self.val_fraction} must lie between 0 and 1")
         val_indices = held_out([path.relative_to(self.root).as_posix() for path, _ in images], self.val_fraction)
         chosen = set(val_indices)
         return names, {
@@ -274,13 +266,21 @@ class Folder(IndexedSource):
 
     def read(self, split: Split, index: int) -> Sample:
         path, label = self._index[1][split][index]
-        return Sample(str(path), path.read_bytes(), path.suffix[1:].lower(), label)
+        data, problem = b"", ""
+        try:
+            data = read_regular(path)
+        except OSError as error:
+            problem = f"{error.strerror or error}"
+        return Sample(str(path), data, path.suffix[1:].lower(), label, problem)
+
+    def state(self, split: Split, indices: range) -> str:
+        return digest_of_files(self._index[1][split][i][0] for i in indices)
 
 
 def _listed(root: str, key: str) -> Listing:
-    """A folder's images; the log says what else lies there, so that nobody's photographs are left out unnoticed."""
+    """A folder's images; the log says what it holds, and what is left out, so that none goes unnoticed."""
     listing = list_images(root, key)
-    if count := listing.others.total():
-        files = "a file that is" if count == 1 else f"{count:,} files that are"
-        log.warning("%s: left out %s not jpg, png or webp: %s", root, files, in_words(listing.others))
+    log.info("%s: %s", root, described(listing))
+    if listing.others or listing.loops:
+        log.warning("%s: left out %s", root, left_out(listing))
     return listing

@@ -3,7 +3,7 @@
 import os
 import struct
 import zipfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -18,11 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.data.image_data import in_order
-from ldm.data.listing import list_images
-from ldm.data.shards import INDEX, Shards
-from ldm.data.sources import Folder, Part, Sample, Source, Split, digest
+from ldm.data.listing import OTHER_IMAGES, UNLABELLED, in_words, list_images
+from ldm.data.samples import Part, Sample, Split, digest
+from ldm.data.shards import INDEX, Shard, Shards
+from ldm.data.sources import Folder, Source
+from ldm.evaluation.result_files import SampleStamp
 from ldm.metrics.statistics import Subset, pixel_hashes
-from ldm.runtime.files import DAMAGED_ZIP, read_json, sha256
+from ldm.runtime.files import DAMAGED_ZIP, sha256
 
 SAMPLES, STAMP = "samples.npz", "sample.json"
 Batches = Iterator[tuple[Tensor, Tensor]]  # images, uint8 [B, 3, H, W], and labels, long [B]
@@ -75,7 +77,7 @@ class ArraySet:
     def load(cls, file: Path) -> "ArraySet":
         """Raises ValueError, naming the file, if it is damaged or holds something else."""
         checksum = sha256(file)[:16]
-        stamp = read_json(file.parent / STAMP) if file.name == SAMPLES and (file.parent / STAMP).exists() else {}
+        stamp = stamp_beside(file)
         if stamp.get("sha256", checksum) != checksum:
             raise ValueError(f"{file} is not the one that {STAMP} beside it describes: sample again, or remove {STAMP}")
         try:
@@ -104,6 +106,14 @@ class ArraySet:
         for start in range(0, len(images), batch_size):
             part = torch.from_numpy(np.array(images[start : start + batch_size])).permute(0, 3, 1, 2).contiguous()
             yield part, torch.from_numpy(labels[start : start + batch_size].astype(np.int64))
+
+
+def stamp_beside(file: Path) -> dict[str, Any]:
+    """What `ldm sample` says of its samples.npz; {} of others."""
+    stamp = file.parent / STAMP
+    if file.name != SAMPLES or not stamp.exists():
+        return {}
+    return SampleStamp.read(stamp).model_dump(mode="json", exclude_unset=True)
 
 
 def _mapped(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
@@ -149,7 +159,7 @@ class SourceSet:
 
     @cached_property
     def card(self) -> dict[str, Any]:
-        contents = [part.content for split in self.splits for part in self.source.parts(split, 4096)]
+        contents = [part.images for split in self.splits for part in self.source.parts(split, 4096)]
         kind = type(self.source).__name__.lower()
         named = {"set": kind, "splits": "+".join(self.splits), "content": digest(*contents)}
         return named | self.source.preprocessing()
@@ -158,6 +168,23 @@ class SourceSet:
         view = partial(_as_it_is, source=self.source, name=self.finished) if self.finished else None
         for split in self.splits:
             yield from in_order(self.source, split, batch_size, num_workers, rank, world, view)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarFolder(Shards):
+    """Tars of other programs in a folder, which name no classes; each split is all of them."""
+
+    def __post_init__(self) -> None:
+        Source.__post_init__(self)
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        return UNLABELLED
+
+    @cached_property
+    def _splits(self) -> dict[Split, list[Shard]]:
+        shards = [Shard(path=path) for path in sorted(Path(str(self.root)).glob("*.tar"))]
+        return {"train": shards, "val": shards}
 
 
 def _state(place: str) -> tuple[str, int, int] | str:
@@ -207,10 +234,14 @@ def open_set(path: Path, like: Source, key: Literal["samples", "reference"]) -> 
         return SourceSet(Shards(root=str(path), **prepared), ("train", "val"), finished)
     if (path / "config.yaml").exists():
         raise ValueError(f"{key}={path} holds no {SAMPLES}: run `ldm sample` first, or name another run")
-    if shards := sorted(map(str, path.glob("*.tar"))):  # of other programs, which name no classes
-        urls = "::".join(shards)
-        return SourceSet(Shards(urls=urls, val_urls=urls, num_classes=1, **prepared), ("train",), finished)
-    list_images(str(path), key)  # so that an error comes now, and names the key
+    if any(path.glob("*.tar")):
+        return SourceSet(TarFolder(root=str(path), **prepared), ("train",), finished)
+    listing = list_images(str(path), key)
+    if unread := {kind: count for kind, count in listing.others.items() if kind in OTHER_IMAGES}:
+        raise ValueError(
+            f"{key}={path} holds {len(listing.images)} images that can be read, and besides "
+            f"{in_words(Counter(unread))}: convert them, or take them away"
+        )
     return SourceSet(Folder(root=str(path), val_root=str(path), **prepared), ("train",), finished)
 
 

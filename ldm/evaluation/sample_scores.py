@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from ldm.data.sources import digest
+from ldm.data.samples import digest
 from ldm.evaluation.image_sets import ImageSet, SourceSet, drawn_by_pixels
 from ldm.images import annotate, grid, save_png
 from ldm.metrics.classifier import Classifier

@@ -1,6 +1,6 @@
 """Numbers with their ranges, for the signatures of what a config or a caller gives.
 
-`commands/arguments.py` holds a config to them before anything is built; `checked` holds a call to them.
+`runtime/arguments.py` holds a config to them before anything is built; `checked` holds a call to them.
 """
 
 import operator

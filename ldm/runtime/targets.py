@@ -49,6 +49,18 @@ def targets_in(data: Any) -> Iterator[Any]:
             yield from targets_in(value)
 
 
+def nodes_in(data: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each dict with a target, inner ones first, and where it lies: "net", "objective.path"."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield from nodes_in(value, f"{place}.{key}" if place else str(key))
+        if TARGET in data:
+            yield place, data
+    elif isinstance(data, list | tuple):
+        for i, value in enumerate(data):
+            yield from nodes_in(value, f"{place}[{i}]")
+
+
 def foreign_targets(data: Any, allowed: Sequence[str]) -> dict[str, str]:
     """The targets in `data` that none of the allowed packages defines, each with the module that does.
 
@@ -65,6 +77,16 @@ def foreign_targets(data: Any, allowed: Sequence[str]) -> dict[str, str]:
     return foreign
 
 
+def check(data: Any, allowed: Sequence[str]) -> None:
+    """UntrustedError if `data` name a target outside the allowed packages; ValueError if one is no target's name."""
+    for target in targets_in(data):
+        if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
+            raise ValueError(f"{TARGET}={target} names nothing: {HOW_TO_NAME}")
+    foreign = foreign_targets(data, allowed)
+    if foreign:
+        raise UntrustedError(foreign)
+
+
 def build(data: Any, allowed: Sequence[str]) -> Any:
     """Build what `data` describes: dicts with a target become what it returns, all else stays what it is.
 
@@ -72,9 +94,7 @@ def build(data: Any, allowed: Sequence[str]) -> Any:
         UntrustedError: if it names a target outside the allowed packages; nothing has been called then.
         ValueError: if a target is not there, or does not take the arguments that it is given.
     """
-    foreign = foreign_targets(data, allowed)
-    if foreign:
-        raise UntrustedError(foreign)
+    check(data, allowed)
     return _construct(data)
 
 

@@ -12,27 +12,16 @@
 Each check computes next to nothing, and leaves the random numbers of training as they were.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.objective import Objective
-from ldm.diffusion.path import Coefficients, Path
+from ldm.diffusion.checks import apart
 from ldm.generate import Generator
 
-LATENT = (4, 8, 8)  # any would do where a part does not ask
 SHAPES = "net(x_t [B, C, h, w], t [B], y [B]) -> [B, C, h, w]"
-
-
-@contextmanager
-def apart() -> Iterator[None]:
-    """Without gradients, and with random numbers of its own."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        yield
 
 
 def check_network(net: nn.Module, latent_shape: tuple[int, ...], num_classes: int, device: torch.device) -> None:
@@ -78,44 +67,6 @@ def _called(net: nn.Module, shape: list[int], y: Tensor, device: torch.device) -
             return net.to(device).eval()(x_t.to(device), t.to(device), y.to(device))
     finally:
         net.to("cpu").train(training)
-
-
-def checked_objective(parts: dict[str, Any]) -> Objective:
-    """Make an objective of its parts, by name, and compute the loss of a network that says zero.
-
-    Raises:
-        ValueError: if the path, the time sampler or the weighting does not keep the contract above.
-    """
-    if "path" in parts:
-        _check_path(parts["path"])
-    try:
-        objective = Objective(**parts)
-    except TypeError as error:
-        raise ValueError(f"objective: {error}") from None
-    with apart():
-        x0, y = torch.randn(4, *LATENT), torch.zeros(4, dtype=torch.long)
-        t = objective.time_sampler(4, objective.path, x0.device)
-        if t.shape != (4,) or not ((t >= 0) & (t <= 1)).all():
-            raise ValueError(f"objective.time_sampler must draw n times in [0, 1], [4] of n = 4, not {t.tolist()}")
-        loss, _ = objective.loss(lambda x_t, _t, _y: torch.zeros_like(x_t), x0, y, t=t)
-    if loss.shape != (4,) or not loss.isfinite().all():
-        raise ValueError(f"objective.weighting must give each image its finite loss, [4] of 4, not {loss.tolist()}")
-    return objective
-
-
-def _check_path(path: Path) -> None:
-    t, h = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), 1e-3
-    c = path(t)
-    if not isinstance(c, Coefficients) or any(value.shape != t.shape for value in c):
-        raise ValueError("objective.path must return ldm.diffusion.path.Coefficients, each of t's shape")
-    before, after = path(t - h), path(t + h)
-    for name, slope in (("alpha", c.dalpha), ("sigma", c.dsigma)):
-        rise = (getattr(after, name) - getattr(before, name)) / (2 * h)
-        if not torch.allclose(slope.double(), rise.double(), rtol=0.02, atol=0.02):
-            raise ValueError(
-                f"objective.path: d{name} must be the derivative of {name} by t: at t = {t.tolist()} it is "
-                f"{[round(s, 3) for s in slope.tolist()]}, but {name} rises by {[round(r, 3) for r in rise.tolist()]}"
-            )
 
 
 class _SaysZero(nn.Module):

@@ -12,6 +12,7 @@ from ldm.data.cache_reader import CachedMoments, LatentCache, PairedNoise
 from ldm.data.image_data import in_order
 from ldm.data.order import FirstBatch, Order, OrderedBatches, Stretches
 from ldm.data.sources import Source
+from ldm.data.workers import loader
 from ldm.diffusion.coupling import Coupling
 
 log = logging.getLogger(__name__)
@@ -110,10 +111,10 @@ class LatentData(TrainingData):
         return self._loader(moments, batches)
 
     def _loader(self, moments: CachedMoments, batches: Any) -> "DataLoader[Any]":
-        return DataLoader(
+        return loader(
             moments,
+            self.num_workers,
             batch_sampler=batches,
-            num_workers=self.num_workers,
             collate_fn=_unchanged,
             pin_memory=torch.cuda.is_available(),  # else a copy to the GPU waits for all that is queued there
         )

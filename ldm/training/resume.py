@@ -4,17 +4,35 @@ import inspect
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ldm import checkpoint as checkpoints
 from ldm.models.autoencoder import Autoencoder
-from ldm.runtime.files import flat, read_json, write_json
+from ldm.runtime.files import flat
+from ldm.runtime.ranges import Natural
+from ldm.runtime.schema import Digits, JsonFile
 from ldm.training.gradients import DivergenceError
 from ldm.training.progress import ProgressModule
 
 log = logging.getLogger(__name__)
 
-ROLLBACKS = "rollbacks.json"  # survives a process that dies before it has saved again
+ROLLBACKS = "rollbacks.json"
+
+
+class Rollbacks(JsonFile):
+    """rollbacks.json: how many there were, and the last: from which batch, to which checkpoint. It survives a process
+    that dies before it has saved again."""
+
+    fix: ClassVar[str] = "remove it, and the run counts its rollbacks from its last checkpoint"
+
+    rollbacks: Natural
+    to: Digits
+    at: Natural
+
+    @classmethod
+    def of(cls, run: Path) -> "Rollbacks | None":
+        """A run's; None if there was none."""
+        return cls.read(run / ROLLBACKS) if (run / ROLLBACKS).exists() else None
 
 
 def roll_back(run: Path, module: ProgressModule, why: DivergenceError) -> Path:
@@ -37,9 +55,9 @@ def roll_back(run: Path, module: ProgressModule, why: DivergenceError) -> Path:
 def _choose(run: Path, module: ProgressModule, why: DivergenceError) -> Path | str:
     """The checkpoint, or why there is none."""
     at, kept = module.batches_seen, sorted((run / checkpoints.FOLDER).glob("*.ckpt"))
-    last = read_json(run / ROLLBACKS)["to"] if (run / ROLLBACKS).exists() else None
+    last = Rollbacks.of(run)
     trusted = [file for file in kept if int(file.stem) <= at - why.memory]
-    if len(trusted) > 1 and trusted[-1].stem == last:  # it did not help the last time
+    if len(trusted) > 1 and last is not None and trusted[-1].stem == last.to:  # it did not help the last time
         trusted.pop()
     if module.rollbacks >= module.max_rollbacks:
         left = f"after {module.rollbacks} rollbacks" if module.rollbacks else "and no rollback is left"
@@ -54,7 +72,7 @@ def _choose(run: Path, module: ProgressModule, why: DivergenceError) -> Path | s
         )
     for file in kept[len(trusted) :]:
         file.rename(file.with_suffix(".collapsed"))
-    write_json(run / ROLLBACKS, {"rollbacks": module.rollbacks + 1, "to": trusted[-1].stem, "at": at})
+    Rollbacks(rollbacks=module.rollbacks + 1, to=trusted[-1].stem, at=at).write(run / ROLLBACKS)
     return trusted[-1]
 
 

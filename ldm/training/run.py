@@ -13,7 +13,6 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import nn
 
 from ldm.runtime import stop
-from ldm.runtime.files import read_json
 from ldm.runtime.loggers import Artifact, close, link
 from ldm.training.console import Console
 from ldm.training.curves import Curves, validated
@@ -21,7 +20,7 @@ from ldm.training.ema import EMA
 from ldm.training.gradients import DivergenceError
 from ldm.training.lightning_internals import ignore_known_warnings, plain_interrupts
 from ldm.training.progress import ProgressModule
-from ldm.training.resume import ROLLBACKS, resume_point, roll_back
+from ldm.training.resume import Rollbacks, resume_point, roll_back
 from ldm.training.saves import Saves
 from ldm.training.speed import Speed
 from ldm.training.trainer import make_trainer, tune
@@ -109,8 +108,8 @@ def fit(
     if plan.is_done(seen):
         log.info("%s is already trained for %d batches; raise steps= to go on", plan.run, seen)
         return
-    if resume is not None and (plan.run / ROLLBACKS).exists():
-        module.rollbacks = read_json(plan.run / ROLLBACKS)["rollbacks"]
+    if resume is not None and (before := Rollbacks.of(plan.run)) is not None:
+        module.rollbacks = before.rollbacks
 
     def trainer_from(checkpoint: Path | None) -> Trainer:
         return _trainer(module, plan, options, [*compiled, *callbacks], tracking.loggers, checkpoint)

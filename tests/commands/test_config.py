@@ -11,7 +11,6 @@ import torch
 from omegaconf import OmegaConf
 from support.config import CONF, composed, parsed
 
-from ldm.commands.arguments import check_node
 from ldm.commands.cli import COMMANDS
 from ldm.commands.options import ObjectiveOptions, SamplerOptions, build
 from ldm.commands.run_folder import plain
@@ -22,6 +21,7 @@ from ldm.latents import LatentStats
 from ldm.losses.autoencoder_loss import AutoencoderLoss
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.unet import UNet
+from ldm.runtime.arguments import check_node
 from ldm.training.speed import forward_flops
 
 ROOT = Path(__file__).parents[2]

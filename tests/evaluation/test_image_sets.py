@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.data.sources import Folder, Part, Sample
+from ldm.data.samples import Part, Sample
+from ldm.data.sources import Folder
 from ldm.evaluation.image_sets import ArraySet, spread
 
 

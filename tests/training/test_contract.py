@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ldm.checkpoint import build_from_card
+from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import Coefficients, LinearPath
 from ldm.diffusion.samplers import euler
@@ -16,7 +17,7 @@ from ldm.diffusion.times import Uniform
 from ldm.diffusion.weighting import Unweighted
 from ldm.generate import LatentDiffusionModel
 from ldm.latents import LatentStats
-from ldm.training.contract import check_network, check_sampling, checked_objective
+from ldm.training.contract import check_network, check_sampling
 
 CONF = Path(__file__).parents[2] / "conf"
 CPU = torch.device("cpu")

@@ -1,0 +1,110 @@
+"""A checkpoint's card: what it says of itself, as plain data that are looked at before anything is built of them."""
+
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from ldm.runtime.ranges import Count, Natural, Positive, Share
+from ldm.runtime.schema import ClassNames, Fingerprint, Finite, Part, problem
+
+DEEPEST = 40  # levels of dicts and lists: a card has about six
+MOST_LATENT = 2**24  # numbers in one latent: 4 x 2,048 x 2,048
+Node = dict[str, Any]
+
+
+class Stats(Part):
+    """Of raw latents, per channel."""
+
+    mean: Annotated[list[Finite], Field(min_length=1)]
+    std: Annotated[list[Positive], Field(min_length=1)]
+
+
+class _Card(Part):
+    """What both kinds have."""
+
+    preprocessing: dict[str, Any] | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+    batches_seen: Natural
+    images_seen: Natural
+    rollbacks: Natural = 0
+    global_batch: Count | None = None
+    schedules: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    imported_from: str | None = None
+
+
+class AutoencoderCard(_Card):
+    """Of stage 1. autoencoder: the arguments of `Autoencoder`."""
+
+    kind: Literal["autoencoder"]
+    autoencoder: Node
+    scaling: dict[str, Any] | None = None
+
+
+class DiffusionCard(_Card):
+    """Of stage 2. net and objective name what they are built of."""
+
+    kind: Literal["diffusion"]
+    net: Node
+    objective: Node
+    sampling: Node = Field(default_factory=dict)
+    trust: list[str] = Field(default_factory=list)
+    label_dropout: Share
+    stats: Stats
+    latent_shape: Annotated[list[Count], Field(min_length=3, max_length=3)]
+    class_names: ClassNames
+    autoencoder: Fingerprint
+    autoencoder_path: str
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        channels, height, width = self.latent_shape
+        if channels * height * width > MOST_LATENT:
+            raise ValueError(f"latent_shape {self.latent_shape} is larger than any latent")
+        for name in ("mean", "std"):
+            if len(getattr(self.stats, name)) != channels:
+                raise ValueError(
+                    f"stats.{name} is of {len(getattr(self.stats, name))} channels, a latent has {channels}"
+                )
+        for name, wanted in (("in_channels", channels), ("num_classes", len(self.class_names))):
+            if self.net.get(name, wanted) != wanted:
+                raise ValueError(f"net.{name} is {self.net[name]}, and the card is of {wanted}")
+        return self
+
+
+ANY_CARD: TypeAdapter[Any] = TypeAdapter(Annotated[AutoencoderCard | DiffusionCard, Field(discriminator="kind")])
+
+
+def check_card(card: Any) -> None:
+    """Hold a card to its schema.
+
+    Raises:
+        ValueError: in words, for the first thing that is wrong with it.
+    """
+    wrong = not_plain(card)
+    if wrong is not None:
+        raise ValueError(f"its card holds {wrong}, and should be plain data")
+    try:
+        ANY_CARD.validate_json(json.dumps(card))
+    except ValidationError as error:
+        inside = [{**each, "loc": each["loc"][1:]} for each in error.errors() if each["loc"]]
+        raise ValueError(f"of its card, {problem(error, card, inside or None)}") from None
+
+
+def not_plain(data: Any, depth: int = 0) -> str | None:
+    """What of some data is no dict by text, list, text, finite number, true, false or null; None if all is."""
+    if depth > DEEPEST:
+        return f"data nested {DEEPEST} deep"
+    if isinstance(data, dict):
+        names = [key for key in data if type(key) is not str]
+        return f"the key {names[0]!r}" if names else _first_not_plain(data.values(), depth)
+    if isinstance(data, list):
+        return _first_not_plain(data, depth)
+    if isinstance(data, float) and not (float("-inf") < data < float("inf")):
+        return f"the number {data}"
+    return None if data is None or type(data) in (str, int, float, bool) else f"a {type(data).__name__}"
+
+
+def _first_not_plain(values: Iterable[Any], depth: int) -> str | None:
+    return next((wrong for value in values if (wrong := not_plain(value, depth + 1)) is not None), None)

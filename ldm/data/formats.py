@@ -1,0 +1,185 @@
+"""The JSON files of image shards and of the latent cache."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from ldm.runtime.ranges import Count, Natural, Positive
+from ldm.runtime.schema import ClassNames, FileName, Fingerprint, Finite, JsonFile, Part, Sha256
+
+
+class PackedShard(Part):
+    """A tar of images: its file, images, and, since format 2, size and checksum."""
+
+    name: FileName
+    count: Count
+    bytes: Count | None = None
+    sha256: Sha256 | None = None
+
+
+class PackedSplits(Part):
+    """The shards of each split, in order."""
+
+    train: Annotated[list[PackedShard], Field(min_length=1)]
+    val: Annotated[list[PackedShard], Field(min_length=1)]
+
+
+class ShardIndex(JsonFile):
+    """index.json of a folder that `ldm pack` made: format 1 named and counted its shards alone."""
+
+    fix: ClassVar[str] = "run `ldm pack` again, into a new folder"
+    known: ClassVar[tuple[int, ...]] = (1, 2)
+
+    format: Literal[1, 2] = 1
+    class_names: ClassNames
+    shards: PackedSplits
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        shards = [*self.shards.train, *self.shards.val]
+        _each_once(shards)
+        if self.format > 1 and any(shard.bytes is None or shard.sha256 is None for shard in shards):
+            raise ValueError("a shard lacks its bytes or its sha256")
+        return self
+
+
+Shape = Annotated[list[Count], Field(min_length=3, max_length=3)]  # of an image's moments: 2C, h, w
+
+
+class CacheIdentity(Part):
+    """What all shards of a cache have in common."""
+
+    format: Literal[1]
+    autoencoder: Fingerprint  # of the weights
+    preprocessing: dict[str, Any]
+    views: Literal[1, 2]
+    dtype: Literal["float16"]
+    class_names: ClassNames
+
+    def difference(self, wanted: "CacheIdentity") -> str:
+        """Say in words what differs: "views is 1, not 2"."""
+        pairs = ((name, getattr(self, name), getattr(wanted, name)) for name in CacheIdentity.model_fields)
+        return "; ".join(f"{name} is {mine}, not {other}" for name, mine, other in pairs if mine != other)
+
+
+class Sums(Part):
+    """Float64 sums of posterior samples z and z^2 of a shard, per channel, over images, views and places."""
+
+    count: Count
+    first: Annotated[list[Finite], Field(min_length=1)]
+    second: Annotated[list[Finite], Field(min_length=1)]
+
+
+class ShardCard(JsonFile):
+    """train-000000.json: what a shard of latents is, written after its tar.
+
+    images:  a digest of the names of its images
+    files:   a digest of their files' sizes and times, by which a rerun sees that none was replaced
+    content: a digest of their bytes, which decides where sizes or times differ; "" where a card is from before both
+    """
+
+    fix: ClassVar[str] = "remove it, and run the same `ldm cache-latents` again, which encodes its shard anew"
+
+    identity: CacheIdentity
+    images: str
+    files: str = ""
+    content: str = ""
+    shape: Shape
+    count: Count
+    bytes: Count
+    sha256: Sha256
+    sums: Sums
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_before(cls, data: Any) -> Any:
+        """Until version 0.2 the digest of names lay in the identity."""
+        if isinstance(data, dict) and isinstance(identity := data.get("identity"), dict) and "images" in identity:
+            rest = {key: value for key, value in identity.items() if key != "images"}
+            return data | {"identity": rest, "images": identity["images"]}
+        return data
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        channels = _channels(self.shape)
+        if len(self.sums.first) != channels or len(self.sums.second) != channels:
+            raise ValueError(f"sums are not of {channels} channels, half of shape[0]={self.shape[0]}")
+        return self
+
+
+class CachedShard(Part):
+    """A tar of latents: its file, images, size and checksum."""
+
+    name: FileName
+    count: Count
+    bytes: Count
+    sha256: Sha256
+
+
+class CachedSplits(Part):
+    """The shards of each split, in order."""
+
+    train: Annotated[list[CachedShard], Field(min_length=1)]
+    val: list[CachedShard]
+
+
+class Counts(Part):
+    """Images of each split."""
+
+    train: Count
+    val: Natural
+
+
+class Manifest(CacheIdentity, JsonFile):
+    """manifest.json of a latent cache."""
+
+    fix: ClassVar[str] = "run the same `ldm cache-latents` again, which writes it anew"
+    known: ClassVar[tuple[int, ...]] = (1,)
+
+    shape: Shape
+    count: Counts
+    mean: list[Finite]  # of the raw latents' channels
+    std: list[Positive]
+    shards: CachedSplits
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        channels = _channels(self.shape)
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != channels:
+                raise ValueError(f"{name} has {len(getattr(self, name))} channels, and shape[0]={self.shape[0]} is 2C")
+        for split in ("train", "val"):
+            count = sum(shard.count for shard in getattr(self.shards, split))
+            if count != getattr(self.count, split):
+                raise ValueError(f"count.{split} is {getattr(self.count, split)}, and its shards hold {count} images")
+        _each_once([*self.shards.train, *self.shards.val])
+        return self
+
+
+def _state(state: list[Any]) -> list[Any]:
+    if not (len(state) == 4 and isinstance(state[0], str) and all(type(number) is int for number in state[1:])):
+        raise ValueError("a checksum and three whole numbers")
+    return state
+
+
+class Verified(JsonFile):
+    """verified.json: each shard's state when its checksum was last compared and found right."""
+
+    fix: ClassVar[str] = "remove it"
+    known: ClassVar[tuple[int, ...]] = (1,)
+
+    format: Literal[1]
+    shards: dict[str, Annotated[list[Any], AfterValidator(_state)]]
+
+
+def _channels(shape: list[int]) -> int:
+    if shape[0] % 2:
+        raise ValueError(f"shape[0]={shape[0]} is odd: moments are a mean and a std for each channel")
+    return shape[0] // 2
+
+
+def _each_once(shards: list[Any]) -> None:
+    names = [shard.name for shard in shards]
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise ValueError(f"shards name {twice} twice")

@@ -1,0 +1,65 @@
+"""Weights as files hold them: whole, of the shapes and types of the model that they are for, and finite."""
+
+import hashlib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def check_zip(file: Path) -> None:
+    """zipfile.BadZipFile if an entry of a zip file fails its CRC-32, or is compressed, as torch never writes them."""
+    with zipfile.ZipFile(file) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise zipfile.BadZipFile("it is compressed")
+        damaged_entry = archive.testzip()
+    if damaged_entry is not None:
+        raise zipfile.BadZipFile(f"{damaged_entry} fails its checksum")
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Sixteen hexadecimal digits of a SHA-256 over the names, shapes, types and bytes of a model's state."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def part_of(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The weights whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if str(name).startswith(prefix)}
+
+
+def check_weights(build: Callable[[], Any], state: dict[str, Any], file: Path) -> None:
+    """Hold weights to the model that they are for, before it takes any memory.
+
+    Args:
+        build: makes the model; here on the meta device, where it has no values
+        state: its weights, by name
+        file: that they come from, for errors
+
+    Raises:
+        ValueError: if a weight is missing, is too many, has another shape or type, or is not finite.
+    """
+    with torch.device("meta"):
+        model = build()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{file}: its card names a {type(model).__name__} where a network belongs")
+    wanted = model.state_dict()
+    unfit = f"{file} does not fit the model that its own card describes"
+    for names, are in ((wanted.keys() - state.keys(), "are missing"), (state.keys() - wanted.keys(), "are too many")):
+        if names:
+            raise ValueError(f"{unfit}: {len(names)} weights {are}, such as {min(names)}")
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.shape != wanted[name].shape:
+            shape = list(getattr(tensor, "shape", []))
+            raise ValueError(f"{unfit}: {name} has the shape {shape}, not {list(wanted[name].shape)}")
+        whole = wanted[name].dtype == tensor.dtype
+        if not whole and not {wanted[name].dtype, tensor.dtype} <= {torch.float32, torch.float64}:
+            raise ValueError(f"{file}: {name} is of {tensor.dtype}, not {wanted[name].dtype}")
+        if tensor.is_floating_point() and tensor.numel() and not all(v.isfinite() for v in tensor.aminmax()):
+            raise ValueError(f"{file}: {name} is not finite: training went wrong; take an older checkpoint")
