@@ -7,6 +7,7 @@ from ldm.commands.options import Options, build
 from ldm.data import shards
 from ldm.data.samples import Part
 from ldm.data.sources import Source
+from ldm.data.tars import INDEX
 from ldm.runtime.arguments import Node
 from ldm.runtime.bars import track
 from ldm.runtime.ranges import Count
@@ -28,4 +29,4 @@ def main(options: PackOptions, run: Path) -> None:
     options.begin(run)
     shards.pack(source, run, options.shard_size, progress)
     source.report_skipped()
-    print(f"shards and {shards.INDEX} in {run}: use them with data=shards data.root={run}")
+    print(f"shards and {INDEX} in {run}: use them with data=shards data.root={run}")

@@ -1,4 +1,4 @@
-"""Tars of images, read as streams: one that ends early, or whose headers are damaged, is an error and not a short tar."""
+"""Tars of images as streams: one that ends early, or whose headers are damaged, is an error, not a short tar."""
 
 import os
 import tarfile

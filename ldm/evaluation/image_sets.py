@@ -20,8 +20,9 @@ from torch import Tensor
 from ldm.data.image_data import in_order
 from ldm.data.listing import OTHER_IMAGES, UNLABELLED, in_words, list_images
 from ldm.data.samples import Part, Sample, Split, digest
-from ldm.data.shards import INDEX, Shard, Shards
+from ldm.data.shards import Shards
 from ldm.data.sources import Folder, Source
+from ldm.data.tars import INDEX, Shard
 from ldm.evaluation.result_files import SampleStamp
 from ldm.metrics.statistics import Subset, pixel_hashes
 from ldm.runtime.files import DAMAGED_ZIP, sha256
