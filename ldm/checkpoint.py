@@ -159,7 +159,7 @@ def build_from_card(config: Any, trust: str | Sequence[str] = (), named_in: str 
             try:
                 check_node(node)
             except ArgumentError as error:
-                raise ValueError(f"{named_in}: {place}{error}") from None
+                raise ValueError(f"{named_in}: {place or node[targets.TARGET]}{error}") from None
         return targets.build(config, allowed)
     except targets.UntrustedError as error:
         raise ValueError(

@@ -30,7 +30,13 @@ def x_of(images: Tensor, device: torch.device) -> Tensor:
 
 
 def to_image(x: Tensor) -> Tensor:
-    """x -> uint8 image, clamped and rounded."""
+    """x -> uint8 image, clamped and rounded.
+
+    Raises:
+        ValueError: if it is not finite, of which clamping would make black or white.
+    """
+    if not x.isfinite().all():
+        raise ValueError("the model makes values that are not finite: its training went wrong; use an older checkpoint")
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

@@ -32,6 +32,10 @@ class CacheLatentsOptions(LoggedOptions):
     num_workers: Count
     device: str
 
+    def slot(self, rank: int) -> str:
+        index, count = parse_slice(self.slice)
+        return f"slice-{index}-of-{count}-rank-{rank}"
+
 
 def main(options: CacheLatentsOptions, run: Path) -> None:
     index, count = parse_slice(options.slice)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -15,11 +16,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.config_files import conf_folder
-from ldm.commands.hydra_errors import MULTIRUN, USER_ERRORS, check_command_line, explain, is_users
+from ldm.commands.error_lines import USER_ERRORS
+from ldm.commands.hydra_errors import MULTIRUN, check_command_line, explain, is_users
 from ldm.commands.refusal import refusals_leave_nothing
 from ldm.commands.run_folder import begin_log, check_owner, end_log, plain
 from ldm.commands.sweep_points import PointCard, about_point
 from ldm.runtime import stop
+from ldm.runtime.doing import doing
+from ldm.runtime.lock import held
 
 if TYPE_CHECKING:  # else `--help` would wait for torch
     from ldm.commands.options import Options
@@ -136,8 +140,12 @@ def call(task: Task, config: DictConfig, folder: Path, name: str) -> float | Non
     if _rank() > 0:  # rank 0 speaks for all
         logging.getLogger().setLevel(logging.ERROR)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    options: type[Options] = get_type_hints(task)["options"]
-    value = task(options.parse(config), folder)
+    schema: type[Options] = get_type_hints(task)["options"]
+    options = schema.parse(config)
+    slot = options.slot(_rank())
+    holds = held(folder, name.replace("_", "-"), slot) if slot or _rank() == 0 else nullcontext()
+    with holds, doing(f"ldm {name.replace('_', '-')} was working in {folder}"):
+        value = task(options, folder)
     begin_log()  # of a command that had nothing to do
     return value
 

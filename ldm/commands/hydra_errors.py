@@ -11,13 +11,11 @@ from subprocess import CalledProcessError
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
-from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
+from hydra.errors import MissingConfigException, OverrideParseException
 
 from ldm.commands.config_files import OF_ONE_COMMAND, CommandConfig, command_of, conf_folder
+from ldm.commands.error_lines import USER_ERRORS, is_a_librarys, one_line
 
-USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
-HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 FLAGS = ("--run", "--cfg", "--info", "--package", "--resolve")  # Hydra's that look as if they were keys
 NO_SLURM = 'Could not detect "srun"'  # submitit's words
 MULTIRUN = {"-m", "--multirun"}
@@ -75,7 +73,7 @@ def is_users(error: BaseException) -> bool:
     """
     if isinstance(error, BrokenPipeError):
         return False
-    return isinstance(error, USER_ERRORS) or _launcher(error) is not None
+    return isinstance(error, USER_ERRORS) or _launcher(error) is not None or is_a_librarys(error)
 
 
 def explain(error: BaseException, command: str, words: list[str]) -> str:
@@ -90,21 +88,11 @@ def explain(error: BaseException, command: str, words: list[str]) -> str:
         for read in READERS:
             if (said := read(cause, CommandConfig.of(command, words))) is not None:
                 return said
-    return one_line(error)
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an exception, with that of what Hydra wrapped, on one line."""
-    cause = error.__cause__
-    message = str(error).split("\n    full_key:")[0] if isinstance(error, HYDRA_ERRORS) else str(error)
-    message = " ".join(message.split()) or type(error).__name__
-    if not isinstance(error, HYDRA_ERRORS) or cause is None:
-        return message
-    inner = one_line(cause)
-    if isinstance(cause, USER_ERRORS) and not isinstance(cause, HYDRA_ERRORS):
-        return inner  # raised by a constructor of this package, and clear without Hydra's frame
-    node = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, InstantiationException) else None
-    return f"{node[1]}: {inner}" if node else f"{message} ({inner})"
+    if isinstance(error, USER_ERRORS) or not is_a_librarys(error):
+        return one_line(error)
+    while_what = " ".join(getattr(error, "__notes__", [])[:1])
+    kind = type(error).__name__
+    return f"{while_what + ': ' if while_what else ''}{kind}: {one_line(error)} (HYDRA_FULL_ERROR=1 shows where)"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -14,7 +14,7 @@ from ldm.runtime.arguments import Node, arguments_of
 from ldm.runtime.files import flat
 from ldm.runtime.ranges import Count, Natural
 from ldm.runtime.targets import packages
-from ldm.runtime.wrong import explain, read, shown
+from ldm.runtime.wrong import ArgumentError, explain, read, shown
 
 Loggers = dict[str, Node]
 # a name or a path, which may be a number as well
@@ -35,6 +35,16 @@ class Free:
         self.keys = keys
 
 
+def below_runs(name: str) -> str:
+    """The name of a folder below runs/, which it must not leave."""
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or not name.isprintable():
+        raise ArgumentError("", f"={name!r} must name a folder below runs/, as in run=first")
+    if any(len(part.encode()) > 255 for part in parts):
+        raise ArgumentError("", f"={name[:40]}... is longer than the name of a folder can be")
+    return name
+
+
 class Options(Group):
     """What all commands share.
 
@@ -43,7 +53,7 @@ class Options(Group):
     trust:  packages, beside ldm, whose code a model may be built from
     """
 
-    run: Annotated[Text, Free()]
+    run: Annotated[Text, AfterValidator(below_runs), Free()]
     seed: Natural
     trust: Annotated[list[str] | str, AfterValidator(packages), Free()]
     _plain: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -70,6 +80,10 @@ class Options(Group):
             (name, mark) for name, at in cls.model_fields.items() for mark in at.metadata if isinstance(mark, Free)
         )
         return frozenset(key for name, mark in marked for key in ([f"{name}.{k}" for k in mark.keys] or [name]))
+
+    def slot(self, rank: int) -> str:  # noqa: ARG002
+        """Which part of the run folder this process has to itself; "" = all of it, as the first rank."""
+        return ""
 
     def plain(self) -> dict[str, Any]:
         """The config as it was composed, in plain dicts and lists: what cards, stamps and config.yaml record."""

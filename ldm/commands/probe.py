@@ -14,7 +14,8 @@ from hydra.types import RunMode
 
 from ldm.commands.config_files import word
 from ldm.commands.entry import TRACE
-from ldm.commands.hydra_errors import USER_ERRORS, explain
+from ldm.commands.error_lines import USER_ERRORS
+from ldm.commands.hydra_errors import explain
 from ldm.commands.next_step import WITHIN
 from ldm.commands.options import Free, Group, build
 from ldm.commands.train_autoencoder import StageOneOptions

@@ -17,7 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from ldm.commands.hydra_errors import USER_ERRORS, could_not_launch
+from ldm.commands.error_lines import USER_ERRORS
+from ldm.commands.hydra_errors import could_not_launch
 from ldm.commands.run_folder import CONFIG
 from ldm.commands.sweep_points import POINT
 

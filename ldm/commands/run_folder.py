@@ -2,18 +2,22 @@
 
 import logging
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ldm.runtime.files import atomic_write, write_once
 
 CONFIG = "config.yaml"
+LARGEST = 2**22  # bytes of one
 
 
 def plain(config: Any) -> Any:
@@ -22,8 +26,25 @@ def plain(config: Any) -> Any:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """A run folder's config.yaml."""
-    return plain(OmegaConf.load(run / CONFIG))
+    """A run folder's config.yaml, as plain data: no tag, no reference and no interpolation in it is followed.
+
+    Raises:
+        ValueError: if it is not what a command wrote.
+    """
+    path, fix = run / CONFIG, "choose another run=, or remove it"
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            raise ValueError("it is no file of a config's size")
+        text = path.read_text()
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
+                raise ValueError("it has references or tags")
+        config = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        if not isinstance(config, dict) or not isinstance(config.get("command"), str):
+            raise ValueError("it names no command")
+    except (ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]}): {fix}") from None
+    return {str(key): value for key, value in config.items()}
 
 
 def write_config(given: dict[str, Any], run: Path) -> None:
@@ -34,12 +55,30 @@ def write_config(given: dict[str, Any], run: Path) -> None:
     begin_log()
 
 
+def own_id(path: Path) -> str:
+    """A run folder's id for a logger, made once; ValueError if the file holds something else."""
+    text = write_once(path, secrets.token_hex(4).encode()).decode(errors="replace")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text):
+        raise ValueError(f"{path} holds {text[:40]!r}, which is no run's id: remove it, and the run gets a new one")
+    return text
+
+
 class RunLog(logging.FileHandler):
     """RUN/log.txt, whose records wait until `begin_log`."""
 
     def __init__(self, filename: str) -> None:
-        super().__init__(filename, delay=True)
+        super().__init__(filename, delay=True, encoding="utf-8", errors="backslashreplace")
         self.waiting: list[logging.LogRecord] | None = []
+
+    def _open(self) -> Any:
+        """Of a link, the file elsewhere is left alone."""
+        return open(
+            self.baseFilename,
+            self.mode,
+            encoding=self.encoding,
+            errors=self.errors,
+            opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666),
+        )
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.waiting is None:
@@ -86,7 +125,7 @@ def build_loggers(nodes: dict[str, dict[str, Any]], folder: Path) -> list[Any]:
         if "group" in node and node["group"] is None and HydraConfig.get().mode is RunMode.MULTIRUN:
             changed |= {"group": folder.parent.name, "name": folder.name}
         if "id" in node and node["id"] is None:
-            changed["id"] = write_once(folder / f"{name}-id.txt", secrets.token_hex(4).encode()).decode()
+            changed["id"] = own_id(folder / f"{name}-id.txt")
         if "mode" in node and node["mode"] is None:
             changed["mode"] = "online" if os.environ.get("WANDB_API_KEY") else "offline"
         loggers.append(instantiate(node | changed, _convert_="all"))

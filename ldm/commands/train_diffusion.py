@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
+from annotated_types import Interval
 from pydantic import model_validator
 from torch import nn
 
@@ -18,7 +19,7 @@ from ldm.checkpoint import (
     newest,
 )
 from ldm.commands.next_step import say_next
-from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, Text, build
+from ldm.commands.options import Free, Group, ObjectiveOptions, SamplerOptions, Text, build
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.training_options import TrainingOptions
 from ldm.data.cache_reader import LatentCache, Verify
@@ -27,20 +28,32 @@ from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.sampling import Sampling
 from ldm.generate import LatentDiffusionModel
-from ldm.runtime.arguments import Choice, node_with
+from ldm.runtime.arguments import Choice, arguments_of, node_with
 from ldm.runtime.files import sha256
 from ldm.runtime.loggers import artifact
-from ldm.runtime.ranges import NonNegative, Share
+from ldm.runtime.ranges import Natural, NonNegative, Share
 from ldm.runtime.ranks import pick_device
 from ldm.training.console import final_figures
 from ldm.training.contract import check_network, check_sampling
 from ldm.training.curves import last_value
 from ldm.training.data_modules import LatentData
 from ldm.training.diffusion_module import DiffusionModule
+from ldm.training.gradients import StepGuard
 from ldm.training.pictures import SampleGrid
 from ldm.training.progress import seed_from
 from ldm.training.run import Tracking, fit
 from ldm.training.schedule import Schedule
+
+
+class HealthOptions(Group):
+    """What to do when the guard has skipped too many steps in a row.
+
+    rollbacks: how often the run may go back to an older checkpoint
+    lr_factor: of the learning rate after each
+    """
+
+    rollbacks: Natural
+    lr_factor: Annotated[float, Interval(gt=0, le=1)]
 
 
 class TrainDiffusionOptions(TrainingOptions):
@@ -55,6 +68,8 @@ class TrainDiffusionOptions(TrainingOptions):
     grid: Annotated[Choice, Free()]
     label_dropout: Share
     guidance: Annotated[NonNegative, Free()]
+    guard: Annotated[dict[str, Any], arguments_of(StepGuard), Free()]
+    health: Annotated[HealthOptions, Free()]
 
     @model_validator(mode="after")
     def _guidance_is_learned(self) -> Self:
@@ -82,6 +97,9 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
         stats=cache.stats,
         label_dropout=options.label_dropout,
         optimizer=build(options.optimizer),
+        guard=StepGuard(**options.guard),
+        rollbacks=options.health.rollbacks,
+        rollback_lr=options.health.lr_factor,
         schedules={"lr": Schedule(steps=options.steps, **options.schedule)},
         seed=options.seed,
         batch_size=options.batch_size,

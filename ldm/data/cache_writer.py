@@ -26,7 +26,7 @@ from torch import Tensor
 from ldm.data.formats import CachedShard, CachedSplits, CacheIdentity, Counts, Manifest, ShardCard, Sums
 from ldm.data.samples import Contents, Part, Sample, Split
 from ldm.data.sources import Source
-from ldm.runtime.files import atomic_write, sha256
+from ldm.runtime.files import atomic_write, remove_leftovers, sha256
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ class CacheWriter:
     def write(self, part: Part) -> None:
         """Encode one part, and write its tar, then its card: a card says that its tar is complete."""
         sums, count, tar_path = _Sums(), 0, self.folder / f"{part.name}.tar"
+        remove_leftovers(tar_path)
         files, contents = part.files(), Contents()
         with atomic_write(tar_path) as file, wds.TarWriter(file, encoder=False, mtime=0) as tar:
             for i, (moments, labels) in enumerate(self._blocks(contents.of(part.samples()))):

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+TEMPORARY = ".tmp"  # how the names of files end that are being written
 # the errors that reading a damaged zip or .npz raises
 DAMAGED_ZIP = (OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
 
@@ -25,7 +26,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         OSError: that names path and the fix, if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = _beside(path)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -45,20 +46,27 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files that a killed process has left of an `atomic_write` to this path."""
-    for leftover in path.parent.glob(f".{path.name}.*"):
+    for leftover in path.parent.glob(f".{path.name}.*{TEMPORARY}"):
         leftover.unlink(missing_ok=True)
 
 
 def write_once(path: Path, content: bytes) -> bytes:
     """Write a file if it does not exist; returns its content. Of processes that do so at once, one succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    with suppress(FileExistsError):
-        os.link(temporary, path)
-    Path(temporary).unlink()
+    handle, temporary = _beside(path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        Path(temporary).unlink()
     return path.read_bytes()
+
+
+def _beside(path: Path) -> tuple[int, str]:
+    """A new hidden file in path's folder, whose name is at most as long as a file system allows."""
+    return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:200]}.", suffix=TEMPORARY)
 
 
 def write_json(path: Path, value: Any) -> None:

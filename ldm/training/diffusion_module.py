@@ -14,7 +14,8 @@ from ldm.diffusion.objective import Objective
 from ldm.diffusion.parameterization import angle
 from ldm.latents import LatentStats, sample_moments
 from ldm.runtime.ranks import mean_over_ranks
-from ldm.training.lightning_internals import unscales_by_itself
+from ldm.training.gradients import StepGuard
+from ldm.training.lightning_internals import loss_scaler, unscales_by_itself
 from ldm.training.progress import ProgressModule, seed_from
 from ldm.training.sharding import gather_full, shard
 from ldm.training.speed import forward_flops
@@ -47,7 +48,14 @@ class DiffusionModule(ProgressModule):
     """Fresh posterior samples and label dropout, then the objective.
 
     A weighting that learns (`LearnedUncertainty`) is trained, saved and averaged with the network.
+
+    Args:
+        guard: between the gradients and the step.
+        rollbacks: how often the run may go back to an older checkpoint, once the guard has skipped too many in a row.
+        rollback_lr: the rate is multiplied by this for each time that it did.
     """
+
+    not_averaged = ("guard",)
 
     def __init__(
         self,
@@ -57,9 +65,13 @@ class DiffusionModule(ProgressModule):
         stats: LatentStats,
         label_dropout: float,
         optimizer: Callable[[Iterable[Parameter]], Optimizer],
+        guard: StepGuard,
+        rollbacks: int = 0,
+        rollback_lr: float = 1.0,
         **progress: Any,
     ) -> None:
         super().__init__(**progress)
+        self.guard, self.max_rollbacks, self.rollback_lr = guard, rollbacks, rollback_lr
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout={label_dropout} must lie in [0, 1]")
         self.net, self.objective, self.stats, self.label_dropout = net, objective, stats, label_dropout
@@ -84,10 +96,19 @@ class DiffusionModule(ProgressModule):
         x_t, t, y = torch.empty(1, *self.card["latent_shape"]), torch.empty(1), torch.zeros(1, dtype=torch.long)
         return 3 * forward_flops(self.net, x_t, t, y)
 
+    def rate_factors(self) -> dict[str, float]:
+        return {name: self.rollback_lr**self.rollbacks * factor for name, factor in super().rate_factors().items()}
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        """The guard refuses a step by taking its gradients away: optimisers pass over what has none."""
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = gather_full(get_total_norm([p.grad for p in trained]))
         scale = self.loss_scale if unscales_by_itself(optimizer) else 1.0
-        self.log("train/grad_norm", gather_full(get_total_norm(gradients)) / scale)
+        allowed, terms = self.guard.judge(trained, norm, scale)
+        if not allowed and loss_scaler(self.trainer) is None:  # fp16's scaler skips by itself, and lowers its scale
+            for parameter in trained:
+                parameter.grad = None
+        self.log_terms("train", {name: torch.tensor(value) for name, value in terms.items()})
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         moments, y, *noise = batch  # [B, 2C, h, w], [B], perhaps [B, C, h, w]
@@ -110,6 +131,9 @@ class DiffusionModule(ProgressModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.bins["train"].sums = checkpoint["train_by_time"]
+        for key in ("state_dict", "current_model_state"):  # of before version 0.3, which had no guard
+            for name, value in self.guard.state_dict().items():
+                checkpoint.get(key, {}).setdefault(f"guard.{name}", value)
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()

@@ -75,7 +75,10 @@ class StepGuard(nn.Module):
         trained = [p for p in parameters if p.grad is not None]
         gradients = [p.grad for p in trained if p.grad is not None]
         average(gradients)
-        total = get_total_norm(gradients)
+        return self.judge(trained, get_total_norm(gradients), scale)
+
+    def judge(self, trained: list[Tensor], total: Tensor, scale: float) -> tuple[bool, dict[str, float]]:
+        """The same for gradients that are averaged already, of this total norm."""
         norm = float(total) / scale
         taken, skipped, in_a_row = self.counts.tolist()
         finite = norm < float("inf")  # false for NaN, too

@@ -1,5 +1,6 @@
 """Pictures of a run: to RUN/NAME/BATCHES.png, and to the loggers that show pictures."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from ldm.generate import Generator
 from ldm.images import Key, annotate, grid, save_png, to_x
 from ldm.runtime.loggers import show
 from ldm.training.sharding import is_sharded
+
+log = logging.getLogger(__name__)
 
 
 def save_grid(trainer: Trainer, module: LightningModule, name: str, image: Tensor) -> None:
@@ -93,6 +96,14 @@ class SampleGrid(Callback):
         together = is_sharded(self.generator.model.net)  # no rank holds a network of its own
         if batch_idx == 0 and (together or trainer.is_global_zero):
             self.generator.model.autoencoder.to(pl_module.device)  # type: ignore[union-attr]
-            images, _evaluations = self.generator.images(range(len(self.labels)), self.labels.to(pl_module.device))
-        if batch_idx == 0 and trainer.is_global_zero:
+            images = self._drawn(pl_module)
+        if batch_idx == 0 and trainer.is_global_zero and images is not None:
             save_grid(trainer, pl_module, "samples", annotate(grid(images, self.columns), rows=self.names))
+
+    def _drawn(self, pl_module: LightningModule) -> Tensor | None:
+        """The samples, uint8 [N, 3, H, W]; None, said in the log, of a network that makes none."""
+        try:
+            return self.generator.images(range(len(self.labels)), self.labels.to(pl_module.device))[0]
+        except ValueError as error:
+            log.warning("no samples are drawn: %s", error)
+            return None

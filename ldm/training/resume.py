@@ -63,7 +63,7 @@ def _choose(run: Path, module: ProgressModule, why: DivergenceError) -> Path | s
         left = f"after {module.rollbacks} rollbacks" if module.rollbacks else "and no rollback is left"
         return (
             f"training diverged at batch {at}: {why} ({left}). Go on with a larger health.rollbacks= or a smaller "
-            f"guard.clip=, or start run=NEW init={kept[0] if kept else 'RUN'} with lower learning rates"
+            f"guard.clip=, or start run=NEW with lower learning rates{f' and init={kept[0]}' if kept else ''}"
         )
     if not trusted:
         return (

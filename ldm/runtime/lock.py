@@ -1,0 +1,156 @@
+"""One command at a time in a run folder: two would write each other's files.
+
+The folder's lock names its holder: host, process, since when. A holder that is dead gives way: on this host by its
+process, on others once its file is no longer touched, and at once where SLURM has started the same job again.
+"""
+
+import logging
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import ClassVar
+
+from ldm.runtime.files import TEMPORARY, write_once
+from ldm.runtime.ranges import Count, Natural
+from ldm.runtime.schema import DamagedFileError, JsonFile
+
+log = logging.getLogger(__name__)
+
+BEAT = 20.0  # seconds between two touches of the file
+SILENT = 180.0  # seconds without a touch after which a holder on another host is dead; clocks may differ by less
+
+
+class Holder(JsonFile):
+    """Who holds a lock.
+
+    began: of the process, in ticks since its machine started, which tells it from a later one of the same number;
+           0 where the system does not say
+    since: date and time
+    job:   of SLURM; "" outside
+    """
+
+    fix: ClassVar[str] = "remove it, if no command runs in this folder"
+
+    command: str
+    host: str
+    pid: Count
+    began: Natural
+    since: str
+    job: str
+
+    @classmethod
+    def me(cls, command: str) -> "Holder":
+        return cls(
+            command=command,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            began=_began(os.getpid()) or 0,
+            since=time.strftime("%Y-%m-%d %H:%M:%S"),
+            job=os.environ.get("SLURM_JOB_ID", ""),
+        )
+
+    def is_dead(self, silent: float) -> bool:
+        """Whether it has ended; `silent`: seconds since it last touched its file."""
+        if self.host == socket.gethostname():
+            return _began(self.pid) is None or (self.began > 0 and _began(self.pid) != self.began)
+        return silent > SILENT or (self.job != "" and self.job == os.environ.get("SLURM_JOB_ID"))
+
+
+@contextmanager
+def held(folder: Path, command: str, slot: str = "") -> Iterator[None]:
+    """Hold a folder's lock; what a dead holder left half written is removed.
+
+    Args:
+        folder: the run folder
+        command: as the message to the other one names it
+        slot: of commands that share a folder, each of which has its own part of it; "" = it is one's alone
+
+    Raises:
+        ValueError: naming the holder, if there is one.
+    """
+    path = folder / (f".lock-{slot}" if slot else ".lock")
+    mine = Holder.me(command)
+    while True:
+        there = write_once(path, mine.model_dump_json().encode())
+        if there == mine.model_dump_json().encode():
+            break
+        _take_over(path, folder, slot)
+    ended = threading.Event()
+    beat = threading.Thread(target=_touch, args=(path, ended), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beat.join()
+        with suppress(OSError):
+            path.unlink()
+
+
+def _take_over(path: Path, folder: Path, slot: str) -> None:
+    """Remove the lock of a dead holder; ValueError if it is alive."""
+    try:
+        before = path.stat()
+        silent = time.time() - before.st_mtime
+        holder = Holder.read(path)
+    except FileNotFoundError:
+        return
+    except DamagedFileError:
+        if not path.exists():
+            return
+        if silent < SILENT:
+            raise
+        holder = None
+    if holder is not None and not holder.is_dead(silent):
+        raise ValueError(
+            f"{folder} is in use by ldm {holder.command}, process {holder.pid} on {holder.host}, since {holder.since}: "
+            f"wait for it, or choose another run= (if it has ended, remove {path})"
+        )
+    aside = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        path.rename(aside)  # of several that find it dead, one succeeds
+    except FileNotFoundError:
+        return
+    if aside.stat().st_ino != before.st_ino:  # another one's, who was faster
+        with suppress(FileExistsError):
+            os.link(aside, path)
+    elif holder is not None:
+        log.info("%s: ldm %s, process %d on %s, did not end its work here: this command takes over", folder,
+                 holder.command, holder.pid, holder.host)  # fmt: skip
+        if not slot:
+            remove_unfinished(folder)
+    aside.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files below a folder that a killed process has left."""
+    for path in folder.rglob(f".*{TEMPORARY}"):
+        if not path.name.startswith(".lock") and not path.is_dir():
+            path.unlink(missing_ok=True)
+
+
+def _touch(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(BEAT):
+        with suppress(OSError):
+            os.utime(path)
+
+
+def _began(pid: int) -> int | None:
+    """When a process of this machine began, in ticks; 0 where the system does not say; None if there is none."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    state, *fields = re.sub(r"^.*\) ", "", text, flags=re.DOTALL).split()
+    return None if state in ("Z", "X") else int(fields[18])
