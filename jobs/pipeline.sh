@@ -17,7 +17,13 @@ env=${LDM_ENV:-jobs/env.sh}
 [ -f "$env" ] || { echo "no $env here: submit from the root of the checkout" >&2; exit 1; }
 source "$env"
 jobs=$(dirname "${BASH_SOURCE[0]}")
-read -ra data <<<"${DATA:-}"
+words() { xargs -r printf '%s\n' <<<"$1"; } # of a line with quotes, one a line: a path may hold spaces
+mapfile -t data < <(words "${DATA:-}")
+mapfile -t autoencoder < <(words "${AUTOENCODER:-}")
+mapfile -t caching < <(words "${LATENTS:-}")
+mapfile -t diffusion < <(words "${DIFFUSION:-}")
+mapfile -t samples < <(words "${SAMPLES:-}")
+mapfile -t metrics < <(words "${METRICS:-}")
 
 submit() { # submit WHAT AFTER SBATCH-OPTIONS SCRIPT OVERRIDES...
     local what=$1 after=$2 id
@@ -30,11 +36,11 @@ submit() { # submit WHAT AFTER SBATCH-OPTIONS SCRIPT OVERRIDES...
 
 last=
 submit autoencoder "" ${TRAIN_SBATCH:-} "$jobs/train_autoencoder.sbatch" \
-    run="$name/autoencoder" "${data[@]}" ${AUTOENCODER:-}
-latents=(run="$name/latents" autoencoder="runs/$name/autoencoder" "${data[@]}" ${LATENTS:-})
+    run="$name/autoencoder" "${data[@]}" "${autoencoder[@]}"
+latents=(run="$name/latents" autoencoder="runs/$name/autoencoder" "${data[@]}" "${caching[@]}")
 submit cache "$last" --array="0-$((${ARRAY:-8} - 1))" "$jobs/cache_latents.sbatch" "${latents[@]}"
 submit manifest "$last" --array=0-0 "$jobs/cache_latents.sbatch" "${latents[@]}"
 submit diffusion "$last" ${TRAIN_SBATCH:-} "$jobs/train_diffusion.sbatch" \
-    run="$name/diffusion" latents="runs/$name/latents" ${DIFFUSION:-}
-submit samples "$last" "$jobs/sample.sbatch" run="$name/samples" model="runs/$name/diffusion" ${SAMPLES:-}
-submit metrics "$last" "$jobs/evaluate.sbatch" run="$name/metrics" samples="runs/$name/samples" "${data[@]}" ${METRICS:-}
+    run="$name/diffusion" latents="runs/$name/latents" "${diffusion[@]}"
+submit samples "$last" "$jobs/sample.sbatch" run="$name/samples" model="runs/$name/diffusion" "${samples[@]}"
+submit metrics "$last" "$jobs/evaluate.sbatch" run="$name/metrics" samples="runs/$name/samples" "${data[@]}" "${metrics[@]}"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, load_autoencoder
-from ldm.commands.options import LoggedOptions, Text, build
+from ldm.commands.options import LoggedOptions, Text, Workers, build
 from ldm.commands.run_folder import build_loggers
 from ldm.data.cache_writer import AUTOENCODER_FILE, MANIFEST, CacheWriter, cache_identity
 from ldm.data.formats import Manifest
@@ -17,6 +17,7 @@ from ldm.runtime.arguments import Node
 from ldm.runtime.bars import track
 from ldm.runtime.files import sha256
 from ldm.runtime.loggers import artifact, record
+from ldm.runtime.memory import check_fits
 from ldm.runtime.ranges import Count
 from ldm.runtime.ranks import launch, pick_device
 
@@ -29,7 +30,7 @@ class CacheLatentsOptions(LoggedOptions):
     slice: str
     shard_size: Count
     batch_size: Count
-    num_workers: Count
+    num_workers: Workers
     device: str
 
     def slot(self, rank: int) -> str:
@@ -40,6 +41,7 @@ class CacheLatentsOptions(LoggedOptions):
 def main(options: CacheLatentsOptions, run: Path) -> None:
     index, count = parse_slice(options.slice)
     source: Source = build(options.data)
+    check_fits(options.batch_size * 12 * source.resolution**2, f"batch_size={options.batch_size}", "lower batch_size=")
     autoencoder = load_autoencoder(options.autoencoder)
     writer = CacheWriter(
         folder=run,

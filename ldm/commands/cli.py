@@ -1,6 +1,7 @@
 """The console script: `ldm COMMAND [OVERRIDE ...]`, which is `python -m ldm COMMAND`. Imports nothing heavy."""
 
 import difflib
+import io
 import os
 import sys
 
@@ -44,6 +45,9 @@ def main() -> None:
     there hides nothing that is installed.
     """
     sys.path.append(os.getcwd())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack letters that a name has
+            stream.reconfigure(errors="backslashreplace")
     try:
         dispatch()
         sys.stdout.flush()

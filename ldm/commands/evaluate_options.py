@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import model_validator
 
-from ldm.commands.options import Free, Group, LoggedOptions, ResultOptions, Text
+from ldm.commands.options import Free, Group, LoggedOptions, ResultOptions, Text, Workers
 from ldm.runtime.arguments import Node, node_with
 from ldm.runtime.ranges import Count, Natural
 
@@ -36,7 +36,7 @@ class EvaluateOptions(ResultOptions, LoggedOptions):
     tile: Count | None
     autoencoder: Text | None
     batch_size: Annotated[Count, Free()]
-    num_workers: Annotated[Natural, Free()]
+    num_workers: Annotated[Workers, Free()]
     device: Annotated[str, Free()]
 
     @property

@@ -1,5 +1,6 @@
 """Typed options: what a command's config may be, checked once, before anything is computed."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -128,6 +129,14 @@ def build(node: dict[str, Any] | None) -> Any:
     return instantiate(node, _convert_="all") if node else None
 
 
+def _served(workers: int) -> int:
+    cores = os.cpu_count() or 1
+    if workers > 16 * cores:
+        raise ArgumentError("", f"={workers} is more than {16 * cores}, 16 for each core of this machine")
+    return workers
+
+
+Workers = Annotated[Natural, AfterValidator(_served)]  # processes or threads that read data
 Weights = Literal["ema", "raw"]
 
 

@@ -22,6 +22,7 @@ from ldm.runtime.arguments import Choice
 from ldm.runtime.bars import track
 from ldm.runtime.files import atomic_write, sha256
 from ldm.runtime.loggers import artifact, record
+from ldm.runtime.memory import check_fits
 from ldm.runtime.ranges import Count, NonNegative, Share
 from ldm.runtime.ranks import gather, join_ranks, pick_device, precision
 
@@ -66,6 +67,9 @@ def main(options: SampleOptions, run: Path) -> None:
         guidance=guidance_of(options, loaded, weak, device),
         seed=options.seed,
     )
+    pixels = 3 * (model.latent_shape[-1] * autoencoder.model.downsample_factor) ** 2
+    check_fits(2 * options.num * pixels, f"num={options.num}", "lower num=, and sample several times by seed=")
+    check_fits(4 * options.batch_size * pixels, f"batch_size={options.batch_size}", "lower batch_size=")
     labels = model.in_turn(options.classes, options.num)
     options.keep_others(run)
     samples, evaluations = drawn(generator, labels, options.batch_size)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
-from ldm.commands.options import Free, Group, LoggedOptions, Text, build
+from ldm.commands.options import Free, Group, LoggedOptions, Text, Workers, build
 from ldm.runtime.arguments import arguments_of, check_arguments, check_node
 from ldm.runtime.ranges import Count, Decay, Natural, Positive, Share
 from ldm.runtime.wrong import ArgumentError
@@ -29,7 +29,8 @@ Optimizer = Annotated[dict[str, Any], AfterValidator(check_optimizer)]
 ScheduleOptions = Annotated[dict[str, Any], arguments_of(Schedule, "steps", "start", "peak")]
 
 
-Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "bf16", 32, 64, 16]
+# not 16-true nor bf16-true: weights and their average stay in float32, for no optimiser here mends their rounding
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "64-true", "bf16", 32, 64, 16]
 
 
 class TrainerOptions(Group, extra="allow"):
@@ -66,7 +67,7 @@ class TrainingOptions(LoggedOptions):
     batch_size: Annotated[Count, Free()]
     init: Annotated[Text | None, Free()]
     returns: Annotated[str, Free()]
-    num_workers: Annotated[Natural, Free()]
+    num_workers: Annotated[Workers, Free()]
     overfit: bool
     ema_decay: Decay
     schedule: ScheduleOptions

@@ -4,13 +4,16 @@ SLURM, torchrun and a terminal send a signal to all processes of a job. The trai
 batch, saves, and ends its workers; a worker that ended at once would take that batch with it.
 """
 
+import multiprocessing
 import os
 import signal
 import tempfile
+from multiprocessing import forkserver
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 LONGEST = 70  # bytes of the folder for temporary files, in which workers make sockets: their paths end at 107
 
 
@@ -18,7 +21,7 @@ def loader(data: Any, num_workers: int, **options: Any) -> "DataLoader[Any]":
     """A DataLoader with so many workers; 0 = this process reads.
 
     Raises:
-        ValueError: if its workers could not be talked to, or are more than this machine could serve.
+        ValueError: if its workers could not be talked to.
     """
     folder = tempfile.gettempdir()
     if num_workers > 0 and len(os.fsencode(folder)) > LONGEST:
@@ -26,13 +29,25 @@ def loader(data: Any, num_workers: int, **options: Any) -> "DataLoader[Any]":
             f"TMPDIR={folder} is too long a path for the sockets of data workers: set a shorter one, or pass "
             "num_workers=0"
         )
-    cores = os.cpu_count() or 1
-    if num_workers > 16 * cores:
-        raise ValueError(f"num_workers={num_workers} is too much for the {cores} cores of this machine")
+    if num_workers > 0 and multiprocessing.get_start_method() == "forkserver":
+        start_server()
     return DataLoader(data, num_workers=num_workers, worker_init_fn=leave_signals, **options)
+
+
+def start_server() -> None:
+    """Start the process that workers are forked from (Python's default from 3.14 on), if it does not run yet.
+
+    It inherits that signals are ignored. Else it would end by one, and its workers with it.
+    """
+    before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in IGNORED}
+    try:
+        forkserver.ensure_running()
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def leave_signals(_: int) -> None:
     """In a worker: ignore what the parent answers to."""
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for signum in IGNORED:
         signal.signal(signum, signal.SIG_IGN)

@@ -7,6 +7,7 @@ process, on others once its file is no longer touched, and at once where SLURM h
 import logging
 import os
 import re
+import secrets
 import socket
 import threading
 import time
@@ -32,6 +33,7 @@ class Holder(JsonFile):
            0 where the system does not say
     since: date and time
     job:   of SLURM; "" outside
+    token: of this holding alone
     """
 
     fix: ClassVar[str] = "remove it, if no command runs in this folder"
@@ -42,6 +44,7 @@ class Holder(JsonFile):
     began: Natural
     since: str
     job: str
+    token: str
 
     @classmethod
     def me(cls, command: str) -> "Holder":
@@ -52,6 +55,7 @@ class Holder(JsonFile):
             began=_began(os.getpid()) or 0,
             since=time.strftime("%Y-%m-%d %H:%M:%S"),
             job=os.environ.get("SLURM_JOB_ID", ""),
+            token=secrets.token_hex(8),
         )
 
     def is_dead(self, silent: float) -> bool:

@@ -1,6 +1,7 @@
 """RUN/metrics.csv and RUN/curves.png: one table and one picture over all starts of a run."""
 
 import csv
+import logging
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -10,6 +11,8 @@ from lightning import Callback, LightningModule, Trainer
 
 from ldm.runtime.files import atomic_write
 from ldm.training.plots import draw_curves
+
+log = logging.getLogger(__name__)
 
 
 class Curves(Callback):
@@ -51,37 +54,61 @@ def _joined(folder: Path) -> dict[int, dict[str, str]]:
     """The rows of all starts by step. A start replaces what an earlier one logged after the checkpoint that it resumed
     from; a start that only did a validation replaces nothing."""
     rows: dict[int, dict[str, str]] = defaultdict(dict)
-    for start in sorted((folder / "csv").glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:])):
-        with open(start, newline="") as file:
-            new = [row for row in csv.DictReader(file) if row["step"]]
+    first = 0
+    starts = [path for path in (folder / "csv").glob("version_*/metrics.csv") if path.parent.name[8:].isdecimal()]
+    for start in sorted(starts, key=lambda path: int(path.parent.name[8:])):
+        new = read_rows(start)
         trained = [int(row["step"]) for row in new if row.get("train/lr")]
         if trained:
             first = min(trained)
             rows = defaultdict(dict, {step: row for step, row in rows.items() if step < first})
         for row in new:
             rows[int(row["step"])] |= {key: value for key, value in row.items() if value and key != "epoch"}
+    # what an earlier start logged is kept here, too, should its own file be lost
+    for row in read_rows(folder / "metrics.csv"):
+        if int(row["step"]) < first and int(row["step"]) not in rows:
+            rows[int(row["step"])] = {key: value for key, value in row.items() if value}
     return rows
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table of metrics, each with its step; [] without one. What can't be read is left out, and said."""
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        rows = list(csv.DictReader(line.replace("\0", "") for line in file))
+    readable = [
+        {key: value for key, value in row.items() if key and isinstance(value, str)}
+        for row in rows
+        if (row.get("step") or "").isdecimal()
+    ]
+    unread = [row for row in rows if row.get("step") != "" and not (row.get("step") or "").isdecimal()]
+    if unread:
+        log.warning("%s is damaged: %d of its %d rows can't be read, and are left out", path, len(unread), len(rows))
+    return readable
 
 
 def _series(rows: list[tuple[int, dict[str, str]]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Batches and values, [N] each, of a metric that N rows hold."""
-    points = [(step + 1, float(row[name])) for step, row in rows if name in row]
+    points = [(step + 1, value) for step, row in rows if (value := number(row.get(name))) is not None]
     return np.array([step for step, _ in points]), np.array([value for _, value in points])
 
 
 def last_value(folder: Path, name: str | None) -> float | None:
     """The last value of a metric in RUN/metrics.csv, which is what a run returns to a sweep; None without one."""
-    if not (folder / "metrics.csv").exists():
+    values = [value for row in read_rows(folder / "metrics.csv") if (value := number(row.get(name or ""))) is not None]
+    return values[-1] if values else None
+
+
+def number(text: str | None) -> float | None:
+    """A number as a table has it; None for what is none."""
+    try:
+        return float(text) if text else None
+    except ValueError:
         return None
-    with open(folder / "metrics.csv", newline="") as file:
-        values = [row[name] for row in csv.DictReader(file) if row.get(name)]
-    return float(values[-1]) if values else None
 
 
 def validated(run: Path, batches: int) -> bool:
     """Whether RUN/metrics.csv holds a validation after so many batches."""
-    if not (run / "metrics.csv").exists():
-        return False
-    with open(run / "metrics.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["step"]) == batches - 1]
+    rows = [row for row in read_rows(run / "metrics.csv") if int(row["step"]) == batches - 1]
     return any(value for row in rows for key, value in row.items() if key.startswith("val/"))

@@ -135,6 +135,9 @@ class DiffusionModule(ProgressModule):
             for name, value in self.guard.state_dict().items():
                 checkpoint.get(key, {}).setdefault(f"guard.{name}", value)
 
+    def begin_stretch(self) -> None:
+        self.bins["train"].sums.zero_()
+
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         for stage, bins in self.bins.items():

@@ -23,6 +23,32 @@ def seed_from(*progress: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(progress).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
+def check_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Hold a checkpoint's optimiser state to the parameters that it is for: a fused step would read beyond them.
+
+    Raises:
+        ValueError: if it is of other parameters.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        groups = [len(group["params"]) for group in state["param_groups"]]
+        numbers = [n for group in state["param_groups"] for n in group["params"]]
+        known = dict(zip(numbers, parameters, strict=True))
+        fits = groups == [len(group["params"]) for group in optimizer.param_groups] and all(
+            value.shape == known[n].shape and value.isfinite().all()
+            for n, moments in state["state"].items()
+            for value in moments.values()
+            if isinstance(value, Tensor) and value.ndim > 0
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            "the checkpoint's optimiser state is not of these parameters, or not finite: take an older one, or start "
+            "run=NEW init=CHECKPOINT"
+        )
+
+
 class ProgressModule(LightningModule):
     """Counts batches and images itself (Lightning's global_step counts optimiser steps: two a batch under a GAN).
 
@@ -55,6 +81,7 @@ class ProgressModule(LightningModule):
         self.batches_seen, self.images_seen, self.rollbacks = 0, 0, 0
         self.flops = 0.0  # of `flops_per_image`
         self.max_rollbacks, self.rolled_back = 0, False
+        self.optimizer_states: list[dict[str, Any]] = []  # of a checkpoint, until they are checked
         self.after_batch: Callable[[Trainer, ProgressModule, int], None] = lambda *_: None  # once a batch is counted
 
     def with_rates(self, optimizers: list[Optimizer]) -> list[Optimizer]:
@@ -65,6 +92,9 @@ class ProgressModule(LightningModule):
                 for group in optimizer.param_groups:
                     group["lr"] = self.lr_per_image * self.batch_size * world
         self.rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+        for optimizer, state in zip(optimizers, self.optimizer_states, strict=False):
+            check_optimizer_state(optimizer, state)
+        self.optimizer_states = []
         return optimizers
 
     @property
@@ -128,12 +158,16 @@ class ProgressModule(LightningModule):
         for name, value in terms.items():
             self.log(f"{stage}/{name}", value, sync_dist=stage == "val", batch_size=weight)
 
+    def begin_stretch(self) -> None:
+        """The run goes on from a save whose validation is done: what it reported is not counted again."""
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         counters = {name: getattr(self, name) for name in ("batches_seen", "images_seen", "rollbacks", "global_batch")}
         schedules = {name: schedule.state() for name, schedule in self.schedules.items()}
         checkpoint[CARD] = self.card | counters | {"schedules": schedules}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.optimizer_states = checkpoint.get("optimizer_states", [])
         card = checkpoint[CARD]
         self.batches_seen, self.images_seen = card["batches_seen"], card["images_seen"]
         if card["global_batch"] != self.global_batch:

@@ -66,10 +66,13 @@ class Saves(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seen: int = pl_module.batches_seen  # type: ignore[assignment]
-        due = seen > 0 and seen % self.every == 0 and trainer.enable_validation and not validated(self.run, seen)
+        at_save = seen > 0 and seen % self.every == 0
+        due = at_save and trainer.enable_validation and not validated(self.run, seen)
         if trainer.strategy.broadcast(due):
             log.info("%s makes up for the validation after batch %d, which was cut short", self.run, seen)
             validate_now(trainer)
+        elif at_save:
+            pl_module.begin_stretch()  # type: ignore[operator]
         if seen >= self.steps:
             trainer.should_stop = True
 

@@ -1,0 +1,72 @@
+"""Signals go to all processes of a job: the training process answers, and its data workers live until it ends them."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from ldm.data.workers import loader
+
+READS = """
+import sys, time
+import multiprocessing
+from ldm.data.workers import loader
+from ldm.runtime import stop
+
+
+class Slow:
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        time.sleep(0.02)
+        return i
+
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    stop.listen()
+    with stop.interrupts_noted():
+        seen = []
+        batches = iter(loader(Slow(), 2, batch_size=1))
+        for batch in batches:
+            seen.append(int(batch))
+            if len(seen) == 3:
+                print("reading", flush=True)
+            if stop.asked() and len(seen) >= 12:
+                break
+        del batches
+        print("saved", len(seen) >= 12, stop.asked(), flush=True)
+        stop.unlisten()
+"""
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_lets_the_parent_read_on_and_save(tmp_path, start, signum):
+    (tmp_path / "reads.py").write_text(READS)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, "reads.py", start],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "reading\n"
+    os.killpg(process.pid, signum)
+    said, errors = process.communicate(timeout=120)
+    assert said.split() == ["saved", "True", str(int(signum))], errors
+    assert "Traceback" not in errors
+    assert process.returncode == 0
+
+
+def test_a_long_folder_for_temporary_files_is_refused_before_workers_hang(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/tmp/" + "x" * 120)
+    with pytest.raises(ValueError, match=r"TMPDIR=/tmp/x+ is too long .* set a shorter one, or pass num_workers=0"):
+        loader([], 2)
+    loader([1], 0)

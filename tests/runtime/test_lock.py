@@ -1,0 +1,138 @@
+"""One command at a time in a run folder; the dead give way to the living."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ldm.runtime import lock
+from ldm.runtime.files import atomic_write
+from ldm.runtime.lock import Holder, held
+
+
+def holder(**changes):
+    return Holder.me("sample").model_copy(update=changes)
+
+
+def ended_process():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def write_lock(folder, seconds_ago=0.0, **changes):
+    path = folder / ".lock"
+    path.write_text(holder(**changes).model_dump_json())
+    os.utime(path, (time.time() - seconds_ago,) * 2)
+    return path
+
+
+def test_a_second_command_is_told_who_is_there(tmp_path):
+    with held(tmp_path, "train-diffusion"):
+        code = "import sys; from pathlib import Path; from ldm.runtime.lock import held\n"
+        code += "with held(Path(sys.argv[1]), 'sample'): pass"
+        done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+        assert f"{tmp_path} is in use by ldm train-diffusion, process {os.getpid()} on " in done.stderr
+        assert "wait for it, or choose another run=" in done.stderr
+    with held(tmp_path, "sample"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_part_of_a_folder_has_a_lock_of_its_own(tmp_path):
+    with (
+        held(tmp_path, "cache-latents", "slice-0-of-2"),
+        held(tmp_path, "cache-latents", "slice-1-of-2"),
+        pytest.raises(ValueError, match="is in use"),
+        held(tmp_path, "cache-latents", "slice-1-of-2"),
+    ):
+        pass
+
+
+def test_what_a_killed_command_left_half_written_goes_and_all_else_stays(tmp_path):
+    write_lock(tmp_path, pid=ended_process())
+    (tmp_path / "checkpoints").mkdir()
+    kept = [tmp_path / "samples.npz", tmp_path / "checkpoints" / "1.ckpt", tmp_path / ".hidden"]
+    for path in kept:
+        path.write_text("x")
+        (path.parent / f".{path.name}.abcd1234.tmp").write_text("half")
+    with held(tmp_path, "sample"):
+        assert sorted(p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock") == sorted(kept)
+
+
+def test_a_half_written_file_has_the_name_that_is_removed(tmp_path):
+    with atomic_write(tmp_path / "samples.npz"):
+        (name,) = (path.name for path in tmp_path.iterdir())
+    assert name.startswith(".samples.npz.")
+    assert name.endswith(".tmp")
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds_ago", "gives_way"),
+    [
+        ({}, 0, False),
+        ({"began": 1}, 0, True),  # another process of the same number
+        ({"host": "elsewhere", "job": ""}, 0, False),
+        ({"host": "elsewhere", "job": ""}, lock.SILENT + 1, True),
+        ({"host": "elsewhere", "job": "7"}, 0, True),  # SLURM has started the job again
+        ({"host": "elsewhere", "job": "8"}, 0, False),
+    ],
+)
+def test_who_gives_way(tmp_path, monkeypatch, changes, seconds_ago, gives_way):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    write_lock(tmp_path, seconds_ago, **changes)
+    if gives_way:
+        with held(tmp_path, "sample"):
+            pass
+    else:
+        with pytest.raises(ValueError, match="is in use by ldm sample"), held(tmp_path, "sample"):
+            pass
+
+
+def test_a_damaged_lock_is_named_and_does_not_last(tmp_path):
+    path = tmp_path / ".lock"
+    path.write_text("{")
+    with (
+        pytest.raises(ValueError, match=r"\.lock is damaged, not JSON.* remove it, if no command runs"),
+        held(tmp_path, "sample"),
+    ):
+        pass
+    os.utime(path, (1, 1))
+    with held(tmp_path, "sample"):
+        pass
+
+
+def test_a_holder_is_seen_to_live(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.01)
+    with held(tmp_path, "sample"):
+        os.utime(tmp_path / ".lock", (1, 1))
+        while (tmp_path / ".lock").stat().st_mtime < 2:
+            time.sleep(0.01)
+
+
+def test_of_two_that_take_over_one_succeeds(tmp_path):
+    """Each of eight at once holds it alone: none sees another's mark."""
+    write_lock(tmp_path, pid=ended_process())
+    code = """
+import sys, time
+from pathlib import Path
+from ldm.runtime.lock import held
+folder, mark = Path(sys.argv[1]), Path(sys.argv[2])
+while True:
+    try:
+        with held(folder, "sample"):
+            mark.touch(exist_ok=False)
+            time.sleep(0.02)
+            mark.unlink()
+        break
+    except ValueError as error:
+        assert "is in use" in str(error), error
+        time.sleep(0.005)
+"""
+    mark = tmp_path.parent / f"{tmp_path.name}-mark"
+    running = [subprocess.Popen([sys.executable, "-c", code, tmp_path, mark]) for _ in range(4)]
+    assert [process.wait() for process in running] == [0] * 4
+    assert list(Path(tmp_path).iterdir()) == []
