@@ -61,7 +61,6 @@ def test_a_signal_to_the_whole_group_lets_the_parent_read_on_and_save(tmp_path, 
     os.killpg(process.pid, signum)
     said, errors = process.communicate(timeout=120)
     assert said.split() == ["saved", "True", str(int(signum))], errors
-    assert "Traceback" not in errors
     assert process.returncode == 0
 
 
