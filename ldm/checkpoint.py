@@ -159,12 +159,13 @@ def build_from_card(config: Any, trust: str | Sequence[str] = (), named_in: str 
             try:
                 check_node(node)
             except ArgumentError as error:
-                raise ValueError(f"{named_in}: {place or node[targets.TARGET]}{error}") from None
+                raise ValueError(f"{place or node[targets.TARGET]}{error}") from None
         return targets.build(config, allowed)
     except targets.UntrustedError as error:
-        raise ValueError(
-            f"{named_in}: {error}: {_advice(error.foreign, 'if you trust whoever wrote it, pass')}"
-        ) from None
+        advice = _advice(error.foreign, "if you trust whoever wrote it, pass")
+        raise ValueError(f"{named_in}: {error}: {advice}") from None
+    except ValueError as error:
+        raise ValueError(f"{named_in}: {error}") from None
 
 
 def check_trust(config: Any, trust: str | Sequence[str]) -> None:
@@ -224,7 +225,7 @@ def load_diffusion(path: str | Path, weights: str = "ema", trust: str | Sequence
     if weights == "raw" and "current_model_state" not in checkpoint:
         raise ValueError(f"{file} holds averaged weights alone: pass weights=ema")
     state = part_of(checkpoint["current_model_state" if weights == "raw" else "state_dict"], NET_PREFIX)
-    check_weights(lambda: build_from_card(parts["net"], trust, named_in=str(file)), state, file)
+    check_weights(lambda: build_from_card({"net": card["net"]}, trust, named_in=str(file))["net"], state, file)
     built = build_from_card(parts, trust, named_in=str(file))
     net = built["net"]
     if getattr(net, "null_class", None) != len(card["class_names"]):
@@ -232,10 +233,14 @@ def load_diffusion(path: str | Path, weights: str = "ema", trust: str | Sequence
     _load(net, state)
     stats = LatentStats(torch.tensor(card["stats"]["mean"]), torch.tensor(card["stats"]["std"]))
     try:
-        check_arguments(Sampling, card.get("sampling", {}))
+        for name, kind in (("objective", Objective), ("sampling", Sampling)):
+            try:
+                check_arguments(kind, parts[name])
+            except ArgumentError as error:
+                raise ValueError(f"{name}{error}") from None
         objective, sampling = checked_objective(built["objective"]), Sampling(**built["sampling"])
     except ValueError as error:
-        raise ValueError(f"{file}: of its card, {str(error).lstrip('.')}") from None
+        raise ValueError(f"{file}: of its card, {error}") from None
     run = file.parents[1] if len(file.parents) > 1 else file.absolute().parents[1]
     return LoadedDiffusion(run, net, objective, sampling, stats, card, weights_fingerprint(net))
 

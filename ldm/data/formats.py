@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from ldm.runtime.ranges import Count, Natural, Positive
-from ldm.runtime.schema import ClassNames, FileName, Fingerprint, Finite, JsonFile, Part, Sha256
+from ldm.runtime.schema import ClassNames, FileName, Fingerprint, Finite, JsonFile, Part, Sha256, one_of
 
 
 class PackedShard(Part):
@@ -30,7 +30,7 @@ class ShardIndex(JsonFile):
     fix: ClassVar[str] = "run `ldm pack` again, into a new folder"
     known: ClassVar[tuple[int, ...]] = (1, 2)
 
-    format: Literal[1, 2] = 1
+    format: Annotated[int, one_of(1, 2)] = 1
     class_names: ClassNames
     shards: PackedSplits
 
@@ -49,10 +49,10 @@ Shape = Annotated[list[Count], Field(min_length=3, max_length=3)]  # of an image
 class CacheIdentity(Part):
     """What all shards of a cache have in common."""
 
-    format: Literal[1]
+    format: Annotated[int, one_of(1)]
     autoencoder: Fingerprint  # of the weights
     preprocessing: dict[str, Any]
-    views: Literal[1, 2]
+    views: Annotated[int, one_of(1, 2)]
     dtype: Literal["float16"]
     class_names: ClassNames
 
@@ -168,7 +168,7 @@ class Verified(JsonFile):
     fix: ClassVar[str] = "remove it"
     known: ClassVar[tuple[int, ...]] = (1,)
 
-    format: Literal[1]
+    format: Annotated[int, one_of(1)]
     shards: dict[str, Annotated[list[Any], AfterValidator(_state)]]
 
 

@@ -25,12 +25,21 @@ def checked_objective(parts: dict[str, Any]) -> Objective:
     Raises:
         ValueError: if the path, the time sampler or the weighting does not keep the contract above.
     """
+    for name in ("path", "weighting", "time_sampler"):
+        if name in parts and not callable(parts[name]):
+            raise ValueError(f"objective.{name} is a {type(parts[name]).__name__}, which can't be called")
+    try:
+        return _checked(parts)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"objective: {error} ({type(error).__name__})") from None
+
+
+def _checked(parts: dict[str, Any]) -> Objective:
     if "path" in parts:
         _check_path(parts["path"])
-    try:
-        objective = Objective(**parts)
-    except TypeError as error:
-        raise ValueError(f"objective: {error}") from None
+    objective = Objective(**parts)
     with apart():
         x0, y = torch.randn(4, *LATENT), torch.zeros(4, dtype=torch.long)
         t = objective.time_sampler(4, objective.path, x0.device)

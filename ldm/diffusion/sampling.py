@@ -17,6 +17,7 @@ from ldm.diffusion.objective import Denoise
 from ldm.diffusion.parameterization import Prediction, scale
 from ldm.diffusion.path import Path
 from ldm.diffusion.times import Grid, uniform_grid
+from ldm.runtime.ranges import Count
 
 SIGNAL = 0.05  # share of the variance of x_t that may be the latent's where sampling starts from noise alone
 Sampler = Callable[..., Tensor]  # (denoise, path, x, times) -> x, and noise=, where it draws any
@@ -49,7 +50,7 @@ class Sampling:
     """
 
     function: Sampler = samplers.heun
-    steps: int = 25
+    steps: Count = 25
     grid: Grid = uniform_grid
 
     def describe(self) -> dict[str, Any]:

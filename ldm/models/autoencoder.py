@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldm.latents import DiagonalGaussian
 from ldm.models.layers import check_factors, group_norm, upsample_nearest
-from ldm.runtime.ranges import Count
+from ldm.runtime.ranges import Blocks, Count, Widths
 
 EPS = 1e-6  # of every GroupNorm here, as in LDM
 
@@ -204,8 +204,8 @@ class Autoencoder(nn.Module):
         *,
         in_channels: Count = 3,
         channels: Count,
-        channel_mult: Sequence[Count],
-        num_res_blocks: Count,
+        channel_mult: Widths,
+        num_res_blocks: Blocks,
         latent_channels: Count,
         attention_resolutions: Sequence[Count] = (),
         variational: bool = True,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ldm.models.layers import check_factors, group_norm, zero_init
 from ldm.models.unet_layers import EPS, TIME_SCALE, LayerMaker, Stack, Stem, time_embedding
-from ldm.runtime.ranges import Count, Fraction, Natural, Positive
+from ldm.runtime.ranges import Blocks, Count, Fraction, Multipliers, Natural
 
 
 class UNet(nn.Module):
@@ -53,8 +53,8 @@ class UNet(nn.Module):
         in_channels: Count,
         num_classes: Natural,
         model_channels: Count,
-        channel_mult: Sequence[Positive],
-        num_res_blocks: Count,
+        channel_mult: Multipliers,
+        num_res_blocks: Blocks,
         attention_resolutions: Sequence[Count],
         head_channels: Count | None = None,
         num_heads: Count | None = None,

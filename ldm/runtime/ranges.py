@@ -4,14 +4,14 @@
 """
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from inspect import signature
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
-from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt
+from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Len, Lt
 
 Count = Annotated[int, Ge(1)]  # how many, at least one
 Several = Annotated[int, Ge(2)]
@@ -22,6 +22,10 @@ Share = Annotated[float, Interval(ge=0, le=1)]
 InsideUnit = Annotated[float, Interval(gt=0, lt=1)]
 Fraction = Annotated[float, Interval(ge=0, lt=1)]  # of something of which a part must be left
 Decay = Fraction  # of a running mean
+
+Blocks = Annotated[int, Interval(ge=1, le=64)]  # of a network, at each of its resolutions
+Widths = Annotated[Sequence[Count], Len(1, 12)]  # one for each resolution; twelve halve 4,096 to 2
+Multipliers = Annotated[Sequence[Positive], Len(1, 12)]  # likewise, where half a width may be
 
 P = ParamSpec("P")
 R = TypeVar("R")

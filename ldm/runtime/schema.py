@@ -38,6 +38,17 @@ def distinct(values: list[Any]) -> list[Any]:
     return values
 
 
+def one_of(*numbers: int) -> AfterValidator:
+    """Whole numbers to choose from; a Literal would take true for 1."""
+
+    def check(value: int) -> int:
+        if value not in numbers:
+            raise ValueError(" or ".join(map(str, numbers)))
+        return value
+
+    return AfterValidator(check)
+
+
 FileName = Annotated[str, AfterValidator(inside)]
 PATTERNS = {  # and what to call what they match
     r"^[0-9a-f]{16}$": "16 hexadecimal digits",
