@@ -3,12 +3,16 @@
 import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated
 
 import torch
 import torch.distributed as dist
+from annotated_types import Gt
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from ldm.runtime.ranges import Count, Positive, checked
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +58,9 @@ class StepGuard(nn.Module):
         patience: skipped steps in a row after which training stops.
     """
 
-    def __init__(self, *, clip: float | None, spike: float | None, patience: int) -> None:
+    @checked
+    def __init__(self, *, clip: Positive | None, spike: Annotated[float, Gt(1)] | None, patience: Count) -> None:
         super().__init__()
-        if patience < 1 or (clip is not None and clip <= 0) or (spike is not None and spike <= 1):
-            raise ValueError(f"need patience >= 1, clip > 0 and spike > 1, not {patience}, {clip} and {spike}")
         self.clip, self.spike, self.patience = clip, spike, patience
         self.register_buffer("usual", torch.zeros((), dtype=torch.float64))  # running mean of the norm
         self.register_buffer("counts", torch.zeros(3, dtype=torch.long))  # steps taken, skipped, skipped in a row

@@ -5,6 +5,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
+from ldm.runtime.ranges import Count, Natural, NonNegative, Positive, checked
 from ldm.runtime.ranks import mean_over_ranks
 from ldm.training.gradients import DivergenceError
 
@@ -29,12 +30,18 @@ class Health(nn.Module):
         disc_lr_factor : the discriminator's rate is multiplied by this for each rollback so far
     """
 
+    @checked
     def __init__(
-        self, *, window: int, ruin: float, logits: float, chance: int, rollbacks: int, disc_lr_factor: float
+        self,
+        *,
+        window: Count,
+        ruin: Positive,
+        logits: Positive,
+        chance: Count,
+        rollbacks: Natural,
+        disc_lr_factor: NonNegative,
     ) -> None:
         super().__init__()
-        if window < 1 or chance < 1 or rollbacks < 0:
-            raise ValueError(f"need window >= 1, chance >= 1 and rollbacks >= 0, not {window}, {chance}, {rollbacks}")
         self.window, self.ruin, self.logits, self.chance = window, ruin, logits, chance
         self.rollbacks, self.disc_lr_factor = rollbacks, disc_lr_factor
         self.register_buffer("means", torch.zeros(len(WATCHED), dtype=torch.float64))
