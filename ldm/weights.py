@@ -9,12 +9,20 @@ from typing import Any
 import torch
 from torch import nn
 
+FOLDER_BIT = 0x10  # of an entry's attributes, at which torch's reader leaves a tensor's memory as it is, unread
+
 
 def check_zip(file: Path) -> None:
-    """zipfile.BadZipFile if an entry of a zip file fails its CRC-32, or is compressed, as torch never writes them."""
+    """zipfile.BadZipFile if an entry of a zip file fails its CRC-32, or is what torch never writes: compressed, a
+    folder, there twice."""
     with zipfile.ZipFile(file) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise zipfile.BadZipFile("it is compressed")
+        if any(entry.external_attr & FOLDER_BIT for entry in entries):
+            raise zipfile.BadZipFile("one of its tensors is marked as a folder")
+        if len({entry.filename for entry in entries}) < len(entries):
+            raise zipfile.BadZipFile("one of its entries is there twice")
         damaged_entry = archive.testzip()
     if damaged_entry is not None:
         raise zipfile.BadZipFile(f"{damaged_entry} fails its checksum")
