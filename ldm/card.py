@@ -21,6 +21,15 @@ class Stats(Part):
     std: Annotated[list[Positive], Field(min_length=1)]
 
 
+class Scaling(Part):
+    """What an imported autoencoder's latents are scaled with: a factor and a shift, or both by channel."""
+
+    scaling_factor: Positive | None = None
+    shift_factor: Finite | None = None
+    latents_mean: list[Finite] | None = None
+    latents_std: list[Positive] | None = None
+
+
 class _Card(Part):
     """What both kinds have."""
 
@@ -39,7 +48,7 @@ class AutoencoderCard(_Card):
 
     kind: Literal["autoencoder"]
     autoencoder: Node
-    scaling: dict[str, Any] | None = None
+    scaling: Scaling | None = None
 
 
 class DiffusionCard(_Card):

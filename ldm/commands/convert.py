@@ -2,8 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Le
+
+from ldm.card import check_card
 from ldm.checkpoint import (
     CARD,
     FOLDER,
@@ -22,8 +25,9 @@ from ldm.models.unet import UNet
 from ldm.runtime.ranges import Count, Positive
 from ldm.weights import weights_fingerprint
 
-NEVER_TRAINED = {"batches_seen": 0, "images_seen": 0, "rollbacks": 0, "config": {}}
+NEVER_TRAINED: dict[str, Any] = {"batches_seen": 0, "images_seen": 0, "rollbacks": 0, "config": {}}
 FILE = "00000000.ckpt"
+LatentSize = Annotated[Count, Le(2048)]
 
 
 class ConvertOptions(ResultOptions):
@@ -40,7 +44,7 @@ class ConvertOptions(ResultOptions):
     head_channels: Count | None
     num_heads_upsample: Count | None
     attention_order: Literal["legacy", "new"] | None
-    latent_size: Count
+    latent_size: LatentSize
     null_class: bool
 
 
@@ -51,15 +55,18 @@ def main(options: ConvertOptions, run: Path) -> None:
         ("diffusion", "ldm"): diffusion_to_ldm,
         ("diffusion", "diffusers"): diffusion_to_diffusers,
     }
+    options.keep_others(run)  # before a large file is read for nothing
     action[options.what, options.to](options, Path(options.source), run)
 
 
 def autoencoder_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None:
     model, shape, scaling = import_autoencoder(source)
-    card = {"kind": "autoencoder", "autoencoder": shape, "scaling": scaling, "imported_from": source.name}
+    about = {"kind": "autoencoder", "autoencoder": shape, "scaling": scaling, "imported_from": source.name}
+    card = about | NEVER_TRAINED
+    check_card(card)
     file = run / FOLDER / FILE
     options.begin(run)
-    export_autoencoder(LoadedAutoencoder(file, model, card | NEVER_TRAINED, weights_fingerprint(model)), file)
+    export_autoencoder(LoadedAutoencoder(file, model, card, weights_fingerprint(model)), file)
     print(f"autoencoder in {run}: {', '.join(f'{k}={v}' for k, v in shape.items())}")
 
 
@@ -84,6 +91,10 @@ def diffusion_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None:
         raise ValueError(
             f"{source} takes latents of {shape['in_channels']} channels, {options.autoencoder} makes {channels}"
         )
+    if options.latent_size % net.downsample_factor:
+        raise ValueError(
+            f"latent_size={options.latent_size} is no multiple of this U-Net's factor {net.downsample_factor}"
+        )
     if shape.get("context_dim") is not None and shape.get("label_as") != "context":
         raise ValueError(f"{source} wants a context beside the label (a text's, say), which no command here gives")
     scaling = autoencoder.card.get("scaling") or {}
@@ -104,9 +115,10 @@ def diffusion_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None:
         "autoencoder": autoencoder.fingerprint,
         "autoencoder_path": os.path.relpath(autoencoder.path.resolve(), run.resolve()),
         "imported_from": source.name,
-    }
+    } | NEVER_TRAINED
+    check_card(card)
     options.begin(run)
-    export_diffusion(net, card | NEVER_TRAINED, run / FOLDER / FILE)
+    export_diffusion(net, card, run / FOLDER / FILE)
     print(f"diffusion model in {run}: {', '.join(f'{k}={v}' for k, v in shape.items())}; latents x {factor:g}")
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ldm.exchange.weight_files import CONFIG, State, fill, read_diffusers_weights, read_tensors, write_diffusers
+from ldm.exchange.diffusers_folders import CONFIG, AutoencoderConfig, read_weights, write_diffusers
+from ldm.exchange.weight_files import State, dims, fill, read_tensors, scale_factor
 from ldm.models.autoencoder import Autoencoder
-from ldm.runtime.files import read_json
 
 FIRST_STAGE_PREFIX = "first_stage_model."  # within a CompVis checkpoint of a whole latent diffusion model
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+KIND = "autoencoder of LDM's architecture"
 
 # diffusers' name -> LDM's, applied in turn; afterwards the numbers of `up` are reversed, for LDM counts from the end
 RENAMES = (
@@ -48,74 +48,78 @@ def import_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, Any], dict[st
         ValueError: if the file is damaged, holds code, or holds no KL autoencoder of LDM's architecture.
     """
     if path.is_dir():
-        state, groups, scaling = _read_diffusers(path)
+        shape, state, scaling = _read_diffusers(path)
     else:
-        state, groups, scaling = _read_compvis(path)
-    shape = infer_shape(state, path) | ({"norm_groups": groups} if groups != 32 else {})
-    model = Autoencoder(**shape)
-    fill(model, state, path, shape)
+        shape, state, scaling = _read_compvis(path)
+    model = fill(lambda: Autoencoder(**shape), state, path, shape)
+    assert isinstance(model, Autoencoder)
     return model, shape, scaling or None
 
 
-def _read_diffusers(folder: Path) -> tuple[State, int, dict[str, Any]]:
-    """Weights in LDM's names, groups of a norm, and scaling: of an autoencoder's folder, or of a pipeline's vae/."""
+def _read_diffusers(folder: Path) -> tuple[dict[str, Any], State, dict[str, Any]]:
+    """Shape, weights in LDM's names, and scaling: of an autoencoder's folder, or of a pipeline's vae/."""
     folder = folder / "vae" if (folder / "vae" / CONFIG).exists() else folder
     if (folder / "checkpoints").is_dir() and not (folder / CONFIG).exists():
         raise ValueError(f"source={folder} is a run of ldm already: pass to=diffusers to export it")
-    config = read_json(folder / CONFIG)
-    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-        raise ValueError(f"{folder} holds diffusers' {config['_class_name']}, not an AutoencoderKL")
-    for key, wanted in (("act_fn", "silu"), ("mid_block_add_attention", True)):
-        if config.get(key, wanted) != wanted:
-            raise ValueError(f"{folder / CONFIG} has {key}={config[key]}; LDM's architecture has {wanted}")
-    state = from_diffusers(read_diffusers_weights(folder))
-    keys = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-    return state, config.get("norm_num_groups", 32), {k: config[k] for k in keys if config.get(k)}
+    config = AutoencoderConfig.read(folder / CONFIG)
+    state = from_diffusers(read_weights(folder))
+    shape = infer_shape(state, folder)
+    widths = [shape["channels"] * mult for mult in shape["channel_mult"]]
+    for key, held in (
+        ("latent_channels", shape["latent_channels"]),
+        ("layers_per_block", shape["num_res_blocks"]),
+        ("block_out_channels", widths),
+    ):
+        if getattr(config, key) not in (None, held):
+            raise ValueError(
+                f"{folder / CONFIG} has {key}={getattr(config, key)}, and its weights {held}: {config.fix}"
+            )
+    groups = {"norm_groups": config.norm_num_groups} if config.norm_num_groups != 32 else {}
+    return shape | groups, state, config.scaling()
 
 
-def _read_compvis(path: Path) -> tuple[State, int, dict[str, Any]]:
+def _read_compvis(path: Path) -> tuple[dict[str, Any], State, dict[str, Any]]:
     """The same, of a file: of an autoencoder alone or of a whole model; averaged weights where there are both."""
     tensors = read_tensors(path)
-    factor = tensors.get("scale_factor")
-    scaling = {"scaling_factor": float(factor)} if factor is not None and factor.numel() == 1 else {}
+    factor = scale_factor(tensors, path)
+    scaling = {} if factor is None else {"scaling_factor": factor}
     if any(key.startswith("decoder.up_blocks.") for key in tensors):
-        return from_diffusers(tensors), 32, scaling
+        state = from_diffusers(tensors)
+        return infer_shape(state, path), state, scaling
     prefix = FIRST_STAGE_PREFIX
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)} or tensors
     if "quantize.embedding.weight" in state:
         raise ValueError(f"{path} holds a VQ autoencoder; only KL autoencoders can be imported")
     state = {k: v for k, v in state.items() if k.startswith(PARTS)}
-    return {k: tensors.get("model_ema." + k.replace(".", ""), v) for k, v in state.items()}, 32, scaling
+    state = {k: tensors.get("model_ema." + k.replace(".", ""), v) for k, v in state.items()}
+    return infer_shape(state, path), state, scaling
 
 
 def infer_shape(state: State, path: Path) -> dict[str, Any]:
     """The constructor's arguments of the autoencoder whose weights these are, in LDM's names; errors name `path`."""
 
-    def need(name: str) -> Tensor:
-        if name not in state:
-            raise ValueError(f"{path} lacks {name}: it holds no autoencoder of LDM's architecture")
-        return state[name]
+    def convolution(name: str) -> tuple[int, ...]:
+        return dims(state, f"{name}.weight", 4, path, KIND)
 
     def count(pattern: str) -> int:
         return 1 + max((int(m[1]) for k in state if (m := re.match(pattern, k))), default=-1)
 
-    conv_in = need("encoder.conv_in.weight")
-    need("encoder.down.0.block.0.conv1.weight")
-    levels = range(count(r"encoder\.down\.(\d+)\."))
-    widths = [need(f"encoder.down.{i}.block.0.conv1.weight").shape[0] for i in levels]
+    channels, inputs, *_ = convolution("encoder.conv_in")
+    convolution("encoder.down.0.block.0.conv1")
+    levels = range(count(r"encoder\.down\.(\d{1,2})\."))
+    widths = [convolution(f"encoder.down.{i}.block.0.conv1")[0] for i in levels]
     if "quant_conv.weight" not in state and "post_quant_conv.weight" not in state:
-        _add_identities(state, need("decoder.conv_in.weight").shape[1])
-    latent, moments = need("post_quant_conv.weight").shape[1], need("quant_conv.weight").shape
+        _add_identities(state, convolution("decoder.conv_in")[1])
+    latent, moments = convolution("post_quant_conv")[1], convolution("quant_conv")
     if moments[0] != 2 * latent or moments[0] != moments[1]:
         raise ValueError(f"{path}: quant_conv maps {moments[1]} to {moments[0]} channels, not 2 x {latent} to as many")
-    channels = conv_in.shape[0]
     if any(width % channels for width in widths):
         raise ValueError(f"{path}: the widths {widths} are no multiples of the first convolution's {channels}")
     return {
-        "in_channels": conv_in.shape[1],
+        "in_channels": inputs,
         "channels": channels,
         "channel_mult": [width // channels for width in widths],
-        "num_res_blocks": count(r"encoder\.down\.0\.block\.(\d+)\."),
+        "num_res_blocks": count(r"encoder\.down\.0\.block\.(\d{1,2})\."),
         "latent_channels": latent,
         "attention_resolutions": [2**i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in state],
     }
@@ -188,7 +192,7 @@ def export_diffusers(
     if any(width % groups for width in widths):
         raise ValueError(f"diffusers' AutoencoderKL has {groups} groups in every norm; {widths} are no multiples of it")
     attends = [2**i in shape.get("attention_resolutions", ()) for i in range(len(widths))]
-    config = {
+    config: dict[str, Any] = {
         "_class_name": "AutoencoderKL",
         "_diffusers_version": "0.32.0",
         "act_fn": "silu",
@@ -202,4 +206,5 @@ def export_diffusers(
         "norm_num_groups": groups,
         "sample_size": resolution or 256,
     }
-    write_diffusers(folder, config | scaling, to_diffusers(model.state_dict(), len(widths)))
+    whole = AutoencoderConfig(**config | scaling)
+    write_diffusers(folder, whole, to_diffusers(model.state_dict(), len(widths)))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,13 +72,24 @@ def to_diffusers(state: State, shape: dict[str, Any]) -> State:
     return renamed
 
 
-def from_diffusers(state: State, shape: dict[str, Any]) -> State:
-    """The same tensors under LDM's names, in its shapes."""
-    renamed = {old + k.removeprefix(new): v for old, new in END_NAMES for k, v in state.items() if k.startswith(new)}
-    for old, new in block_names(shape):
+def from_diffusers(state: State, shape: dict[str, Any], path: Path) -> State:
+    """The same tensors under LDM's names, in its shapes; those that no network of this shape has keep their names.
+
+    Raises:
+        ValueError: naming `path`, where queries, keys and values can't be joined.
+    """
+    blocks = list(block_names(shape))
+    known = tuple(new for _, new in (*END_NAMES, *blocks))
+    renamed = {name: tensor for name, tensor in state.items() if not name.startswith(known)}
+    renamed |= {old + k.removeprefix(new): v for old, new in END_NAMES for k, v in state.items() if k.startswith(new)}
+    for old, new in blocks:
         block = {k.removeprefix(new): v for k, v in state.items() if k.startswith(new)}
         if _is_plain_attention(new, shape):
-            renamed |= {old + name: tensor for name, tensor in _attention_from_diffusers(block, shape).items()}
+            try:
+                joined = _attention_from_diffusers(block, shape)
+            except ValueError as error:
+                raise ValueError(f"{path}: {new}{error}") from None
+            renamed |= {old + name: tensor for name, tensor in joined.items()}
             continue
         pairs = [*LAYER_NAMES, *([DOWNSAMPLING_NAMES] if "downsamplers" in new else [])]
         for name, tensor in block.items():
@@ -105,10 +117,14 @@ def _attention_to_diffusers(block: State, shape: dict[str, Any]) -> State:
 
 def _attention_from_diffusers(block: State, shape: dict[str, Any]) -> State:
     renamed: State = {}
-    for kind in ("weight", "bias"):
-        parts = [block.pop(f"to_{letter}.{kind}") for letter in "qkv" if f"to_{letter}.{kind}" in block]
+    for kind, rank in (("weight", 2), ("bias", 1)):
+        parts = {name: block.pop(name) for name in (f"to_{letter}.{kind}" for letter in "qkv") if name in block}
+        for name, part in parts.items():
+            heads = heads_of(shape, len(part)) if part.dim() == rank else 0
+            if heads < 1 or len(part) % heads or part.shape != next(iter(parts.values())).shape:
+                raise ValueError(f"{name} is {list(part.shape)}, which no attention of such heads has")
         if len(parts) == 3:
-            renamed[f"qkv.{kind}"] = join_heads(parts, heads_of(shape, len(parts[0])))
+            renamed[f"qkv.{kind}"] = join_heads(list(parts.values()), heads_of(shape, len(parts[f"to_q.{kind}"])))
     for name, tensor in block.items():
         new = name.replace("to_out.0.", "proj_out.").replace("group_norm.", "norm.")
         renamed[new] = tensor[..., None] if new == "proj_out.weight" else tensor

@@ -4,25 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ldm.exchange.diffusers_folders import UNetConfig
 from ldm.exchange.unet_names import heads_of
-from ldm.exchange.weight_files import State
+from ldm.exchange.weight_files import State, dims
 
-# what LDM's architecture takes for granted and diffusers' configs may change
-GRANTED = {
-    "act_fn": "silu",
-    "norm_num_groups": 32,
-    "norm_eps": 1e-5,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "downsample_padding": 1,
-    "center_input_sample": False,
-    "add_attention": True,
-    "time_embedding_type": "positional",
-    "transformer_layers_per_block": 1,
-    "class_embed_type": None,
-    "addition_embed_type": None,
-    "only_cross_attention": False,
-}
+KIND = "U-Net of LDM's or ADM's architecture"
 
 
 def infer_shape(state: State, path: Path, heads: dict[str, int]) -> dict[str, Any]:
@@ -31,21 +17,19 @@ def infer_shape(state: State, path: Path, heads: dict[str, int]) -> dict[str, An
     Raises:
         ValueError: that names `path`, if they are no U-Net's.
     """
-    for name in ("time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight", "middle_block.1.norm.weight"):
-        if name not in state:
-            raise ValueError(f"{path} lacks {name}: it holds no U-Net of LDM's or ADM's architecture")
-    model_channels = state["time_embed.0.weight"].shape[1]
-    stem_channels, inputs = state["input_blocks.0.0.weight"].shape[:2]
-    outputs = state["out.2.weight"].shape[0]
+    _, model_channels = dims(state, "time_embed.0.weight", 2, path, KIND)
+    stem_channels, inputs, *_ = dims(state, "input_blocks.0.0.weight", 4, path, KIND)
+    outputs, *_ = dims(state, "out.2.weight", 4, path, KIND)
+    dims(state, "middle_block.1.norm.weight", 1, path, KIND)
     if outputs > inputs:
         raise ValueError(
             f"{path} predicts {outputs} channels from {inputs}: neither an x0, eps or v, nor ADM's variance"
         )
     updown = any(re.fullmatch(r"output_blocks\.\d+\.[12]\.in_layers\.0\.bias", name) for name in state)
     levels = _levels(state, path, updown)
-    widths = [state[f"input_blocks.{blocks[0]}.0.out_layers.3.weight"].shape[0] for blocks in levels]
+    widths = [dims(state, f"input_blocks.{blocks[0]}.0.out_layers.3.weight", 4, path, KIND)[0] for blocks in levels]
     attends = [f"input_blocks.{blocks[0]}.1.norm.weight" in state for blocks in levels]
-    embedded = state[f"input_blocks.{levels[0][0]}.0.emb_layers.1.bias"].shape[0]
+    (embedded,) = dims(state, f"input_blocks.{levels[0][0]}.0.emb_layers.1.bias", 1, path, KIND)
     shape: dict[str, Any] = {
         "in_channels": outputs,
         "model_channels": model_channels,
@@ -55,7 +39,7 @@ def infer_shape(state: State, path: Path, heads: dict[str, int]) -> dict[str, An
         **heads,
     }
     shape |= {"stem_channels": stem_channels} if stem_channels != model_channels else {}
-    shape |= _condition(state)
+    shape |= _condition(state, path)
     shape |= {"concat_channels": inputs - outputs} if inputs > outputs else {}
     convolves = any(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name) for name in state)
     return shape | {
@@ -75,9 +59,9 @@ def _levels(state: State, path: Path, updown: bool) -> list[list[int]]:
     Between levels stands a block that halves the resolution: a convolution, nothing that has weights
     (conv_resample=False), or (resblock_updown) a residual block, which only its regular place tells from the others.
     """
-    residual = {int(m[1]) for k in state if (m := re.fullmatch(r"input_blocks\.(\d+)\.0\.in_layers\.0\.bias", k))}
+    residual = {int(m[1]) for k in state if (m := re.fullmatch(r"input_blocks\.(\d{1,3})\.0\.in_layers\.0\.bias", k))}
     if not residual:
-        raise ValueError(f"{path} lacks input_blocks.1.0.in_layers.0.bias: it holds no U-Net of LDM's architecture")
+        raise ValueError(f"{path} lacks input_blocks.1.0.in_layers.0.bias: it holds no {KIND}")
     last, halving = max(residual), set()
     if updown:
         ups = sum(bool(re.fullmatch(r"output_blocks\.\d+\.[12]\.in_layers\.0\.bias", k)) for k in state)
@@ -90,17 +74,17 @@ def _levels(state: State, path: Path, updown: bool) -> list[list[int]]:
         else:
             levels.append([])
     if not all(levels):
-        raise ValueError(f"{path} has a level without a residual block: it holds no U-Net of LDM's architecture")
+        raise ValueError(f"{path} has a level without a residual block: it holds no {KIND}")
     return levels
 
 
-def _condition(state: State) -> dict[str, Any]:
-    context = state.get("middle_block.1.transformer_blocks.0.attn2.to_k.weight")
-    labels = state.get("label_emb.weight")
-    if context is None:
+def _condition(state: State, path: Path) -> dict[str, Any]:
+    name = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    if name not in state:
         return {}
-    is_token = labels is not None and labels.shape[1] == context.shape[1]
-    return {"context_dim": context.shape[1]} | ({"label_as": "context"} if is_token else {})
+    _, context_dim = dims(state, name, 2, path, KIND)
+    is_token = "label_emb.weight" in state and dims(state, "label_emb.weight", 2, path, KIND)[1] == context_dim
+    return {"context_dim": context_dim} | ({"label_as": "context"} if is_token else {})
 
 
 def multipliers(widths: list[int], unit: int) -> list[float]:
@@ -108,43 +92,37 @@ def multipliers(widths: list[int], unit: int) -> list[float]:
     return [width // unit if width % unit == 0 else width / unit for width in widths]
 
 
-def shape_of_diffusers(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The constructor's arguments of a diffusers U-Net's config.json; ValueError if LDM's architecture is another."""
-    kind = config.get("_class_name")
-    if kind not in ("UNet2DModel", "UNet2DConditionModel"):
-        raise ValueError(f"{path} describes a {kind}, not a UNet2DModel or UNet2DConditionModel")
-    for key, wanted in GRANTED.items():
-        if config.get(key, wanted) != wanted:
-            raise ValueError(f"{path} has {key}={config[key]}; LDM's architecture has {wanted}")
-    widths = config["block_out_channels"]
+def shape_of_diffusers(config: UNetConfig, path: Path) -> dict[str, Any]:
+    """The constructor's arguments of a diffusers U-Net by its config.json, at `path`."""
+    widths = config.block_out_channels
     shape: dict[str, Any] = {
-        "in_channels": config["out_channels"],
+        "in_channels": config.out_channels,
         "model_channels": widths[0],
         "channel_mult": multipliers(widths, widths[0]),
-        "num_res_blocks": config["layers_per_block"],
-        "attention_resolutions": [2**i for i, name in enumerate(config["down_block_types"]) if "Attn" in name],
+        "num_res_blocks": config.layers_per_block,
+        "attention_resolutions": [2**i for i, name in enumerate(config.down_block_types) if "Attn" in name],
         **_heads_of_diffusers(config, path),
     }
-    if kind == "UNet2DConditionModel":
-        shape["context_dim"] = config["cross_attention_dim"]
-    extra = config["in_channels"] - config["out_channels"]
+    if config.conditional:
+        shape["context_dim"] = config.cross_attention_dim
+    extra = config.in_channels - config.out_channels
     shape |= {"concat_channels": extra} if extra > 0 else {}
-    shape |= {"scale_shift": True} if config.get("resnet_time_scale_shift") == "scale_shift" else {}
-    updown = config.get("downsample_type") == "resnet" or any("Resnet" in name for name in config["down_block_types"])
+    shape |= {"scale_shift": True} if config.resnet_time_scale_shift == "scale_shift" else {}
+    updown = config.downsample_type == "resnet" or any("Resnet" in name for name in config.down_block_types)
     return shape | ({"resblock_updown": True} if updown else {})
 
 
-def _heads_of_diffusers(config: dict[str, Any], path: Path) -> dict[str, Any]:
+def _heads_of_diffusers(config: UNetConfig, path: Path) -> dict[str, Any]:
     """num_heads or head_channels; what conditional models call attention_head_dim is a number of heads."""
-    heads, widths = config.get("num_attention_heads") or config.get("attention_head_dim"), config["block_out_channels"]
+    heads, widths = config.heads, config.block_out_channels
     if isinstance(heads, list):
-        sizes = {width // number for width, number in zip(widths, heads, strict=True)}
-        if len(sizes) != 1:
+        sizes = {width / number for width, number in zip(widths, heads, strict=True)}
+        if len(sizes) != 1 or not (size := sizes.pop()).is_integer():
             raise ValueError(
                 f"{path} has {heads} heads for {widths} channels: neither their number nor size is constant"
             )
-        return {"head_channels": sizes.pop()}
-    return {"num_heads" if config["_class_name"] == "UNet2DConditionModel" else "head_channels": heads}
+        return {"head_channels": int(size)}
+    return {"num_heads" if config.conditional else "head_channels": heads}
 
 
 def diffusers_config(shape: dict[str, Any], latent_size: int) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import torch
 
+from ldm.exchange.diffusers_folders import CONFIG, UNetConfig, read_weights, write_diffusers
 from ldm.exchange.unet_names import from_diffusers, heads_first, heads_of, to_diffusers
-from ldm.exchange.unet_shapes import diffusers_config, infer_shape, shape_of_diffusers
-from ldm.exchange.weight_files import CONFIG, State, fill, read_diffusers_weights, read_tensors, write_diffusers
+from ldm.exchange.unet_shapes import KIND, diffusers_config, infer_shape, shape_of_diffusers
+from ldm.exchange.weight_files import State, dims, fill, fit, read_tensors, scale_factor
 from ldm.models.unet import UNet
-from ldm.runtime.files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -49,27 +49,31 @@ def import_unet(
             raise ValueError(
                 f"{folder / CONFIG} tells the heads: leave num_heads, head_channels and attention_order null"
             )
-        shape = shape_of_diffusers(read_json(folder / CONFIG), folder / CONFIG)
-        state = from_diffusers(read_diffusers_weights(folder), shape)
+        shape = shape_of_diffusers(UNetConfig.read(folder / CONFIG), folder / CONFIG)
+        state = from_diffusers(read_weights(folder), shape, folder)
     else:
         tensors = read_tensors(path)
-        factor = float(tensors["scale_factor"]) if "scale_factor" in tensors else None
-        state, shape = _read_file(tensors, path, heads, attention_order)
-    if "label_emb.weight" not in state:  # a model without classes: no label moves anything
+        factor = scale_factor(tensors, path)
+        state, shape = _read_file(tensors, path, heads)
+    if not (has_labels := "label_emb.weight" in state):  # a model without classes: no label moves anything
         state["label_emb.weight"] = torch.zeros(2, 4 * shape["model_channels"])
-    elif not null_class:
-        labels = state["label_emb.weight"]
+    rows, _ = dims(state, "label_emb.weight", 2, path, KIND)
+    if not null_class and has_labels:
+        labels, rows = state["label_emb.weight"], rows + 1
         state["label_emb.weight"] = torch.cat([labels, torch.zeros_like(labels[:1])])
-    shape |= {"num_classes": len(state["label_emb.weight"]) - 1, "time_offset": 1.0}
-    model = UNet(**shape)
-    fill(model, state, path, shape)
+    if rows < 2:
+        raise ValueError(f"{path}: label_emb.weight has one row alone, so it is no null class: pass null_class=false")
+    shape |= {"num_classes": rows - 1, "time_offset": 1.0}
+    if not path.is_dir():
+        fit(lambda: UNet(**shape), state, path, shape)
+        state = _with_heads_first(state, shape, path, attention_order)
+    model = fill(lambda: UNet(**shape), state, path, shape)
+    assert isinstance(model, UNet)
     return model, shape, factor
 
 
-def _read_file(
-    tensors: State, path: Path, heads: dict[str, int], attention_order: AttentionOrder | None
-) -> tuple[State, dict[str, Any]]:
-    """The U-Net's state with heads first, and its constructor's arguments, of a CompVis or ADM file's tensors."""
+def _read_file(tensors: State, path: Path, heads: dict[str, int]) -> tuple[State, dict[str, Any]]:
+    """The U-Net's state and its constructor's arguments, of a CompVis or ADM file's tensors."""
     if len(heads.keys() - {"num_heads_upsample"}) != 1:
         raise ValueError(
             f"{path} does not tell its attention heads: pass num_heads= or head_channels=, as its yaml or flags have "
@@ -82,23 +86,28 @@ def _read_file(
     else:  # ADM's files hold the network alone
         state = dict(tensors)
     state = _without_variance(state, path)
-    shape = infer_shape(state, path, heads)
+    return state, infer_shape(state, path, heads)
+
+
+def _with_heads_first(state: State, shape: dict[str, Any], path: Path, attention_order: AttentionOrder | None) -> State:
+    """The state of a CompVis or ADM file, which fits its network, with heads first in qkv."""
     if not _has_several_heads(state, shape):
-        return state, shape
+        return state
     if attention_order not in ("legacy", "new"):
         raise ValueError(
             f"{path} does not tell how its attention heads lie in qkv: pass attention_order=new if its yaml or flags "
             "have use_new_attention_order=True, else attention_order=legacy"
         )
-    return (heads_first(state, shape) if attention_order == "new" else state), shape
+    return heads_first(state, shape) if attention_order == "new" else state
 
 
 def _without_variance(state: State, path: Path) -> State:
     """The state with the mean half of an output that is twice the input (ADM's learn_sigma)."""
     if not {"input_blocks.0.0.weight", "out.2.weight", "out.2.bias"} <= state.keys():
         return state  # no U-Net, as `infer_shape` will say
-    inputs, outputs = state["input_blocks.0.0.weight"].shape[1], state["out.2.weight"].shape[0]
-    if outputs != 2 * inputs:
+    _, inputs, *_ = dims(state, "input_blocks.0.0.weight", 4, path, KIND)
+    outputs, *_ = dims(state, "out.2.weight", 4, path, KIND)
+    if outputs != 2 * inputs or dims(state, "out.2.bias", 1, path, KIND) != (outputs,):
         return state
     log.info("%s predicts a mean and a variance (learn_sigma): only the mean is taken", path)
     return state | {name: state[name][:inputs] for name in ("out.2.weight", "out.2.bias")}
@@ -119,4 +128,5 @@ def export_unet(model: UNet, shape: dict[str, Any], folder: Path, latent_size: i
     Raises:
         ValueError: if diffusers has no such network; names the option in `shape`, the constructor's arguments.
     """
-    write_diffusers(folder, diffusers_config(shape, latent_size), to_diffusers(model.state_dict(), shape))
+    config = UNetConfig(**diffusers_config(shape, latent_size))
+    write_diffusers(folder, config, to_diffusers(model.state_dict(), shape))

@@ -1,99 +1,183 @@
-"""Files of weights from elsewhere, read without executing anything in them, and folders as diffusers has them."""
+"""Files of weights from elsewhere, read without executing anything in them, and held to the network that they fill."""
 
-import codecs
-import json
 import re
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ldm.runtime.files import atomic_write, write_json
+from ldm.weights import check_zip
 
 State = dict[str, Tensor]
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+WRAPPERS = ("_orig_mod", "module")  # what torch.compile and DDP put before the names of what they wrap
+EMA = "model_ema."  # CompVis' averaged weights, whose names are those of the others without dots
+ZIP = b"PK\x03\x04"
 
 
 class _Inert:
-    """Takes the place of a class that an old checkpoint names beside its weights; does nothing."""
+    """Takes the place of a class or function that an old checkpoint names beside its weights; does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
+    def __setstate__(self, state: Any) -> None: ...
 
-# what checkpoints of Lightning 1.x hold beside tensors: a callback's class, and a NumPy scalar, its best score
+
+# what checkpoints of Lightning 1.x hold beside tensors: a callback's class, and a NumPy scalar, its best score; none of
+# them is made, since bytes of a type that a file describes can be pointers
 HARMLESS: list[Any] = [
-    *(
-        (_Inert, name)
-        for name in ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint", "argparse.Namespace")
-    ),
-    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    np.dtype,
-    *{type(np.dtype(name)) for name in ("float32", "float64", "int64")},
-    (codecs.encode, "_codecs.encode"),
+    (_Inert, name)
+    for name in (
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+        "argparse.Namespace",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+        "numpy.dtype",
+        "_codecs.encode",
+    )
 ]
 
 
 def read_tensors(path: Path) -> State:
+    """The tensors of a file by name, as `tensors_in` has them, but for what torch.compile and DDP put before them."""
+    return unwrapped(tensors_in(path))
+
+
+def tensors_in(path: Path) -> State:
     """The tensors of a .ckpt, .pt, .bin or .safetensors file by name, of its "state_dict" where it has one.
 
     Raises:
         ValueError: that names the file, if it does not exist, is damaged, or refers to anything but tensors.
     """
-    if not path.exists():
-        raise ValueError(f"{path} does not exist: name a .ckpt, .safetensors or a diffusers folder")
+    if not path.is_file():
+        problem = "is no regular file" if path.exists() else "does not exist"
+        raise ValueError(f"{path} {problem}: name a .ckpt, .safetensors or a diffusers folder")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals(HARMLESS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            state: Any = load_file(path)
+        else:
+            state = _unpickled(path)
     except UnpicklingError as error:
         global_name = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"refers to {global_name[1]}, which is no tensor" if global_name else "is no checkpoint"
         raise ValueError(f"{path} {what}: nothing of it was executed. Ask for a .safetensors file") from None
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint: {(str(error) or 'empty').splitlines()[0]}") from None
+    except Exception as error:  # the libraries raise whatever a damaged file leads them to
+        raise ValueError(f"{path} is damaged or no checkpoint: {first_line(error)}") from None
+    tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    for name, tensor in tensors.items():
+        if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
+            raise ValueError(f"{path}: {name} is no plain tensor: save its values as dense float32")
+        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+            raise ValueError(f"{path}: {name} is {list(tensor.shape)}, of which the file holds only a part")
+    return tensors
+
+
+def _unpickled(path: Path) -> dict[Any, Any]:
+    """What a zip of torch's holds, once its checksums are compared, or an old pickle, which has none."""
+    with path.open("rb") as file:
+        starts_as_zip = file.read(len(ZIP)) == ZIP
+    if starts_as_zip or zipfile.is_zipfile(path):
+        check_zip(path)
+    with torch.serialization.safe_globals(HARMLESS):
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
-    items = state.items() if isinstance(state, dict) else ()
-    return {str(k): v for k, v in items if isinstance(v, Tensor)}
+    return state if isinstance(state, dict) else {}
 
 
-def read_diffusers_weights(folder: Path) -> State:
-    """The tensors of a diffusers folder: safetensors are read before .bin, both before a variant such as .fp16."""
-    files = [f for kind in (".safetensors", ".bin") for f in folder.glob(f"diffusion_pytorch_model*{kind}")]
-    if not files:
-        raise ValueError(f"{folder} holds no {WEIGHTS}")
-    return read_tensors(min(files, key=lambda file: (file.suffix != ".safetensors", len(file.name))))
+def first_line(error: Exception) -> str:
+    """What an exception of a library says, in short."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def write_diffusers(folder: Path, config: dict[str, Any], state: State) -> None:
-    """Write config.json and the weights as safetensors."""
-    with atomic_write(folder / WEIGHTS) as file:
-        file.write(save({k: v.contiguous() for k, v in state.items()}, metadata={"format": "pt"}))
-    write_json(folder / CONFIG, json.loads(json.dumps(config)))
+def unwrapped(tensors: State) -> State:
+    """The tensors under the names that they had before torch.compile or DDP wrapped their network, or a part of it.
+
+    A part named as those name it is left out of the names where all tensors of a prefix have it: then it wraps them.
+    """
+    names = {name: tuple(name.split(".")) for name in tensors}
+    after = defaultdict[tuple[str, ...], set[str]](set)
+    for parts in names.values():
+        for i, part in enumerate(parts):
+            after[parts[:i]].add(part)
+
+    def wraps(parts: tuple[str, ...], i: int) -> bool:
+        return parts[i] in WRAPPERS and i < len(parts) - 1 and len(after[parts[:i]]) == 1
+
+    renamed = {}
+    for name, parts in names.items():
+        plain = ".".join(part for i, part in enumerate(parts) if not wraps(parts, i))
+        renamed[plain.replace("_orig_mod", "") if plain.startswith(EMA) else plain] = tensors[name]
+    return renamed
 
 
-def fill(model: nn.Module, state: State, path: Path, shape: dict[str, Any]) -> None:
-    """Load a state into a model in float32, and freeze the model in evaluation mode.
+def scale_factor(tensors: State, path: Path) -> float | None:
+    """The factor that a whole model scales its latents with, if it has one; ValueError if nothing can be scaled so."""
+    if "scale_factor" not in tensors:
+        return None
+    factor = tensors["scale_factor"]
+    value = float(factor) if factor.numel() == 1 and not factor.is_complex() else float("nan")
+    if not 0 < value < float("inf"):
+        told = f"{value:g}" if factor.numel() == 1 else f"a tensor of {list(factor.shape)}"
+        raise ValueError(f"{path}: scale_factor is {told}, not a finite number of more than 0: take another file")
+    return value
+
+
+def dims(state: State, name: str, rank: int, path: Path, kind: str) -> tuple[int, ...]:
+    """The shape of a tensor that a kind of network must have; ValueError, naming it, if it is missing or of another
+    rank."""
+    if name not in state:
+        raise ValueError(f"{path} lacks {name}: it holds no {kind}")
+    shape = tuple(state[name].shape)
+    if len(shape) != rank or 0 in shape:
+        raise ValueError(f"{path}: {name} is {list(shape)}, not of {rank} dimensions: it holds no {kind}")
+    return shape
+
+
+def fit(build: Callable[[], nn.Module], state: State, path: Path, shape: dict[str, Any]) -> None:
+    """Hold a state to the network that it is for, before that takes any memory.
+
+    Args:
+        build: makes the network; here on the meta device, where it has no values.
+        state: its weights, by name.
+        path:  that they come from, for errors.
+        shape: the constructor's arguments, for errors.
 
     Raises:
-        ValueError: that names `path`, the tensor and `shape` (the constructor's arguments), if the model lacks a place
-            for a tensor, or the state a tensor for a place, or if a value is not finite.
+        ValueError: if there is no such network; if it lacks a place for a tensor, or the state a tensor for a place; if
+            a tensor is of another shape or kind.
     """
-    state = {k: v.float() for k, v in state.items()}
-    for name, wanted in model.state_dict().items():
+    try:
+        with torch.device("meta"):
+            places = build().state_dict()
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{path} is of a network that can't be built, {shape}: {first_line(error)}") from None
+    for name, place in places.items():
         if name not in state:
             raise ValueError(f"{path} lacks {name}, which a network of its shape ({shape}) has")
-        if state[name].shape != wanted.shape:
-            raise ValueError(f"{path}: {name} is {list(state[name].shape)}, not {list(wanted.shape)} as in {shape}")
-        if not state[name].isfinite().all():
-            raise ValueError(f"{path}: {name} holds values that are not finite")
-    extra = state.keys() - model.state_dict().keys()
+        if state[name].shape != place.shape:
+            raise ValueError(f"{path}: {name} is {list(state[name].shape)}, not {list(place.shape)} as in {shape}")
+        if not state[name].is_floating_point():
+            raise ValueError(f"{path}: {name} is of {state[name].dtype}, not of floating-point numbers")
+    extra = state.keys() - places.keys()
     if extra:
         raise ValueError(f"{path} holds {min(extra)}, which a network of its shape ({shape}) has not")
+
+
+def fill(build: Callable[[], nn.Module], state: State, path: Path, shape: dict[str, Any]) -> nn.Module:
+    """The network with a state that fits it in float32, frozen, in evaluation mode; ValueError if a value isn't finite.
+
+    See `fit` for the arguments and for what else is refused.
+    """
+    fit(build, state, path, shape)
+    state = {name: tensor.float() for name, tensor in state.items()}
+    for name, tensor in state.items():
+        if not all(value.isfinite() for value in tensor.aminmax()):
+            raise ValueError(f"{path}: {name} holds values that are not finite")
+    model = build()
     model.load_state_dict(state)
-    model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
