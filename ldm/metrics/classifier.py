@@ -35,7 +35,10 @@ class PixelClassifier:
 
 
 class FileClassifier:
-    """A TorchScript or torch.export file that maps uint8 [B, 3, H, W] to logits [B, K], in the order of the labels."""
+    """A TorchScript or torch.export file that maps uint8 [B, 3, H, W] to logits [B, K], in the order of the labels.
+
+    Such a file is a program, which runs here with all that this user may do: load only files that you trust.
+    """
 
     def __init__(self, path: Path, example: Tensor, classes: int) -> None:
         self.net = FromFile(path, example, key="classifier")

@@ -101,6 +101,7 @@ def sampling(labels: Counter[int]) -> str:
     """How classes were sampled, as far as labels tell; "unknown" where all are 0, as they are where there are none."""
     if set(labels) <= {0}:
         return "unknown"
-    names = f"0 ... {max(labels)}" if set(labels) == set(range(max(labels) + 1)) else str(sorted(labels))
+    without_gaps = min(labels) == 0 and max(labels) == len(labels) - 1
+    names = f"0 ... {max(labels)}" if without_gaps else str(sorted(labels))
     spread = max(labels.values()) - min(labels.values())
     return f"{'equally many' if spread < 2 else 'not equally many'} of the classes {names}"

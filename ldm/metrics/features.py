@@ -1,5 +1,6 @@
 """Feature extractors and classifiers: modules that map images, uint8 [B, 3, H, W], to features or logits."""
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.runtime.files import sha256
+
+log = logging.getLogger(__name__)
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
@@ -51,7 +54,7 @@ class Inception(Extractor):
         weights: a file; None = downloaded once
 
     Raises:
-        ValueError: if it can't be downloaded, with the file's address and where it belongs.
+        ValueError: if it can't be downloaded, with the file's address and where it belongs; or if it is damaged.
     """
 
     kinds = ("features", "spatial")
@@ -72,6 +75,8 @@ class Inception(Extractor):
             raise ValueError(
                 f"features=inception needs {INCEPTION_URL}, and the download failed ({error}): put the file at {path}"
             ) from None
+        except Exception as error:  # torch's reader raises whatever a damaged file leads it to
+            raise ValueError(f"{path} is damaged, not Inception's weights ({_told(error)}): remove it") from None
         self.net.Mixed_6d.branch1x1.register_forward_hook(self._keep)
         self.identity = f"torch-fidelity inception-v3-compat 2048, sha256 {sha256(path)[:16]}"
 
@@ -89,6 +94,8 @@ class Inception(Extractor):
 class FromFile(Extractor):
     """A TorchScript (.pt) or torch.export (.pt2) file that maps uint8 [B, 3, H, W] to [B, D].
 
+    Such a file is a program, which runs here with all that this user may do: load only files that you trust.
+
     Args:
         path:    the file
         example: a few of the images
@@ -102,20 +109,26 @@ class FromFile(Extractor):
 
     def __init__(self, path: Path, example: Tensor, key: str = "features") -> None:
         super().__init__()
-        if not path.exists():
-            raise ValueError(f"{key}={path} does not exist: name a TorchScript .pt or a torch.export .pt2 file")
+        if not path.is_file():
+            problem = "is no regular file" if path.exists() else "does not exist"
+            raise ValueError(f"{key}={path} {problem}: name a TorchScript .pt or a torch.export .pt2 file")
+        log.info("%s=%s runs the code in %s: load only files that you trust", key, path, path.name)
         try:
             loaded = torch.export.load(path).module() if path.suffix == ".pt2" else _load_torchscript(path)
             self.options = _options_for(loaded, features=key != "classifier")
             output = loaded(example, **self.options)
             if isinstance(output, Tensor) and output.dim() == 2:
                 loaded(example.repeat(2, 1, 1, 1), **self.options)  # an export may have one batch size
-        except (RuntimeError, ValueError, AssertionError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"{key}={path} can't be used on {list(example.shape)} uint8 images: {reason}") from None
-        if not isinstance(output, Tensor) or output.dim() != 2:
+                finite = bool(output.isfinite().all())
+        except Exception as error:  # torch's readers, and the file's own code, raise whatever they like
+            raise ValueError(
+                f"{key}={path} can't be used on {list(example.shape)} uint8 images: {_told(error)}"
+            ) from None
+        if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(example):
             what = f"the shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-            raise ValueError(f"{key}={path} returns {what}, not a tensor of two dimensions")
+            raise ValueError(f"{key}={path} returns {what}, not a tensor of two dimensions, a row an image")
+        if not finite:
+            raise ValueError(f"{key}={path} returns values that are not finite: it is damaged, or not for such images")
         self.num_features = output.shape[1]
         self.identity = f"{path.name}, sha256 {sha256(path)[:16]}"
         self.module = loaded
@@ -126,6 +139,11 @@ class FromFile(Extractor):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.module(image, **self.options)
+
+
+def _told(error: Exception) -> str:
+    """What an exception says in the end."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def _options_for(loaded: nn.Module, features: bool) -> dict[str, bool]:

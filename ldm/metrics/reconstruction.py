@@ -1,5 +1,6 @@
 """PSNR, SSIM, LPIPS and rFD of reconstructions, on rounded uint8 images."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -17,6 +18,9 @@ from ldm.metrics.statistics import Moments
 class ReconstructionMetrics:
     """update(image_hat, image) with uint8 images, compute() -> {"psnr": dB, "ssim", "lpips", "rfd"}: means over images,
     and the Frechet distance between both sets; over all ranks of a run.
+
+    An image that is reconstructed exactly has the PSNR of one value in it that is off by one, not infinitely many dB:
+    else one blank image would decide the mean.
 
     Args:
         perceptual: LPIPS of two batches in [-1, 1], [B]; None = left out
@@ -44,7 +48,8 @@ class ReconstructionMetrics:
         """Both uint8 [B, 3, H, W]."""
         self.to(image.device)
         pair = image_hat.float(), image.float()
-        self.means["psnr"].update(peak_signal_noise_ratio(*pair, data_range=255.0, dim=(1, 2, 3), reduction="none"))
+        psnr = peak_signal_noise_ratio(*pair, data_range=255.0, dim=(1, 2, 3), reduction="none")
+        self.means["psnr"].update(psnr.clamp(max=10 * math.log10(255.0**2 * image[0].numel())))
         self.means["ssim"].update(*pair)
         if self.perceptual is not None:
             self.means["lpips"].update(self.perceptual(to_x(image), to_x(image_hat)))

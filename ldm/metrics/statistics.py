@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ldm.runtime.files import DAMAGED_ZIP, atomic_write, sha256
+from ldm.card import not_plain
+from ldm.metrics.array_files import ArrayFile
+from ldm.runtime.files import atomic_write, sha256
+
+ROUNDING = 1e-4  # of a covariance's largest variance: by so much, files in single precision are no covariance
+AGAIN = "compute these statistics again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +60,65 @@ class Statistics:
 
     @classmethod
     def load(cls, path: Path, end: str = "") -> "Statistics":
-        """Read such an .npz, or one with mu and sigma alone; `end` is what the names of these two end in."""
-        with np.load(path) as arrays:
-            mean, covariance = (torch.from_numpy(arrays[name + end].astype(np.float64)) for name in ("mu", "sigma"))
-            if covariance.shape != (*mean.shape, *mean.shape):
-                raise ValueError(f"mu{end} has {list(mean.shape)} numbers, sigma{end} {list(covariance.shape)}")
-            if "count" in arrays and arrays["count"] < 2:
-                raise ValueError(f"its count is {arrays['count']}")
-            return cls(
-                count=int(arrays["count"]) if "count" in arrays else None,
-                mean=mean,
-                covariance=covariance,
-                features=torch.from_numpy(arrays["features"]) if "features" in arrays else None,
-                card=json.loads(str(arrays["card"])) if "card" in arrays else {"statistics": sha256(path)[:16]},
+        """Read such an .npz, or one with mu and sigma alone; `end` is what the names of these two end in.
+
+        Raises:
+            ValueError: naming the file and the array, if it is damaged or holds no statistics of anything.
+        """
+        arrays = ArrayFile(path)
+        mean, covariance = (_numbers(arrays, name + end) for name in ("mu", "sigma"))
+        if mean.dim() != 1 or len(mean) == 0 or covariance.shape != (len(mean), len(mean)):
+            raise ValueError(f"{path}: mu{end} has {list(mean.shape)} numbers, sigma{end} {list(covariance.shape)}")
+        _check_covariance(covariance, f"{path}: sigma{end}")
+        count = _count(arrays) if "count" in arrays else None
+        features = _numbers(arrays, "features").float() if "features" in arrays and not end else None
+        if features is not None and (features.shape[1:] != mean.shape or not 0 < len(features) <= (count or np.inf)):
+            raise ValueError(
+                f"{path}: features is {list(features.shape)}, of {count} images with {len(mean)} features each: {AGAIN}"
             )
+        card = _card(arrays) if "card" in arrays else {"statistics": sha256(path)[:16]}
+        return cls(count=count, mean=mean, covariance=covariance, features=features, card=card)
+
+
+def _numbers(arrays: ArrayFile, name: str) -> Tensor:
+    """An array as float64; ValueError if it holds anything but finite numbers."""
+    array = arrays.read(name)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{arrays.path}: {name} is of {array.dtype}, not of numbers: {AGAIN}")
+    numbers = torch.from_numpy(array.astype(np.float64))
+    if not numbers.isfinite().all():
+        raise ValueError(f"{arrays.path}: {name} holds values that are not finite: {AGAIN}")
+    return numbers
+
+
+def _count(arrays: ArrayFile) -> int:
+    array = arrays.read("count")
+    if array.dtype.kind not in "iu" or array.shape != () or not 2 <= int(array) < 1 << 53:
+        told = array if array.shape == () else f"an array of {list(array.shape)}"
+        raise ValueError(f"{arrays.path}: count is {told}, not a whole number of at least 2: {AGAIN}")
+    return int(array)
+
+
+def _card(arrays: ArrayFile) -> dict[str, Any]:
+    array = arrays.read("card")
+    try:
+        card: Any = json.loads(str(array)) if array.dtype.kind == "U" and array.shape == () else None
+    except (ValueError, RecursionError):
+        card = None
+    if not isinstance(card, dict) or not_plain(card) is not None:
+        raise ValueError(f"{arrays.path}: card is no JSON text of plain data: {AGAIN}")
+    plain: dict[str, Any] = card
+    return plain
+
+
+def _check_covariance(covariance: Tensor, named: str) -> None:
+    """ValueError if a matrix [D, D] is asymmetric, or has a negative eigenvalue: no features have such a covariance."""
+    rounding = ROUNDING * covariance.diagonal().abs().max()
+    if (covariance - covariance.T).abs().max() > rounding:
+        raise ValueError(f"{named} is not symmetric, so it is no covariance: {AGAIN}")
+    room = (rounding + torch.finfo(torch.float64).tiny) * torch.eye(len(covariance), dtype=torch.float64)
+    if torch.linalg.cholesky_ex((covariance + covariance.T) / 2 + room).info != 0:
+        raise ValueError(f"{named} has a negative eigenvalue, so it is no covariance: {AGAIN}")
 
 
 def known_statistics(path: Path) -> dict[str, Statistics]:
@@ -80,15 +130,12 @@ def known_statistics(path: Path) -> dict[str, Statistics]:
     """
     if path.suffix != ".npz" or not path.exists():
         return {}
+    arrays = ArrayFile(path)
     kinds = {"features": "", "spatial": "_s"}
-    try:
-        with path.open("rb") as file, np.load(file) as arrays:  # of a damaged file np.load would not close it
-            names = {kind: end for kind, end in kinds.items() if f"mu{end}" in arrays and f"sigma{end}" in arrays}
-        if names and "features" not in names:
-            raise ValueError("it has mu_s and sigma_s without mu and sigma")
-        return {kind: Statistics.load(path, end) for kind, end in names.items()}
-    except DAMAGED_ZIP as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+    names = {kind: end for kind, end in kinds.items() if f"mu{end}" in arrays and f"sigma{end}" in arrays}
+    if names and "features" not in names:
+        raise ValueError(f"{path} has mu_s and sigma_s without mu and sigma")
+    return {kind: Statistics.load(path, end) for kind, end in names.items()}
 
 
 class Moments(Metric):
@@ -131,6 +178,10 @@ class Moments(Metric):
             raise ValueError(
                 f"a Frechet distance needs two images a side, not {int(count)}: of the samples, the reference or the "
                 "held-out images; or pass features=null"
+            )
+        if not mean.isfinite().all() or not covariance.isfinite().all():
+            raise ValueError(
+                "the features of some images are not finite: what features= names is damaged, or not for such images"
             )
         return Statistics(count=int(count), mean=mean, covariance=covariance, features=None, card={})
 
