@@ -159,7 +159,7 @@ def named(points: list[Point], name: str) -> str:
 def place(point: Point, keys: list[str], ranking: str | None, largest_first: bool) -> tuple[Any, ...]:
     """Sorts points: by the metric, those without one last, and by what they were given."""
     value = None if ranking is None else point.values[ranking]
-    known = value is not None and not math.isnan(value)
+    known = value is not None and math.isfinite(value)
     ranked = ((-1 if largest_first else 1) * value if known and value is not None else 0.0,)
     return (
         ranking is not None and not known,
@@ -172,9 +172,10 @@ def place(point: Point, keys: list[str], ranking: str | None, largest_first: boo
 def _natural(text: str) -> tuple[int, float, str]:
     """Numbers by their size, before texts."""
     try:
-        return 0, float(text), ""
+        number = float(text)
     except ValueError:
-        return 1, 0.0, text
+        number = math.nan
+    return (0, number, "") if math.isfinite(number) else (1, 0.0, text)
 
 
 def metric(point: Path, name: str) -> float | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -151,6 +152,10 @@ class PointCard:
         return self.content.value
 
     def finish(self, value: float | None) -> None:
+        if value is not None and not math.isfinite(value):
+            raise ValueError(
+                f"{self.path.parent} returns {value}, which no sweep can rank: its metrics.csv says since when"
+            )
         self._write(finished=True, value=value)
 
     def fail(self, error: str) -> None:

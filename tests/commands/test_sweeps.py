@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION
+from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, fails
 
-from ldm.commands.sweep_points import LONGEST
+from ldm.commands.sweep_points import LONGEST, PointCard
 
 POINT = [*TINY_DIFFUSION, *CPU, "steps=2"]
 
@@ -159,6 +159,7 @@ def test_losses_of_unlike_objectives_are_not_ranked(ldm, capsys):
         point(f"objective={name}", config, loss, swept={"objective": name})
         Path(f"runs/sweep/objective={name}/metrics").mkdir()
         score = {"frechet_distance": {"value": {"flow": 1.0, "ddpm": 3.0, "edm": 2.0}[name]}}
+        score |= {"samples": {}, "versions": {}}
         Path(f"runs/sweep/objective={name}/metrics/metrics.json").write_text(json.dumps(score))
     ldm("summarize", "run=sweep")
     assert list(table("sweep")[0]) == ["state", "objective", "returned", "folder"]
@@ -183,7 +184,7 @@ def test_losses_of_one_objective_are_ranked_whatever_samples_it(ldm):
 
 
 def test_a_metric_says_itself_which_way_is_better(ldm):
-    for rate, psnr in ((0.1, 20.0), (0.2, 30.0), (0.3, float("nan")), (0.4, None)):
+    for rate, psnr in ((0.1, 20.0), (0.2, 30.0), (0.4, None)):
         error = None if psnr else "no memory"
         point(
             f"{rate}",
@@ -193,7 +194,54 @@ def test_a_metric_says_itself_which_way_is_better(ldm):
             error=error,
         )
     ldm("summarize", "run=sweep")
-    assert [row["optimizer.lr"] for row in table("sweep")] == ["0.2", "0.1", "0.3", "0.4"]
+    assert [row["optimizer.lr"] for row in table("sweep")] == ["0.2", "0.1", "0.4"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_point_that_returns_what_is_not_finite_has_failed(tmp_path, value):
+    card = PointCard(tmp_path, writes=True)
+    card.start({"seed": 0}, {"command": "train_diffusion"})
+    with pytest.raises(ValueError, match=f"returns {value}, which no sweep can rank: its metrics.csv says since when"):
+        card.finish(value)
+    card.fail("so it is")  # as `run_point` does then
+    content = json.loads((tmp_path / "point.json").read_text())
+    assert (content["finished"], content["value"], content["error"]) == (False, None, "so it is")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("point.json", "", "is damaged, not JSON"),
+        ("point.json", "[]", "it is [], not a group of keys"),
+        ("point.json", '{"value": "3"}', "value is 3, not a number: remove it, and run the same sweep again"),
+        ("point.json", '{"value": NaN}', "NaN is no number of JSON"),
+        ("point.json", '{"finished": 1}', "finished is 1, not true or false"),
+        ("metrics.json", "{", "is damaged, not JSON"),
+        ("metrics.json", '{"samples": {}, "versions": {}, "x": {"value": NaN}}', "NaN is no number of JSON"),
+        ("metrics.json", '{"samples": {}, "versions": {}, "x": 3}', "x is 3, not a group of keys"),
+        ("metrics.json", '{"samples": {}, "versions": {}, "x": {"value": "3"}}', "x.value is 3, not a number"),
+    ],
+)
+def test_damaged_files_of_a_point(ldm, name, content, said):
+    point("a", {}, 1.0, swept={"seed": "0"})
+    Path("runs/sweep/a", name).write_text(content)
+    line = fails("summarize", "run=sweep", "columns=[x]")
+    assert f"runs/sweep/a/{name}" in line
+    assert said in line
+
+
+def test_damaged_rows_and_what_is_not_finite_come_last(ldm, capsys):
+    """Points of unlike losses are ranked by a column, here of metrics.csv."""
+    tables = {"a": "nan", "b": "2.0", "c": "inf", "d": "1.0", "e": "-inf"}
+    for name, value in tables.items():
+        config = {"objective": objective(name, name), "returns": "val/loss"}
+        point(name, config, 1.0, swept={"objective": name})
+        Path(f"runs/sweep/{name}/metrics.csv").write_text(f"step,val/x\n1,{value}\n")
+    with Path("runs/sweep/b/metrics.csv").open("ab") as file:
+        file.write(b"\xff\x00,\n2,")
+    ldm("summarize", "run=sweep", "columns=[val/x]")
+    assert [row["val/x"] for row in table("sweep")] == ["1.0", "2.0", "nan", "inf", "-inf"]
+    assert "runs/sweep/b/metrics.csv is damaged: 1 of its 3 rows can't be read" in capsys.readouterr().out
 
 
 def test_what_differs_beside_the_swept_keys_is_a_column_too(ldm):
