@@ -14,7 +14,7 @@ from ldm.commands.options import build
 from ldm.commands.run_folder import build_loggers
 from ldm.data.sources import Source
 from ldm.evaluation.comparison import comparison, read
-from ldm.evaluation.result_files import MetricsFile
+from ldm.evaluation.result_files import RECONSTRUCTION, MetricsFile, check_scores
 from ldm.evaluation.sample_scores import FEW, Reader
 from ldm.runtime.files import sha256
 from ldm.runtime.loggers import Artifact, artifact, record
@@ -39,6 +39,7 @@ def main(options: EvaluateOptions, run: Path) -> float | None:
     metrics: dict[str, Any] = {}
     for i, score in enumerate(scores):
         metrics |= score.compute([share[i] for share in shares])
+    check_scores(metrics, "metrics.json")
     options.begin(run)
     stamp = asked.stamp | ({} if asked.samples is None else asked.samples.card)
     MetricsFile(samples=stamp, versions=versions(device), **metrics).write(run / "metrics.json")
@@ -66,8 +67,7 @@ def report(metrics: dict[str, Any], run: Path) -> dict[str, float]:
     """Print the scores, and return them flat."""
     values = {name: score["value"] for name, score in metrics.items() if "value" in score}
     reconstruction = metrics.get("reconstruction", {})
-    shown = ("psnr", "ssim", "lpips", "rfd")
-    values |= {f"reconstruction/{k}": reconstruction[k] for k in shown if k in reconstruction}
+    values |= {f"reconstruction/{k}": reconstruction[k] for k in RECONSTRUCTION if k in reconstruction}
     for name, value in values.items():
         print(f"{name.replace('/', ' ')}: {value:.4g}")
     if "frechet_distance" in metrics:

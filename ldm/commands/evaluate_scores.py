@@ -147,6 +147,12 @@ def feature_scores(asked: Request) -> FeatureScores | None:
     options = asked.options
     if asked.samples is None or asked.extractor is None:
         return None
+    for key, images in (("samples", asked.samples), ("reference", asked.reference)):
+        if isinstance(images, ArraySet) and len(images.images) < 2 and not (key == "reference" and asked.known):
+            raise ValueError(
+                f"{key}={getattr(options, key)} has one image, and a Frechet distance needs two a side: name more, or "
+                "pass features=null"
+            )
     in_order = isinstance(asked.samples, ArraySet) and isinstance(asked.extractor, Inception)
     if options.inception_splits == "adm" and not in_order:
         raise ValueError(

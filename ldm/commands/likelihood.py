@@ -7,7 +7,7 @@ from ldm.commands.options import Free, ResultOptions, Text, Weights, build
 from ldm.data.sources import Source
 from ldm.diffusion.log_likelihood import log_likelihood
 from ldm.evaluation.bits_per_dim import BitsPerDim
-from ldm.evaluation.result_files import LikelihoodFile
+from ldm.evaluation.result_files import LikelihoodFile, check_scores
 from ldm.generate import load_stages
 from ldm.runtime.arguments import Node, arguments_of
 from ldm.runtime.ranges import Count
@@ -41,6 +41,7 @@ def main(options: LikelihoodOptions, run: Path) -> None:
     )
     options.keep_others(run)
     result = bits.measure(options.batch_size, device)
+    check_scores(result, "likelihood.json")
     options.begin(run)
     LikelihoodFile(weights=options.weights, **result).write(run / "likelihood.json")
     print(f"latents: {result['latent_bits_per_dim']:.4f} bits/dim")

@@ -1,9 +1,9 @@
 """`ldm evaluate --compare A.json B.json`: which of two files' numbers may be compared, and what differs."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ldm.evaluation.result_files import MetricsFile
 from ldm.runtime.files import flat
 
 NOT_COMPARABLE = "NOT comparable"
@@ -42,10 +42,9 @@ def read(paths: list[str]) -> list[dict[str, Any]]:
     for path in map(Path, paths):
         path = path / "metrics.json" if path.is_dir() else path
         try:
-            files.append(json.loads(path.read_text()))
-            files[-1]["samples"], files[-1]["versions"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no metrics.json of this `ldm evaluate`: {error!r}") from None
+            files.append(MetricsFile.read(path).model_dump())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is no metrics.json of this `ldm evaluate`: {error}") from None
     return files
 
 
@@ -91,11 +90,13 @@ def judge(differ: Differences, noise: tuple[str, ...]) -> str:
 
 def numbers(metrics: dict[str, Any]) -> dict[str, Number]:
     """The scores of a metrics.json by name; those of reconstructions each with the network that it depends on alone."""
-    scores = {name: Number(entry["value"], entry["depends"]) for name, entry in metrics.items() if "value" in entry}
+    scores = {
+        name: Number(entry["value"], entry.get("depends", {})) for name, entry in metrics.items() if "value" in entry
+    }
     reconstruction = metrics.get("reconstruction", {})
     for name in [name for name in NETWORK_OF if name in reconstruction]:
         others = set(NETWORK_OF.values()) - {NETWORK_OF[name]}
-        depends = {key: value for key, value in reconstruction["depends"].items() if key not in others}
+        depends = {key: value for key, value in reconstruction.get("depends", {}).items() if key not in others}
         scores[f"reconstruction {name}"] = Number(reconstruction[name], depends)
     return scores
 

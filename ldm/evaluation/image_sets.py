@@ -1,8 +1,6 @@
 """The sets of images that `ldm evaluate` compares: an .npz, a folder or shards, of `ldm sample` or other programs."""
 
 import os
-import struct
-import zipfile
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,8 +22,9 @@ from ldm.data.shards import Shards
 from ldm.data.sources import Folder, Source
 from ldm.data.tars import INDEX, Shard
 from ldm.evaluation.result_files import SampleStamp
+from ldm.metrics.array_files import ArrayFile
 from ldm.metrics.statistics import Subset, pixel_hashes
-from ldm.runtime.files import DAMAGED_ZIP, sha256
+from ldm.runtime.files import sha256
 
 SAMPLES, STAMP = "samples.npz", "sample.json"
 Batches = Iterator[tuple[Tensor, Tensor]]  # images, uint8 [B, 3, H, W], and labels, long [B]
@@ -77,24 +76,23 @@ class ArraySet:
     @classmethod
     def load(cls, file: Path) -> "ArraySet":
         """Raises ValueError, naming the file, if it is damaged or holds something else."""
+        arrays = ArrayFile(file)
         checksum = sha256(file)[:16]
         stamp = stamp_beside(file)
         if stamp.get("sha256", checksum) != checksum:
             raise ValueError(f"{file} is not the one that {STAMP} beside it describes: sample again, or remove {STAMP}")
-        try:
-            with zipfile.ZipFile(file) as archive:
-                if "sha256" not in stamp and (bad := archive.testzip()) is not None:
-                    raise ValueError(f"the checksum of {bad} is wrong")
-                images = _mapped(archive, "arr_0.npy")
-                labels = _mapped(archive, "arr_1.npy") if "arr_1.npy" in archive.namelist() else None
-        except (KeyError, *DAMAGED_ZIP) as error:
-            raise ValueError(f"{file} is damaged, or holds no arr_0: {error}") from None
+        if "sha256" not in stamp:
+            arrays.check()
+        images = arrays.mapped("arr_0")
+        labels = arrays.mapped("arr_1") if "arr_1" in arrays else None
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0:
             raise ValueError(f"{file}: arr_0 must be uint8 [N, H, W, 3], not {images.dtype} {list(images.shape)}")
         if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
             raise ValueError(
                 f"{file}: arr_1 must hold {len(images)} whole numbers, not {labels.dtype} {list(labels.shape)}"
             )
+        if labels is not None and not -(1 << 62) < int(labels.min()) <= int(labels.max()) < 1 << 62:
+            raise ValueError(f"{file}: arr_1 holds {labels.max()}, which is no label")
         return cls(file, images, labels, stamp, {"set": file.name, "sha256": checksum, "size": images.shape[1]})
 
     @property
@@ -115,26 +113,6 @@ def stamp_beside(file: Path) -> dict[str, Any]:
     if file.name != SAMPLES or not stamp.exists():
         return {}
     return SampleStamp.read(stamp).model_dump(mode="json", exclude_unset=True)
-
-
-def _mapped(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
-    """An array of an .npz; where it is not compressed it is mapped into memory, whose pages a machine's ranks share."""
-    info = archive.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED:
-        with archive.open(name) as member:
-            compressed: npt.NDArray[Any] = np.lib.format.read_array(member)
-            return compressed
-    with Path(str(archive.filename)).open("rb") as file:
-        file.seek(info.header_offset + 26)  # the lengths of the member's name and of its extra field
-        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
-        older = np.lib.format.read_magic(file) == (1, 0)
-        read = np.lib.format.read_array_header_1_0 if older else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-        if dtype.hasobject:
-            raise ValueError(f"{name} holds Python objects")
-        if 0 in shape:
-            return np.empty(shape, dtype)
-        return np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran else "C")
 
 
 @dataclass(frozen=True)
@@ -248,8 +226,7 @@ def open_set(path: Path, like: Source, key: Literal["samples", "reference"]) -> 
 
 def holds_images(file: Path) -> bool:
     """Whether an .npz of statistics has images beside them, as ADM's files have for precision and recall."""
-    with np.load(file) as arrays:
-        return "arr_0" in arrays
+    return "arr_0" in ArrayFile(file)
 
 
 def drawn_by_pixels(images: ImageSet, num: int, batch_size: int) -> Tensor:

@@ -5,8 +5,12 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, JsonValue, model_validator
 
 from ldm.card import not_plain
+from ldm.runtime.files import flat
 from ldm.runtime.ranges import Count, Natural, NonNegative
 from ldm.runtime.schema import Fingerprint, JsonFile
+from ldm.runtime.wrong import shown
+
+RECONSTRUCTION = ("psnr", "ssim", "lpips", "rfd")  # the scores of reconstructions
 
 
 class SampleStamp(JsonFile):
@@ -41,6 +45,23 @@ class SampleStamp(JsonFile):
     precision: str
 
 
+def check_scores(scores: dict[str, Any], file: str) -> None:
+    """Hold scores to what a file may say, before any of it is written.
+
+    Raises:
+        ValueError: naming the score, if it is not finite, or no number, text, list or group at all.
+    """
+    for name, value in flat(scores).items():
+        wrong = not_plain(value)
+        if wrong is None:
+            continue
+        if wrong.startswith("the number"):
+            cause = "what it was computed of is not finite, or too little; look at the images, or leave this score out"
+        else:
+            cause = "a score is of plain numbers, texts, lists and dicts: return float(...), say"
+        raise ValueError(f"{name} is {wrong.removeprefix('the number ')}, so {file} is not written: {cause}")
+
+
 class MetricsFile(JsonFile):
     """metrics.json: each score with its value and what it depends on; what was scored, by which programs."""
 
@@ -55,6 +76,15 @@ class MetricsFile(JsonFile):
         wrong = not_plain(self.scores)
         if wrong is not None:
             raise ValueError(f"it holds {wrong}, and should be plain data")
+        for name, score in self.scores.items():
+            if not isinstance(score, dict):
+                raise ValueError(f"{name} is {shown(score)[:80]}, not a group of keys")
+            for key in ("value", *RECONSTRUCTION) if name == "reconstruction" else ("value",):
+                if type(score.get(key, 0)) not in (int, float):
+                    raise ValueError(f"{name}.{key} is {shown(score[key])[:80]}, not a number")
+            for key in ("depends", "of"):
+                if type(score.get(key, {})) is not dict:
+                    raise ValueError(f"{name}.{key} is {shown(score[key])[:80]}, not a group of keys")
         return self
 
     @property
@@ -64,12 +94,12 @@ class MetricsFile(JsonFile):
 
     def value(self, name: str) -> float | None:
         """The number that a score or a part of one has, by a name such as frechet_distance or redness/mean."""
-        found: Any = self.scores
+        score: Any = self.scores
         for part in name.split("/"):
-            found = found.get(part) if isinstance(found, dict) else None
-        if isinstance(found, dict):
-            found = found.get("value")
-        return float(found) if type(found) in (int, float) else None
+            score = score.get(part) if isinstance(score, dict) else None
+        if isinstance(score, dict):
+            score = score.get("value")
+        return float(score) if type(score) in (int, float) else None
 
 
 class LikelihoodFile(JsonFile):

@@ -6,6 +6,7 @@ compute   on rank 0, from all ranks' shares: entries of metrics.json, each besid
 To add one: such a class here, and a line in `ldm.commands.evaluate.chosen`.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,8 +27,10 @@ from ldm.metrics.distribution import inception_score, inception_score_in_order, 
 from ldm.metrics.features import Extractor
 from ldm.metrics.frechet import expected_bias, frechet_distance
 from ldm.metrics.neighbours import Neighbours
-from ldm.metrics.statistics import Statistics, pixel_sum, pixels_fingerprint
+from ldm.metrics.statistics import AGAIN, Statistics, pixel_sum, pixels_fingerprint
 from ldm.runtime.bars import track
+
+log = logging.getLogger(__name__)
 
 FEW = 10_000  # samples below which the Frechet distance's bias is worth saying
 FORMAT = 3  # of kept statistics
@@ -97,12 +100,26 @@ class FeatureScores:
         key = (FORMAT, self.extractor.identity, self.precision, self.reference.card, self.reference.place, self.keep)
         return {kind: self.folder / f"{digest(*key, kind)}.npz" for kind in self.extractor.kinds}
 
+    def _kept(self) -> dict[str, Statistics]:
+        """This reference's statistics, where they are all kept; {} if one is not, or is damaged and to be made anew."""
+        files = self._files()
+        if not all(file.exists() for file in files.values()):
+            return {}
+        try:
+            kept = {kind: Statistics.load(file) for kind, file in files.items()}
+            for kind, statistics in kept.items():
+                if statistics.count is None or statistics.card.get("extractor") != self.extractor.identity:
+                    raise ValueError(f"{files[kind]} is not what is kept there")
+        except ValueError as error:
+            log.warning("%s: the reference's statistics are computed again", str(error).removesuffix(f": {AGAIN}"))
+            return {}
+        return kept
+
     def look(self, read: Reader) -> tuple[Collected, Collected | None]:
         # the samples first: what is wrong with them shows before the longer pass
         positions = count(read.rank, read.world) if self.inception_splits == "adm" else None
         samples = collect(read(self.samples, "samples"), self.extractor, self.keep, logits=True, positions=positions)
-        files = self._files().values()
-        if self.reference is None or (files and all(file.exists() for file in files)):
+        if self.reference is None or self._kept():
             return samples, None
         return samples, collect(read(self.reference, "reference"), self.extractor, self.keep)
 
@@ -205,6 +222,8 @@ class ClassAccuracy:
         totals: list[Counter[int]] = [sum(column, Counter()) for column in zip(*shares, strict=True)]
         seen, right, seen_real, right_real = (total.total() for total in totals)
         depends = {"samples": seen, "classes": sampling(totals[0]), "classifier": self.classifier.identity}
+        if not seen_real:
+            raise ValueError("no held-out image could be decoded")
         accuracy = {"value": right / seen, "classifier_on_held_out_images": right_real / seen_real}
         return {"class_accuracy": accuracy | {"depends": depends}}
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.forms import ALONE, as_folder, as_npz, digits, metrics
+from support.forms import ALONE, as_folder, as_npz, digits, metrics, stamp
 from support.processes import ranks
 from support.tiny import fails, inside
 
@@ -198,8 +198,8 @@ def test_samples_name_the_model_whose_likelihood_is_bounded(ldm, pipeline):
     assert found["value"] == pytest.approx(alone["image_bits_per_dim_at_most"], rel=1e-6)
     assert found["depends"]["likelihood"] == alone["likelihood"]
     assert alone["likelihood"]["rtol"] == 1e-4
-    stamp = metrics("bits")["samples"]
-    assert stamp.keys() >= {"model", "autoencoder", "sampler", "grid", "evaluations", "guidance", "seed", "precision"}
+    stamped = metrics("bits")["samples"]
+    assert stamped.keys() >= {"model", "autoencoder", "sampler", "grid", "evaluations", "guidance", "seed", "precision"}
 
 
 @pytest.mark.parametrize(
@@ -254,10 +254,10 @@ def test_what_cannot_be_scored_is_refused(ldm, held_out, monkeypatch, overrides,
     Path("none").mkdir()
     stamps = {"stamped": {"class_names": ["cat", "dog"]}, "torn": {"sha256": "0" * 16}}
     stamps["cropped"] = {"preprocessing": {"resolution": 32, "resize": 48}}
-    for name, stamp in stamps.items():
+    for name, changes in stamps.items():
         Path(name).mkdir()
         shutil.copy("theirs.npz", f"{name}/samples.npz")
-        Path(name, "sample.json").write_text(json.dumps(stamp))
+        Path(name, "sample.json").write_text(json.dumps(stamp("theirs.npz", **changes)))
     assert said in fails("evaluate", *ALONE, *overrides)
     assert not Path("runs/metrics").exists()
 

@@ -21,7 +21,7 @@ class Numbers(Folder):
 
     def parts(self, split, size):
         def part(end, count):
-            return Part("", "", lambda: (Sample("", b"", "", i) for i in range(end - count, end)))
+            return Part("", "", str, lambda: (Sample("", b"", "", i) for i in range(end - count, end)))
 
         return [part(end, count) for end, count in zip(accumulate(self.sizes), self.sizes, strict=True)]
 

@@ -9,12 +9,40 @@ from PIL import Image
 
 from ldm.data.sources import Digits
 from ldm.evaluation.image_sets import SourceSet
+from ldm.runtime.files import sha256
 
 ALONE = ["reconstruction=false"]
 
 
 def metrics(run="metrics"):
     return json.loads(Path(f"runs/{run}/metrics.json").read_text())
+
+
+def stamp(file, **changes):
+    """What `ldm sample` says of its samples.npz, as sample.json has it, right unless a test says otherwise."""
+    return {
+        "sha256": sha256(Path(file))[:16],
+        "model": 16 * "a",
+        "model_path": "../diffusion",
+        "autoencoder": 16 * "b",
+        "autoencoder_path": "../autoencoder/checkpoints/00000004.ckpt",
+        "num": 297,
+        "class_names": [str(i) for i in range(10)],
+        "classes": "all, in turn",
+        "preprocessing": None,
+        "weights": "ema",
+        "path": "as trained",
+        "sampler": {"function": {"_target_": "ldm.diffusion.samplers.heun"}, "steps": 2},
+        "grid": "as trained",
+        "guidance": 1.0,
+        "guidance_interval": [0.0, 1.0],
+        "guidance_rescale": 0.0,
+        "weak": None,
+        "seed": 0,
+        "batches_trained": 4,
+        "evaluations": 3.0,
+        "precision": "float32",
+    } | changes
 
 
 def digits(split="train"):
