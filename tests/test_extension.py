@@ -1,5 +1,6 @@
 """docs/extending.md, run as it stands: a package outside the checkout, from its images to its samples."""
 
+import json
 import re
 import runpy
 import shlex
@@ -14,7 +15,6 @@ from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, fails
 
 from ldm.checkpoint import load_diffusion
 from ldm.commands import cli
-from ldm.runtime.files import read_json
 
 PAGE = Path(__file__).parents[1] / "docs/extending.md"
 SMALLER = {  # in each command, so that it takes seconds
@@ -60,10 +60,10 @@ def test_the_page_as_it_stands(ldm, package, capsys, monkeypatch):
         samples = np.load(f"runs/{run}/samples.npz")
         assert samples["arr_0"].shape == (4, 32, 32, 3)
         assert samples["arr_1"].tolist() == [0, 1, 0, 1]
-        stamp = read_json(Path(f"runs/{run}/sample.json"))
+        stamp = json.loads(Path(f"runs/{run}/sample.json").read_text())
         assert stamp["sampler"]["function"]["_target_"] == "my_pkg.sampling.adams_bashforth"
         assert stamp["grid"]["_target_"] == "my_pkg.sampling.square_grid"
-    redness = read_json(Path("runs/metrics/metrics.json"))["redness"]
+    redness = json.loads(Path("runs/metrics/metrics.json").read_text())["redness"]
     pixels = np.load("runs/samples/samples.npz")["arr_0"].astype(float)
     assert redness["value"] == pytest.approx(pixels[..., 0].sum() / pixels.sum())
     assert redness["of_held_out_images"] == pytest.approx(0.5, abs=0.2)  # of four discs, two of each colour

@@ -50,7 +50,7 @@ def cache(model: Autoencoder, count: int, rounds: int) -> None:
         numbers = iter(range(100))
 
         def from_files_to_shards() -> None:
-            identity = cache_identity(source, "bench")
+            identity = cache_identity(source, 16 * "0")
             out = Path(folder, f"cache{next(numbers)}")
             out.mkdir()
             writer = CacheWriter(

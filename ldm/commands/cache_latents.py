@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, load_autoencoder
@@ -30,7 +32,7 @@ class CacheLatentsOptions(LoggedOptions):
     slice: str
     shard_size: Count
     batch_size: Count
-    num_workers: Workers
+    num_workers: Annotated[Workers, Ge(1)]
     device: str
 
     def slot(self, rank: int) -> str:

@@ -19,7 +19,7 @@ from ldm.checkpoint import (
     newest,
 )
 from ldm.commands.next_step import say_next
-from ldm.commands.options import Free, Group, ObjectiveOptions, SamplerOptions, Text, build
+from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, Text, build
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.training_options import TrainingOptions
 from ldm.data.cache_reader import LatentCache, Verify
@@ -45,17 +45,6 @@ from ldm.training.run import Tracking, fit
 from ldm.training.schedule import Schedule
 
 
-class HealthOptions(Group):
-    """What to do when the guard has skipped too many steps in a row.
-
-    rollbacks: how often the run may go back to an older checkpoint
-    lr_factor: of the learning rate after each
-    """
-
-    rollbacks: Natural
-    lr_factor: Annotated[float, Interval(gt=0, le=1)]
-
-
 class TrainDiffusionOptions(TrainingOptions):
     """conf/train_diffusion.yaml, which says what each key means."""
 
@@ -69,7 +58,8 @@ class TrainDiffusionOptions(TrainingOptions):
     label_dropout: Share
     guidance: Annotated[NonNegative, Free()]
     guard: Annotated[dict[str, Any], arguments_of(StepGuard), Free()]
-    health: Annotated[HealthOptions, Free()]
+    rollbacks: Annotated[Natural, Free()]
+    rollback_lr: Annotated[float, Interval(gt=0, le=1), Free()]
 
     @model_validator(mode="after")
     def _guidance_is_learned(self) -> Self:
@@ -98,8 +88,8 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
         label_dropout=options.label_dropout,
         optimizer=build(options.optimizer),
         guard=StepGuard(**options.guard),
-        rollbacks=options.health.rollbacks,
-        rollback_lr=options.health.lr_factor,
+        rollbacks=options.rollbacks,
+        rollback_lr=options.rollback_lr,
         schedules={"lr": Schedule(steps=options.steps, **options.schedule)},
         seed=options.seed,
         batch_size=options.batch_size,

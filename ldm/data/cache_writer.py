@@ -157,7 +157,7 @@ class CacheWriter:
 
         Threads decode them two batches ahead of the encoder: they run at once, for Pillow releases Python's lock.
         """
-        with ThreadPoolExecutor(max(1, self.num_workers)) as pool:
+        with ThreadPoolExecutor(self.num_workers) as pool:
             ahead: deque[Future[_View | None]] = deque()
             for sample in _with_end(samples):
                 if sample is not None:

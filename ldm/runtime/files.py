@@ -2,20 +2,14 @@
 
 import errno
 import hashlib
-import json
 import os
-import struct
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 TEMPORARY = ".tmp"  # how the names of files end that are being written
-# the errors that reading a damaged zip or .npz raises
-DAMAGED_ZIP = (OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
 
 
 @contextmanager
@@ -67,22 +61,6 @@ def write_once(path: Path, content: bytes) -> bytes:
 def _beside(path: Path) -> tuple[int, str]:
     """A new hidden file in path's folder, whose name is at most as long as a file system allows."""
     return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:200]}.", suffix=TEMPORARY)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, by `atomic_write`."""
-    with atomic_write(path) as file:
-        file.write((json.dumps(value, indent=2) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """The value in a JSON file; ValueError, naming the file, if it is missing or is no JSON."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, not JSON: {error}") from None
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ Whoever reads such a file gets an object whose every field is of its type and in
 is wrong with it: file, key, what is there, what belongs there, what to do.
 """
 
+import hashlib
 import json
 import re
 import stat
@@ -15,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ldm.runtime.files import atomic_write
 from ldm.runtime.wrong import shown, wanted
 
+CHECKSUM = "checksum"  # of all the other keys
 LARGEST = 256 * 2**20  # bytes of a JSON file: the manifest of a hundred million latents has a tenth of that
 
 
@@ -90,6 +92,13 @@ class JsonFile(Part):
         if cls.known and isinstance(data, dict) and data.get("format", cls.known[0]) not in cls.known:
             reads = " or ".join(map(str, cls.known))
             cls._refuse(f"{path} has the format {shown(data['format'])}; this version of ldm reads {reads}")
+        if isinstance(data, dict) and CHECKSUM in data:  # files of before version 0.3 have none
+            noted = data.pop(CHECKSUM)
+            if noted != checksum_of(data):
+                cls._refuse(
+                    f"{path} is not as it was written: its {CHECKSUM} is another (if it was changed on purpose, remove "
+                    "that key)"
+                )
         try:
             return cls.model_validate_json(json.dumps(data))
         except ValidationError as error:
@@ -117,9 +126,15 @@ class JsonFile(Part):
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all; what was never given is left out."""
-        text = json.dumps(self.model_dump(mode="json", exclude_unset=True), indent=2, allow_nan=False)
+        data = self.model_dump(mode="json", exclude_unset=True)
+        text = json.dumps(data | {CHECKSUM: checksum_of(data)}, indent=2, allow_nan=False)
         with atomic_write(path) as file:
             file.write((text + "\n").encode())
+
+
+def checksum_of(data: dict[str, Any]) -> str:
+    """Sixteen hexadecimal digits of the SHA-256 of plain data, however they are laid out."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def problem(error: ValidationError, data: Any, errors: list[Any] | None = None) -> str:

@@ -37,6 +37,7 @@ class AutoencoderModule(ProgressModule):
     """
 
     not_averaged = ("discriminator",)
+    rollbacks_key = "health.rollbacks"
 
     def __init__(
         self,

@@ -63,6 +63,7 @@ class ProgressModule(LightningModule):
     """
 
     not_averaged: tuple[str, ...] = ()  # submodules that the EMA copies
+    rollbacks_key = "rollbacks"  # of the config, where `max_rollbacks` comes from
 
     def __init__(
         self,

@@ -62,8 +62,8 @@ def _choose(run: Path, module: ProgressModule, why: DivergenceError) -> Path | s
     if module.rollbacks >= module.max_rollbacks:
         left = f"after {module.rollbacks} rollbacks" if module.rollbacks else "and no rollback is left"
         return (
-            f"training diverged at batch {at}: {why} ({left}). Go on with a larger health.rollbacks= or a smaller "
-            f"guard.clip=, or start run=NEW with lower learning rates{f' and init={kept[0]}' if kept else ''}"
+            f"training diverged at batch {at}: {why} ({left}). Go on with a larger {module.rollbacks_key}= or a "
+            f"smaller guard.clip=, or start run=NEW with lower learning rates{f' and init={kept[0]}' if kept else ''}"
         )
     if not trusted:
         return (

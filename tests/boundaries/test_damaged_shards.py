@@ -1,6 +1,5 @@
 """Tars of images and of latents that are not what their index or manifest says: refused by shard and member."""
 
-import io
 import json
 import os
 import tarfile
@@ -8,16 +7,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from support.image_files import write_images
-from support.refusals import assert_refused, contents, time_limit
+from support.refusals import assert_refused, time_limit
+from support.tars import write_tar
 
-from ldm.data.cache_reader import CachedMoments, LatentCache
 from ldm.data.order import Order
 from ldm.data.shards import Shards, pack
 from ldm.data.sources import Folder
-from ldm.runtime.files import sha256
 
 
 @pytest.fixture(scope="module")
@@ -128,15 +125,6 @@ def test_every_seventh_byte_flipped_in_turn_is_noticed_or_without_effect(copy):
         path.write_bytes(whole)
 
 
-def write_tar(path: Path, members: dict[str, bytes], kind: bytes = tarfile.REGTYPE) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size, info.type = (len(data) if kind == tarfile.REGTYPE else 0), kind
-            info.linkname = "/etc/passwd" if kind != tarfile.REGTYPE else ""
-            tar.addfile(info, io.BytesIO(data) if kind == tarfile.REGTYPE else None)
-
-
 PNG = b"\x89PNG"
 MEMBERS = [
     ({}, "holds no image"),
@@ -215,97 +203,3 @@ def test_names_are_no_urls(tmp_path, monkeypatch):
     (tmp_path / "index.json").write_text(json.dumps(index))
     assert_refused(lambda: read_all(Shards(root=".", resolution=8)), "shards.train[0].name is pipe:", tmp_path)
     assert not (tmp_path / "pwned").exists()
-
-
-# the latent cache, whose shards have the checksum that the manifest says
-
-
-@pytest.fixture
-def cache(tmp_path):
-    """Writes a cache of one training shard of these arrays."""
-
-    def write(moments: Any, labels: Any, **changes: Any) -> CachedMoments:
-        members = {"a.moments.npy": moments, "a.labels.npy": labels}
-        data = {
-            name: value if isinstance(value, bytes) else npy(value)
-            for name, value in members.items()
-            if value is not None
-        }
-        write_tar(tmp_path / "train-000000.tar", data)
-        path = tmp_path / "train-000000.tar"
-        shard = {"name": path.name, "count": 3, "bytes": path.stat().st_size, "sha256": sha256(path)}
-        manifest = {
-            "format": 1, "autoencoder": 16 * "0", "preprocessing": {}, "views": 1, "dtype": "float16",
-            "class_names": ["cat", "dog"], "shape": [4, 2, 2], "count": {"train": 3, "val": 0},
-            "mean": [0.0, 0.0], "std": [1.0, 1.0], "shards": {"train": [shard], "val": []},
-        }  # fmt: skip
-        (tmp_path / "manifest.json").write_text(json.dumps(manifest | changes))
-        return CachedMoments(LatentCache(str(tmp_path), "size"), "train")
-
-    return write
-
-
-def npy(array: np.ndarray, version: tuple[int, int] | None = None) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, array, version)
-    return buffer.getvalue()
-
-
-MOMENTS, LABELS = np.zeros((3, 1, 4, 2, 2), np.float16), np.array([0, 1, 1])
-ARRAYS = [
-    (MOMENTS, np.array([0, 1, 2]), "labels go from 0 to 2, and there are 2 classes"),
-    (MOMENTS, np.array([-1, 0, 1]), "labels go from -1 to 1"),
-    (MOMENTS, np.array([0, 1]), "moments are float16 [3, 1, 4, 2, 2], not float16 [2, 1, 4, 2, 2]"),
-    (MOMENTS[:2], LABELS[:2], "it holds 2 images, the manifest says 3"),
-    (MOMENTS, LABELS.astype(np.int32), "labels are int32 [3], not int64 [n]"),
-    (MOMENTS, LABELS.astype(">i8"), "labels are >i8 [3], not int64 [n]"),
-    (MOMENTS, LABELS.astype(float), "labels are float64 [3], not int64 [n]"),
-    (MOMENTS, LABELS[:, None], "labels are int64 [3, 1], not int64 [n]"),
-    (MOMENTS, npy(LABELS).replace(b"<i8", b"|O8"), "a.labels.npy is of Python objects"),
-    (MOMENTS.astype(np.float32), LABELS, "moments are float32"),
-    (MOMENTS.astype(">f2"), LABELS, "moments are >f2"),
-    (np.asfortranarray(np.zeros((3, 1, 4, 2, 3), np.float16)), LABELS, "is in Fortran order"),
-    (np.zeros((3, 2, 4, 2, 2), np.float16), LABELS, "moments are float16 [3, 2, 4, 2, 2]"),
-    (np.zeros((3, 1, 4, 2), np.float16), LABELS, "moments are float16 [3, 1, 4, 2]"),
-    (npy(MOMENTS, (3, 0)), LABELS, "has npy's version (3, 0)"),
-    (npy(MOMENTS).replace(b"\x93NUMPY\x01", b"\x93NUMPY\x09"), LABELS, "is no shard of this cache"),
-    (npy(MOMENTS)[:-8], LABELS, "a.moments.npy ends early"),
-    (npy(MOMENTS).replace(b"(3,", b"(9,"), LABELS, "a.moments.npy ends early"),
-    (b"", LABELS, "is no shard of this cache"),
-    (b"nonsense", LABELS, "is no shard of this cache"),
-    (MOMENTS, None, "is no shard of this cache"),
-    (None, LABELS, "it holds 0 images, the manifest says 3"),
-]
-
-
-@pytest.mark.parametrize(("moments", "labels", "said"), ARRAYS, ids=range(len(ARRAYS)))
-def test_arrays_are_of_their_type_and_shape_and_labels_are_classes(moments, labels, said, cache, tmp_path):
-    data = cache(moments, labels)
-    assert_refused(lambda: data.__getitems__([(0, 0), (0, 1), (0, 2)]), said, tmp_path, "train-000000.tar")
-
-
-def test_right_arrays_are_read(cache):
-    moments, labels = cache(MOMENTS, LABELS).__getitems__([(0, 0), (0, 1), (0, 2)])
-    assert (moments.shape, labels.tolist()) == ((3, 4, 2, 2), [0, 1, 1])
-
-
-@pytest.mark.parametrize("verify", ["once", "full"])
-def test_every_seventh_byte_of_a_latent_shard_and_its_manifest(verify, cache, tmp_path):
-    cache(MOMENTS, LABELS)
-    before = contents(tmp_path)
-    for name in ("train-000000.tar", "manifest.json"):
-        path = tmp_path / name
-        whole = path.read_bytes()
-        for i in range(0, len(whole), 7 * 31 if name.endswith("tar") else 7):
-            damaged = bytearray(whole)
-            damaged[i] ^= 1
-            path.write_bytes(damaged)
-            try:
-                again = LatentCache(str(tmp_path), verify)
-                CachedMoments(again, "train").__getitems__([(0, 0), (0, 1), (0, 2)])
-                assert name == "manifest.json", i  # a digit of a mean, say, which nothing else knows
-            except ValueError as error:
-                assert "\n" not in str(error)
-        path.write_bytes(whole)
-    (tmp_path / "verified.json").unlink(missing_ok=True)
-    assert contents(tmp_path) == before

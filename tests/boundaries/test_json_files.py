@@ -167,7 +167,31 @@ def written(folder: Path, data: Any) -> Path:
 @pytest.mark.parametrize("schema", RIGHT, ids=lambda s: s.__name__)
 def test_what_is_right_is_read_as_it_was_written(schema, tmp_path):
     schema.read(written(tmp_path, RIGHT[schema])).write(tmp_path / "again.json")
-    assert json.loads((tmp_path / "again.json").read_text()) == RIGHT[schema]
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again == RIGHT[schema] | {"checksum": again["checksum"]}
+    assert schema.read(tmp_path / "again.json") == schema.read(written(tmp_path, RIGHT[schema]))
+
+
+@pytest.mark.parametrize("schema", RIGHT, ids=lambda s: s.__name__)
+def test_each_seventh_byte_flipped_is_refused_or_changes_nothing(schema, tmp_path):
+    right, path = schema.read(written(tmp_path, RIGHT[schema])), tmp_path / "again.json"
+    right.write(path)
+    whole, refused = path.read_bytes(), 0
+    for i in range(0, len(whole), 7):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
+        try:
+            read = schema.read(path)
+        except ValueError as error:
+            assert "again.json" in str(error)
+            refused += 1
+        else:
+            known = {
+                key: value
+                for key, value in read.model_dump().items()
+                if not key.startswith("c") or key in right.model_dump()
+            }
+            assert known == right.model_dump() or read == right, i
+    assert refused > 0.8 * len(whole) / 7
 
 
 @pytest.mark.parametrize(("schema", "key", "value"), [*cases()])

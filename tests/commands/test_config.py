@@ -206,7 +206,7 @@ def imagenet(ldm, monkeypatch):
         (folder / "manifest.json").write_text("{}")
         cache = SimpleNamespace(
             folder=folder,
-            manifest={"autoencoder": "0123", "mean": [0.0] * channels, "std": [1.0] * channels, "preprocessing": {}},
+            manifest=SimpleNamespace(autoencoder="0123", mean=[0.0] * channels, std=[1.0] * channels, preprocessing={}),
             stats=LatentStats(torch.zeros(channels), torch.ones(channels)),
             class_names=[f"n{i:08d}" for i in range(1000)],
             latent_shape=(channels, side, side),

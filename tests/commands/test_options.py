@@ -48,7 +48,7 @@ from ldm.runtime.wrong import ArgumentError
         ("train-autoencoder", "trained=encoder", "trained=encoder must be all or decoder"),
         ("train-autoencoder", "accumulate=3", "batch_size=16 can't be divided into accumulate=3 equal parts"),
         ("train-autoencoder", "trained=decoder", "trained=decoder needs an encoder that is trained already"),
-        ("train-autoencoder", "trainer.precision=bf16-true", "trainer.precision=bf16-true must be one of 32-true"),
+        ("train-autoencoder", "trainer.precision=bf16-true", "trainer.precision=bf16-true must be 32-true"),
         ("train-autoencoder", "regularizer.weight=heavy", "regularizer.weight=heavy must be a number"),
         ("sample", "guidance=-1", "guidance=-1 must be at least 0"),
         ("sample", "guidance=nan", "guidance=NaN must be a finite number"),

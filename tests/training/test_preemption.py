@@ -1,5 +1,6 @@
 """Signals and kills: whatever happens and whenever, the run goes on as if it had not."""
 
+import json
 import math
 import os
 import shutil
@@ -16,7 +17,7 @@ from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, run_command
 from ldm import checkpoint as checkpoints
 from ldm.data.cache_reader import LatentCache
 from ldm.runtime import stop
-from ldm.runtime.files import read_json, sha256
+from ldm.runtime.files import sha256
 from ldm.training.diffusion_module import DiffusionModule
 from ldm.training.saves import AtomicCheckpointIO
 
@@ -175,7 +176,7 @@ def test_the_cache_survives_kills(tmp_path, pipeline, kills):
     for _ in killed_often(begin, lambda: len(cards()), lambda: shutil.rmtree(folder), kills, most=8):
         assert not (folder / "manifest.json").exists()
         for card in cards():
-            assert read_json(card)["sha256"] == sha256(card.with_suffix(".tar"))
+            assert json.loads(card.read_text())["sha256"] == sha256(card.with_suffix(".tar"))
     succeeds(start(tmp_path, "cache-latents", [*options, "run=whole"]))
     assert (folder / "manifest.json").read_text() == (tmp_path / "runs/whole/manifest.json").read_text()
     assert not list(folder.glob(".*"))
