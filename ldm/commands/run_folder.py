@@ -36,7 +36,9 @@ def read_config(run: Path) -> dict[str, Any]:
         if not path.is_file() or path.stat().st_size > LARGEST:
             raise ValueError("it is no file of a config's size")
         text = path.read_text()
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for i, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+            if i == 2 and not isinstance(event, yaml.MappingStartEvent):  # after the starts of stream and document
+                raise ValueError("it names no command")
             if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
                 raise ValueError("it has references or tags")
         config = OmegaConf.to_container(OmegaConf.create(text), resolve=False)

@@ -1,5 +1,6 @@
 """A run folder's defence: against a second command, a read-only disk, links, and files that no command wrote."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from support.refusals import assert_refused, contents
 from support.tiny import CPU, TINY_DIFFUSION, fails, inside
 
-from ldm.commands.run_folder import CONFIG, own_id, read_config
+from ldm.commands.run_folder import CONFIG, RunLog, own_id, read_config
 from ldm.runtime.lock import held
 
 CONFIGS = {
@@ -90,7 +91,7 @@ main()
     assert not [path for path in Path("runs/killed").iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("name", ["samples.npz", "grid.png", "sample.json", "config.yaml", "log.txt"])
+@pytest.mark.parametrize("name", ["samples.npz", "grid.png", "sample.json", "config.yaml"])
 def test_a_link_in_a_run_folder_is_not_written_through(name, ldm, pipeline, tmp_path):
     ldm = inside(pipeline, ldm)
     elsewhere = tmp_path / "elsewhere"
@@ -100,12 +101,20 @@ def test_a_link_in_a_run_folder_is_not_written_through(name, ldm, pipeline, tmp_
     (folder / name).unlink(missing_ok=True)
     words = ["sample", "model=runs/diffusion", f"run={folder.name}", "num=2", "sampler.steps=2", "overwrite=true"]
     (folder / name).symlink_to(elsewhere)
-    if name in ("log.txt", "config.yaml"):
+    if name == "config.yaml":
         fails(*words)
     else:
         ldm(*words)
         assert not (folder / name).is_symlink()
     assert elsewhere.read_text() == "mine"
+
+
+def test_a_log_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "elsewhere").write_text("mine")
+    (tmp_path / "log.txt").symlink_to("elsewhere")
+    handler = RunLog(str(tmp_path / "log.txt"))
+    handler.emit(logging.makeLogRecord({"msg": "hello"}))
+    assert_refused(handler.begin, "it is a link, which is not followed for writing: remove it", tmp_path, "log.txt")
 
 
 @pytest.fixture
@@ -126,7 +135,7 @@ def read_only(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("run", ["new", "there"])
 @pytest.mark.parametrize("command", ["sample", "train-diffusion", "cache-latents", "pack"])
-def test_a_read_only_folder_is_named_in_one_line(command, run, read_only, ldm, pipeline):
+def test_a_read_only_folder_is_named_in_one_line(command, run, ldm, pipeline, read_only):
     words = {
         "sample": [f"model={pipeline}/runs/diffusion", "num=2"],
         "train-diffusion": [f"latents={pipeline}/runs/latents", *TINY_DIFFUSION, *CPU],
