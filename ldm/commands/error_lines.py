@@ -10,12 +10,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+LIBRARIES = ("torch", "lightning", "wandb", "webdataset", "PIL", "safetensors")  # whose own exceptions they are
 INSTALLED = re.compile(r"site-packages|dist-packages|lib/python3|<frozen|<string>")
 
 
 def is_a_librarys(error: BaseException) -> bool:
     """Whether an exception was raised by other people's code, such as torch's on a GPU that is full."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or type(error).__module__.partition(".")[0] in LIBRARIES:
         return True
     if not isinstance(error, Exception) or error.__traceback__ is None:
         return False

@@ -92,7 +92,10 @@ def explain(error: BaseException, command: str, words: list[str]) -> str:
         return one_line(error)
     while_what = " ".join(getattr(error, "__notes__", [])[:1])
     kind = type(error).__name__
-    return f"{while_what + ': ' if while_what else ''}{kind}: {one_line(error)} (HYDRA_FULL_ERROR=1 shows where)"
+    full = isinstance(error, MemoryError) or kind == "OutOfMemoryError"
+    advice = "lower batch_size=; " if full else ""
+    prefix = f"{while_what}: " if while_what else ""
+    return f"{prefix}{kind}: {one_line(error)} ({advice}HYDRA_FULL_ERROR=1 shows where)"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

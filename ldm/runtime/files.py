@@ -52,7 +52,13 @@ def write_once(path: Path, content: bytes) -> bytes:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         with suppress(FileExistsError):
-            os.link(temporary, path)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without hard links, where its content may be seen before it is whole
+                with path.open("xb") as file:
+                    file.write(content)
     finally:
         Path(temporary).unlink()
     return path.read_bytes()

@@ -80,9 +80,9 @@ def held(folder: Path, command: str, slot: str = "") -> Iterator[None]:
     path = folder / (f".lock-{slot}" if slot else ".lock")
     mine = Holder.me(command)
     while True:
-        there = write_once(path, mine.model_dump_json().encode())
-        if there == mine.model_dump_json().encode():
-            break
+        with suppress(FileNotFoundError):  # its holder has just ended
+            if write_once(path, mine.model_dump_json().encode()) == mine.model_dump_json().encode():
+                break
         _take_over(path, folder, slot)
     ended = threading.Event()
     beat = threading.Thread(target=_touch, args=(path, ended), daemon=True)

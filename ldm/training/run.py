@@ -117,6 +117,8 @@ def fit(
     trainer = trainer_from(resume)
     speaks = trainer.is_global_zero
     begin()
+    if plan.every > plan.steps:
+        log.info("every=%d is more than steps=%d: the run saves and validates once, at its end", plan.every, plan.steps)
     for logger in tracking.loggers:
         logger.log_hyperparams(module.card["config"])
     try:

@@ -212,3 +212,33 @@ def test_webdataset_reads_the_shards(writer):
         blocks = list(islice(wds.tariterators.group_by_keys(files), 3))
     assert len(blocks) == 1
     assert np.lib.format.MAGIC_PREFIX in blocks[0]["moments.npy"]
+
+
+def test_pictures_replaced_under_their_names_are_encoded_again(writer, photos, caplog):
+    manifest = write_all(writer)
+    file = sorted((photos / "cat").iterdir())[0]
+    (photos / "cat" / "new.png").write_bytes(sorted((photos / "dog").iterdir())[3].read_bytes())
+    (photos / "cat" / "new.png").replace(file)
+    fresh = replace(writer, source=replace(writer.source))
+    done = [fresh.is_done(part) for _, part in fresh.parts()]
+    assert done.count(False) == 1
+    assert "pictures were replaced under their names" in caplog.text
+    assert write_all(fresh) != manifest
+
+
+def test_pictures_that_were_touched_or_copied_are_not(writer, photos, caplog):
+    manifest = write_all(writer)
+    for path in photos.rglob("*.png"):
+        os.utime(path, (1, 1))
+    fresh = replace(writer, source=replace(writer.source))
+    assert all(fresh.is_done(part) for _, part in fresh.parts())
+    assert caplog.text == ""
+    read = []
+    again = replace(fresh, source=replace(writer.source))
+    again.source.__class__.read, right = (lambda *a: read.append(a) or right(*a)), again.source.__class__.read
+    try:
+        assert all(again.is_done(part) for _, part in again.parts())
+    finally:
+        again.source.__class__.read = right
+    assert read == []  # the sizes and times are known by now
+    assert write_all(fresh) == manifest

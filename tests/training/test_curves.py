@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from ldm.training.curves import write_curves
+from ldm.training.curves import last_value, read_rows, validated, write_curves
 from ldm.training.plots import _running_mean, chosen_panels, curves
 
 
@@ -109,3 +109,37 @@ def test_curves_are_drawn_from_the_csv_log(tmp_path):
         "0,1.0,0.1,",
         "1,0.8,0.1,0.9",
     ]
+
+
+def write_start(folder, number, steps, text=None):
+    """The CSV log of a start of a run that logged these steps."""
+    path = folder / "csv" / f"version_{number}" / "metrics.csv"
+    path.parent.mkdir(parents=True)
+    lines = ["step,train/lr,train/loss", *(f"{step},0.1,{number}.{step}" for step in steps)]
+    path.write_text("\n".join(lines) + "\n" if text is None else text)
+    return path
+
+
+def steps_of(folder):
+    return [int(row["step"]) for row in read_rows(folder / "metrics.csv")]
+
+
+@pytest.mark.parametrize("damage", ["", "step,train/lr\n", "nonsense\x00\n1,2", "step,train/lr\nx,1\n"])
+def test_an_earlier_starts_rows_outlive_its_log(damage, tmp_path):
+    """metrics.csv holds them, too; what was gone back behind is not kept."""
+    first = write_start(tmp_path, 0, range(6))
+    write_curves(tmp_path, draw=False)
+    first.write_text(damage)
+    write_start(tmp_path, 1, range(4, 5))
+    write_curves(tmp_path, draw=False)
+    assert steps_of(tmp_path) == [0, 1, 2, 3, 4]
+    assert [row["train/loss"] for row in read_rows(tmp_path / "metrics.csv")] == ["0.0", "0.1", "0.2", "0.3", "1.4"]
+
+
+def test_rows_that_cannot_be_read_are_left_out_and_said(tmp_path, caplog):
+    (tmp_path / "metrics.csv").write_bytes(b"step,val/loss\n0,1.5\n\xff\xfe,2\nthree,4\n1,abc\n2,0.5\n")
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.csv")] == ["0", "1", "2"]
+    assert "metrics.csv is damaged: 2 of its 5 rows can't be read" in caplog.text
+    assert last_value(tmp_path, "val/loss") == 0.5
+    assert validated(tmp_path, 3)
+    assert not validated(tmp_path, 9)
