@@ -11,6 +11,7 @@ for; other packages must be named in `trust`, by whoever trains and by whoever l
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.runtime import targets
 from ldm.runtime.arguments import ArgumentError, check_arguments, check_node
 from ldm.runtime.files import atomic_write
-from ldm.weights import check_weights, check_zip, part_of, weights_fingerprint
+from ldm.weights import Undrawn, check_weights, check_zip, part_of, weights_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +201,8 @@ def load_autoencoder(path: str | Path) -> LoadedAutoencoder:
         raise ValueError(f"{file}: its card's autoencoder{error}: take another checkpoint of its run") from None
     state = part_of(checkpoint["state_dict"], AUTOENCODER_PREFIX)
     check_weights(lambda: Autoencoder(**arguments), state, file)
-    model = Autoencoder(**arguments)
+    with Undrawn():
+        model = Autoencoder(**arguments)
     _load(model, state)
     return LoadedAutoencoder(file, model, checkpoint[CARD], weights_fingerprint(model))
 
@@ -220,14 +222,19 @@ def load_diffusion(path: str | Path, weights: str = "ema", trust: str | Sequence
         raise ValueError(f"weights={weights} must be ema or raw")
     file, checkpoint = find(Path(path), "diffusion")
     card = checkpoint[CARD]
-    parts = {"net": card["net"], "objective": card["objective"]}
-    parts["sampling"] = card.get("sampling", {})  # cards from before there was one mean the defaults
+    # cards from before there was a sampling mean the defaults
+    parts = {"objective": card["objective"], "sampling": card.get("sampling", {})}
     if weights == "raw" and "current_model_state" not in checkpoint:
         raise ValueError(f"{file} holds averaged weights alone: pass weights=ema")
     state = part_of(checkpoint["current_model_state" if weights == "raw" else "state_dict"], NET_PREFIX)
-    check_weights(lambda: build_from_card({"net": card["net"]}, trust, named_in=str(file))["net"], state, file)
+
+    def build_net() -> Any:
+        return build_from_card({"net": card["net"]}, trust, named_in=str(file))["net"]
+
+    check_weights(build_net, state, file)
+    with Undrawn() if str(card["net"][targets.TARGET]).startswith("ldm.") else nullcontext():
+        net = build_net()
     built = build_from_card(parts, trust, named_in=str(file))
-    net = built["net"]
     if getattr(net, "null_class", None) != len(card["class_names"]):
         raise ValueError(f"{file}: its card's net is not built for {len(card['class_names'])} classes")
     _load(net, state)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 FOLDER_BIT = 0x10  # of an entry's attributes, at which torch's reader leaves a tensor's memory as it is, unread
 
@@ -42,6 +43,18 @@ def part_of(state: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if str(name).startswith(prefix)}
 
 
+class Undrawn(TorchFunctionMode):
+    """Within it, torch.nn.init draws nothing: of models whose weights are about to be loaded, or are only counted.
+
+    That is most of the time that a large network takes to be built; on the meta device it also imports a compiler.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return func(*args, **(kwargs or {}))
+
+
 def check_weights(build: Callable[[], Any], state: dict[str, Any], file: Path) -> None:
     """Hold weights to the model that they are for, before it takes any memory.
 
@@ -53,7 +66,7 @@ def check_weights(build: Callable[[], Any], state: dict[str, Any], file: Path) -
     Raises:
         ValueError: if a weight is missing, is too many, has another shape or type, or is not finite.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         model = build()
     if not isinstance(model, nn.Module):
         raise ValueError(f"{file}: its card names a {type(model).__name__} where a network belongs")

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support.refusals import assert_refused
 
 from ldm.commands.sweep_points import PointFile
@@ -307,3 +309,27 @@ def test_what_is_not_finite_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="it holds the number nan"):
         MetricsFile(samples={}, versions={}, frechet_distance={"value": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+PLACES = [(schema, key) for schema, right in RIGHT.items() for key in right]
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=20))
+ANY_JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(place=st.sampled_from(PLACES), value=ANY_JSON)
+def test_any_value_is_read_as_it_is_or_refused_by_its_key(place, value, tmp_path_factory):
+    schema, key = place
+    path = tmp_path_factory.mktemp("any") / "file.json"
+    path.write_text(json.dumps(RIGHT[schema] | {key: value}))
+    try:
+        read = schema.read(path)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        assert str(path) in str(error)
+        assert key in str(error) or "no number of JSON" in str(error)
+        return
+    read.write(path)
+    assert schema.read(path) == read
