@@ -100,16 +100,16 @@ def _take_over(path: Path, folder: Path, slot: str) -> None:
     """Remove the lock of a dead holder; ValueError if it is alive."""
     try:
         before = path.stat()
-        silent = time.time() - before.st_mtime
         holder = Holder.read(path)
+        silent = _silence(path, holder)
     except FileNotFoundError:
         return
     except DamagedFileError:
         if not path.exists():
             return
-        if silent < SILENT:
+        if time.time() - before.st_mtime < SILENT:
             raise
-        holder = None
+        holder, silent = None, SILENT
     if holder is not None and not holder.is_dead(silent):
         raise ValueError(
             f"{folder} is in use by ldm {holder.command}, process {holder.pid} on {holder.host}, since {holder.since}: "
@@ -129,6 +129,22 @@ def _take_over(path: Path, folder: Path, slot: str) -> None:
         if not slot:
             remove_unfinished(folder)
     aside.unlink(missing_ok=True)
+
+
+def _silence(path: Path, holder: Holder) -> float:
+    """Seconds since a holder touched its lock. Of one on another host, where no process can be looked up, it is waited
+    for the next touch, or until there has been none for so long that it is dead."""
+    seen = path.stat().st_mtime
+    silent = time.time() - seen
+    if holder.host == socket.gethostname() or holder.is_dead(silent):
+        return silent
+    log.info("%s is held from %s: waiting up to %.0f s to see whether ldm %s still runs there", path, holder.host,
+             SILENT - silent, holder.command)  # fmt: skip
+    while (silent := time.time() - seen) <= SILENT:
+        time.sleep(min(1.0, SILENT / 10))
+        if path.stat().st_mtime != seen:
+            return 0.0
+    return silent
 
 
 def remove_unfinished(folder: Path) -> None:

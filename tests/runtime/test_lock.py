@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -83,13 +84,23 @@ def test_a_half_written_file_has_the_name_that_is_removed(tmp_path):
 )
 def test_who_gives_way(tmp_path, monkeypatch, changes, seconds_ago, gives_way):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    write_lock(tmp_path, seconds_ago, **changes)
+    path = write_lock(tmp_path, seconds_ago, **changes)
+    lives = threading.Timer(0.5, lambda: os.utime(path))  # which a holder on another host is given time for
+    if not gives_way:
+        lives.start()
     if gives_way:
         with held(tmp_path, "sample"):
             pass
     else:
         with pytest.raises(ValueError, match="is in use by ldm sample"), held(tmp_path, "sample"):
             pass
+
+
+def test_a_holder_elsewhere_that_is_silent_for_long_gives_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "SILENT", 0.5)
+    write_lock(tmp_path, host="elsewhere", job="")
+    with held(tmp_path, "sample"):
+        pass
 
 
 def test_a_damaged_lock_is_named_and_does_not_last(tmp_path):
