@@ -33,6 +33,7 @@ class DiffusersConfig(JsonFile):
     """
 
     model_config = ConfigDict(extra="allow")
+    checksummed: ClassVar[bool] = False
     fix: ClassVar[str] = "take the folder anew from where it was published"
     kinds: ClassVar[tuple[str, ...]]
     granted: ClassVar[dict[str, Any]]
@@ -142,6 +143,7 @@ class WeightIndex(JsonFile):
     """NAME.safetensors.index.json: which file of several holds a tensor."""
 
     model_config = ConfigDict(extra="allow")
+    checksummed: ClassVar[bool] = False
     fix: ClassVar[str] = "take the folder anew from where it was published"
 
     weight_map: Annotated[dict[str, FileName], Field(min_length=1)]

@@ -76,10 +76,12 @@ class JsonFile(Part):
 
     fix:      what to do about one that is wrong, for errors
     known: values of its key `format` that this code reads; () of a format without one
+    checksummed: whether it carries a checksum of itself; a format of others, whose files people edit, does not
     """
 
     fix: ClassVar[str]
     known: ClassVar[tuple[int, ...]] = ()
+    checksummed: ClassVar[bool] = True
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -92,7 +94,7 @@ class JsonFile(Part):
         if cls.known and isinstance(data, dict) and data.get("format", cls.known[0]) not in cls.known:
             reads = " or ".join(map(str, cls.known))
             cls._refuse(f"{path} has the format {shown(data['format'])}; this version of ldm reads {reads}")
-        if isinstance(data, dict) and CHECKSUM in data:  # files of before version 0.3 have none
+        if cls.checksummed and isinstance(data, dict) and CHECKSUM in data:  # files of before version 0.3 have none
             noted = data.pop(CHECKSUM)
             if noted != checksum_of(data):
                 cls._refuse(
@@ -127,7 +129,8 @@ class JsonFile(Part):
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all; what was never given is left out."""
         data = self.model_dump(mode="json", exclude_unset=True)
-        text = json.dumps(data | {CHECKSUM: checksum_of(data)}, indent=2, allow_nan=False)
+        data |= {CHECKSUM: checksum_of(data)} if self.checksummed else {}
+        text = json.dumps(data, indent=2, allow_nan=False)
         with atomic_write(path) as file:
             file.write((text + "\n").encode())
 

@@ -58,6 +58,7 @@ def foreign(folder: Path, **options: Any) -> Shards:
 def believe_sizes(folder: Path) -> None:
     """An index of format 1, which has neither sizes nor checksums."""
     index = json.loads((folder / "index.json").read_text())
+    del index["checksum"]
     for split in index["shards"].values():
         for shard in split:
             del shard["bytes"], shard["sha256"]
@@ -181,6 +182,7 @@ def test_what_is_no_tar(what, copy):
 
 def test_a_count_is_held_to_what_the_shard_holds(copy):
     index = json.loads((copy / "index.json").read_text())
+    del index["checksum"]
     for count in (3, 9):
         index["shards"]["train"][0]["count"] = count
         (copy / "index.json").write_text(json.dumps(index))

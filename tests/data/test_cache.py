@@ -232,7 +232,7 @@ def test_pictures_that_were_touched_or_copied_are_not(writer, photos, caplog):
         os.utime(path, (1, 1))
     fresh = replace(writer, source=replace(writer.source))
     assert all(fresh.is_done(part) for _, part in fresh.parts())
-    assert caplog.text == ""
+    assert "replaced" not in caplog.text
     read = []
     again = replace(fresh, source=replace(writer.source))
     again.source.__class__.read, right = (lambda *a: read.append(a) or right(*a)), again.source.__class__.read
