@@ -183,16 +183,22 @@ class _ShardStream(IterableDataset[tuple[Tensor, int]]):
             skip -= self.epoch_length(epoch, consumer, consumers)  # an epoch of known length is skipped unread
             epoch += 1
         while True:
+            decoded = 0
             for sample in self.shuffled(epoch, consumer, consumers):
                 if skip > 0 and self.source.on_error == "error":
                     skip -= 1
+                    decoded += 1
                     continue
                 image = self.source.decode(sample)
+                decoded += image is not None
                 if image is not None and skip > 0:
                     skip -= 1
                 elif image is not None:
                     rng = np.random.default_rng((order.seed, epoch, zlib.crc32(sample.key.encode())))
                     yield self.source.training_view(image, rng), sample.label
+            if decoded == 0:  # else the next epoch would look for one for ever
+                names = ", ".join(str(self.source.shards("train")[i]) for i in self.dealt(epoch, consumer, consumers))
+                raise ValueError(f"no image can be decoded in {names[:200]}: no training without any")
             epoch += 1
 
     def dealt(self, epoch: int, consumer: int, consumers: int) -> Sequence[int]:

@@ -164,6 +164,13 @@ def test_a_member_of_any_size_is_not_read_for_its_header(tmp_path):
     assert_refused(lambda: read_all(foreign(tmp_path)), "more than a picture can have", tmp_path, "train-000000.tar")
 
 
+@pytest.mark.parametrize("members", [{}, {"a.png": PNG, "a.cls": b"0"}], ids=["empty", "undecodable"])
+def test_a_stream_without_any_image_ends_instead_of_looking_for_ever(members, tmp_path):
+    write_tar(tmp_path / "train-000000.tar", members)
+    loader = foreign(tmp_path, on_error="skip").training_loader(Order(seed=0, batch_size=2), 0)
+    assert_refused(lambda: next(iter(loader)), "no image can be decoded in", tmp_path, "train-000000.tar")
+
+
 @pytest.mark.parametrize("what", ["gone", "pipe", "folder", "empty", "text"])
 def test_what_is_no_tar(what, copy):
     path = copy / "train-000000.tar"
