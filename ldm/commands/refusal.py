@@ -49,6 +49,8 @@ class Before:
         """Remove what is new, unless a command has begun here."""
         if (self.folder / CONFIG).exists() or not self.folder.is_dir():
             return
+        if any(self.folder.glob(".lock*")):  # another command's, which works here
+            return
         new = [path for path in self.folder.iterdir() if path.name not in self.names]
         if any((path / begun).exists() for path in new for begun in (CONFIG, POINT)):
             return

@@ -4,10 +4,12 @@ SLURM, torchrun and a terminal send a signal to all processes of a job. The trai
 batch, saves, and ends its workers; a worker that ended at once would take that batch with it.
 """
 
+import atexit
 import multiprocessing
 import os
 import signal
 import tempfile
+from functools import cache
 from multiprocessing import forkserver
 from typing import Any
 
@@ -31,7 +33,23 @@ def loader(data: Any, num_workers: int, **options: Any) -> "DataLoader[Any]":
         )
     if num_workers > 0 and multiprocessing.get_start_method() == "forkserver":
         start_server()
+    if num_workers > 0:
+        _end_workers_at_exit()
     return DataLoader(data, num_workers=num_workers, worker_init_fn=leave_signals, **options)
+
+
+@cache
+def _end_workers_at_exit() -> None:
+    """End what workers are left when this process ends, before Python waits for them: it asks by SIGTERM, which they
+    ignore."""
+
+    def end() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where torch would raise that a worker was killed
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
+
+    atexit.register(end)
 
 
 def start_server() -> None:

@@ -115,12 +115,15 @@ def _take_over(path: Path, folder: Path, slot: str) -> None:
             f"{folder} is in use by ldm {holder.command}, process {holder.pid} on {holder.host}, since {holder.since}: "
             f"wait for it, or choose another run= (if it has ended, remove {path})"
         )
+    moved = None
     aside = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         path.rename(aside)  # of several that find it dead, one succeeds
     except FileNotFoundError:
         return
-    if aside.stat().st_ino != before.st_ino:  # another one's, who was faster
+    with suppress(DamagedFileError):
+        moved = Holder.read(aside).token
+    if moved != (None if holder is None else holder.token):  # another one's, who was faster
         with suppress(FileExistsError):
             os.link(aside, path)
     elif holder is not None:
