@@ -25,6 +25,7 @@ from ldm.runtime.files import existing_folder, sha256
 
 VERIFIED = "verified.json"  # each shard's state when its checksum was last compared and found right
 Verify = Literal["once", "full", "size"]
+ANEW = "remove it, and run the same `ldm cache-latents` again"
 Batch = tuple[Tensor, ...]  # moments [B, 2C, h, w] fp16, labels [B], and perhaps noise paired with them [B, C, h, w]
 
 
@@ -71,8 +72,11 @@ class LatentCache:
         if status.st_size != shard.bytes:
             raise ValueError(f"{path} has {status.st_size} bytes, the manifest says {shard.bytes}: {fix}")
         state = [shard.sha256, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
-        if verify != "size" and state != known and sha256(path) != shard.sha256:
-            raise ValueError(f"{path} differs from the manifest's checksum: {fix}")
+        if verify != "size" and state != known:
+            if sha256(path) != shard.sha256:
+                raise ValueError(f"{path} differs from the manifest's checksum: {fix}")
+            for block in open_shard(path, shard.count, self.manifest):
+                check_values(path, block.moments)
         return state
 
 
@@ -111,7 +115,7 @@ class CachedMoments(Dataset[Any]):
         shards: list[CachedShard] = getattr(manifest.shards, split)
         self.paths = [cache.folder / shard.name for shard in shards]
         self.ends = list(accumulate(shard.count for shard in shards))
-        self.shape, self.views, self.classes = tuple(manifest.shape), manifest.views, len(manifest.class_names)
+        self.manifest, self.shape, self.views = manifest, tuple(manifest.shape), manifest.views
         self.blocks: dict[int, list[_Block]] = {}
         _allow_files(len(manifest.shards.train) + len(manifest.shards.val))  # a process may map both splits
 
@@ -124,38 +128,14 @@ class CachedMoments(Dataset[Any]):
             shard = bisect.bisect_right(self.ends, index)
             row = index - (self.ends[shard - 1] if shard else 0)
             if shard not in self.blocks:
-                self.blocks[shard] = self._open(shard)
+                count = self.ends[shard] - (self.ends[shard - 1] if shard else 0)
+                self.blocks[shard] = open_shard(self.paths[shard], count, self.manifest)
             blocks = self.blocks[shard]
             block = blocks[bisect.bisect_right(blocks, row, key=lambda b: b.start) - 1]
             moments[i] = block.moments[row - block.start, (epoch + index) % self.views]
             labels[i] = block.labels[row - block.start]
         batch = torch.from_numpy(moments), torch.from_numpy(labels)
         return batch if self.noise is None else (*batch, self.noise(*batch, keys[0]))
-
-    def _open(self, shard: int) -> list[_Block]:
-        """A shard's blocks; ValueError if they are not what the manifest says, whatever their checksum."""
-        path = self.paths[shard]
-        count = self.ends[shard] - (self.ends[shard - 1] if shard else 0)
-        try:
-            blocks = _open_blocks(path)
-            for block in blocks:
-                self._check(block)
-            if (held := sum(len(block.labels) for block in blocks)) != count:
-                raise ValueError(f"it holds {held} images, the manifest says {count}")
-        except (ValueError, OSError, EOFError, KeyError, tarfile.TarError) as error:
-            fix = "remove it, and run the same `ldm cache-latents` again"
-            raise ValueError(f"{path} is no shard of this cache: {' '.join(str(error).split())}: {fix}") from None
-        return blocks
-
-    def _check(self, block: _Block) -> None:
-        moments, labels = block.moments, block.labels
-        wanted = (len(labels), self.views, *self.shape)
-        if moments.dtype != np.dtype("<f2") or moments.shape != wanted:
-            raise ValueError(f"moments are {moments.dtype} {list(moments.shape)}, not float16 {list(wanted)}")
-        if labels.dtype != np.dtype("<i8") or labels.ndim != 1:
-            raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, not int64 [n]")
-        if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
-            raise ValueError(f"labels go from {labels.min()} to {labels.max()}, and there are {self.classes} classes")
 
 
 def _allow_files(count: int) -> None:
@@ -170,6 +150,52 @@ def _allow_files(count: int) -> None:
         )
     if allowed < count + 512:  # with Lightning's, wandb's and the images' own
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(count + 512, most), most))
+
+
+def open_shard(path: Path, count: int, manifest: Manifest) -> list[_Block]:
+    """A shard's blocks, mapped into memory.
+
+    Raises:
+        ValueError: naming the shard, if they are not what the manifest says, whatever their checksum.
+    """
+    try:
+        blocks = _open_blocks(path)
+        for block in blocks:
+            _check_block(block, manifest)
+        if (held := sum(len(block.labels) for block in blocks)) != count:
+            raise ValueError(f"it holds {held} images, the manifest says {count}")
+    except (ValueError, OSError, EOFError, KeyError, tarfile.TarError) as error:
+        raise ValueError(f"{path} is no shard of this cache: {' '.join(str(error).split())}: {ANEW}") from None
+    return blocks
+
+
+def _check_block(block: _Block, manifest: Manifest) -> None:
+    moments, labels, classes = block.moments, block.labels, len(manifest.class_names)
+    wanted = (len(labels), manifest.views, *manifest.shape)
+    if moments.dtype != np.dtype("<f2") or moments.shape != wanted:
+        raise ValueError(f"moments are {moments.dtype} {list(moments.shape)}, not float16 {list(wanted)}")
+    if labels.dtype != np.dtype("<i8") or labels.ndim != 1:
+        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, not int64 [n]")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"labels go from {labels.min()} to {labels.max()}, and there are {classes} classes")
+
+
+def check_values(path: Path, moments: np.ndarray) -> None:
+    """Each moment is looked at when its shard's checksum is compared, which reads the file anyway.
+
+    By the bits of float16, of which numpy compares integers much faster than the numbers: all bits of the exponent are
+    set in what is not finite, and the sign's in what is negative, -0 alone excepted.
+
+    Raises:
+        ValueError: naming the shard, if a mean or a std, [n, views, 2C, h, w] together, is not finite, or a std is
+            negative.
+    """
+    bits = moments.view(np.int16)
+    if np.any(bits >= 0x7C00) or np.any((bits >= -0x400) & (bits < 0)):
+        raise ValueError(f"{path} holds moments that are not finite: {ANEW}")
+    std = bits[:, :, bits.shape[2] // 2 :]
+    if np.any((std < 0) & (std > -0x8000)):
+        raise ValueError(f"{path} holds standard deviations that are negative: {ANEW}")
 
 
 def _open_blocks(path: Path) -> list[_Block]:

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 log = logging.getLogger(__name__)
 
 DECODERS = ("JPEG", "PNG", "WEBP")  # Pillow's others are more than pictures: EPS starts a PostScript interpreter
+MOST_BYTES = 2**28  # of a picture's file
 MOST_PIXELS = 2**27  # of a picture, before it is decoded and after it is resized: 134 million
 
 
@@ -26,6 +27,8 @@ def read_regular(path: Path) -> bytes:
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError("it is no regular file")
+        if (size := os.fstat(handle).st_size) > MOST_BYTES:
+            raise OSError(f"it has {size:,} bytes, more than a picture can have")
         return file.read()
 
 

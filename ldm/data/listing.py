@@ -94,7 +94,7 @@ def in_order(names: set[str]) -> list[str]:
 def _files(folder: Path, loops: list[Path]) -> Iterator[Path]:
     """The files below a folder that are not hidden; links to a folder around them are noted and not followed."""
     around: dict[str, tuple[tuple[int, int], ...]] = {}  # of each folder, those that it lies in and itself
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
+    for parent, subfolders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
         if parent not in around:
             around[parent] = (_inode(parent),)
         inner = []
@@ -109,6 +109,11 @@ def _files(folder: Path, loops: list[Path]) -> Iterator[Path]:
             inner.append(name)
         subfolders[:] = inner
         yield from (Path(parent, name) for name in names if not name.startswith("."))
+
+
+def _unreadable(error: OSError) -> None:
+    """A class that can't be listed would be left out without a word."""
+    raise ValueError(f"{error.filename} can't be listed ({error.strerror}): change its permissions, or take it away")
 
 
 def _inode(path: str) -> tuple[int, int]:

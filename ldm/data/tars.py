@@ -9,12 +9,12 @@ from typing import IO, Any, Self
 
 import webdataset as wds
 
+from ldm.data.decoding import MOST_BYTES
 from ldm.data.formats import PackedShard
 from ldm.data.samples import digest_of_files
 from ldm.runtime.files import sha256
 
 INDEX = "index.json"  # of a folder that `ldm pack` made
-MOST_BYTES = 2**28  # of a member: no picture is so large, and a damaged header could ask for any number
 
 
 class DamagedTarError(ValueError):

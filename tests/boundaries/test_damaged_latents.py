@@ -102,3 +102,29 @@ def test_every_seventh_byte_of_a_latent_shard_and_its_manifest(verify, cache, tm
         path.write_bytes(whole)
     (tmp_path / "verified.json").unlink(missing_ok=True)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ((0, 0, 0), float("nan"), "moments that are not finite"),
+        ((2, 0, 3), float("inf"), "moments that are not finite"),
+        ((1, 0, 1), float("-inf"), "moments that are not finite"),
+        ((1, 0, 2), -0.5, "standard deviations that are negative"),
+        ((0, 0, 3), -6e-8, "standard deviations that are negative"),
+        ((0, 0, 0), -65504.0, None),
+        ((0, 0, 0), 65504.0, None),
+        ((0, 0, 2), -0.0, None),
+        ((0, 0, 2), 65504.0, None),
+    ],
+)
+@pytest.mark.parametrize("verify", ["once", "full"])
+def test_each_moment_is_finite_and_each_std_not_negative(verify, place, value, said, cache, tmp_path):
+    """The largest and the least float16 are numbers like others."""
+    moments = MOMENTS.copy()
+    moments[(*place, 1, 1)] = value
+    cache(moments, LABELS)
+    if said is None:
+        LatentCache(str(tmp_path), verify)
+    else:
+        assert_refused(lambda: LatentCache(str(tmp_path), verify), said, tmp_path, "train-000000.tar")
