@@ -76,7 +76,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        rows = list(csv.DictReader(line.replace("\0", "") for line in file))
+        # a field longer than csv takes, of a quote that is never closed, is no number
+        lines = [line.replace("\0", "").replace('"', "") for line in file]
+        rows = list(csv.DictReader(line for line in lines if len(line) < csv.field_size_limit()))
     readable = [
         {key: value for key, value in row.items() if key and isinstance(value, str)}
         for row in rows

@@ -23,6 +23,21 @@ def seed_from(*progress: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(progress).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
+def check_optimizer_states(optimizers: list[Optimizer], states: list[dict[str, Any]]) -> None:
+    """Hold a checkpoint's optimiser states to the optimisers that go on with them, one for one.
+
+    Raises:
+        ValueError: if there are more or fewer, or one is of other parameters.
+    """
+    if len(states) != len(optimizers):
+        raise ValueError(
+            f"the checkpoint has the state of {len(states)} optimisers, this run has {len(optimizers)}: take an older "
+            "one, or start run=NEW init=CHECKPOINT"
+        )
+    for optimizer, state in zip(optimizers, states, strict=True):
+        check_optimizer_state(optimizer, state)
+
+
 def check_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Hold a checkpoint's optimiser state to the parameters that it is for: a fused step would read beyond them.
 
@@ -35,10 +50,10 @@ def check_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
         numbers = [n for group in state["param_groups"] for n in group["params"]]
         known = dict(zip(numbers, parameters, strict=True))
         fits = groups == [len(group["params"]) for group in optimizer.param_groups] and all(
-            value.shape == known[n].shape and value.isfinite().all()
+            value.shape in (known[n].shape, ()) and value.isfinite().all()
             for n, moments in state["state"].items()
             for value in moments.values()
-            if isinstance(value, Tensor) and value.ndim > 0
+            if isinstance(value, Tensor)
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         fits = False
@@ -82,7 +97,7 @@ class ProgressModule(LightningModule):
         self.batches_seen, self.images_seen, self.rollbacks = 0, 0, 0
         self.flops = 0.0  # of `flops_per_image`
         self.max_rollbacks, self.rolled_back = 0, False
-        self.optimizer_states: list[dict[str, Any]] = []  # of a checkpoint, until they are checked
+        self.optimizer_states: list[dict[str, Any]] | None = None  # of a checkpoint, until they are checked
         self.after_batch: Callable[[Trainer, ProgressModule, int], None] = lambda *_: None  # once a batch is counted
 
     def with_rates(self, optimizers: list[Optimizer]) -> list[Optimizer]:
@@ -93,9 +108,9 @@ class ProgressModule(LightningModule):
                 for group in optimizer.param_groups:
                     group["lr"] = self.lr_per_image * self.batch_size * world
         self.rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-        for optimizer, state in zip(optimizers, self.optimizer_states, strict=False):
-            check_optimizer_state(optimizer, state)
-        self.optimizer_states = []
+        if self.optimizer_states is not None:
+            check_optimizer_states(optimizers, self.optimizer_states)
+            self.optimizer_states = None
         return optimizers
 
     @property
@@ -168,7 +183,7 @@ class ProgressModule(LightningModule):
         checkpoint[CARD] = self.card | counters | {"schedules": schedules}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.optimizer_states = checkpoint.get("optimizer_states", [])
+        self.optimizer_states = checkpoint.get("optimizer_states", [])  # a run goes on with each of its optimisers'
         card = checkpoint[CARD]
         self.batches_seen, self.images_seen = card["batches_seen"], card["images_seen"]
         if card["global_batch"] != self.global_batch:

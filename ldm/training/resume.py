@@ -54,7 +54,7 @@ def roll_back(run: Path, module: ProgressModule, why: DivergenceError) -> Path:
 
 def _choose(run: Path, module: ProgressModule, why: DivergenceError) -> Path | str:
     """The checkpoint, or why there is none."""
-    at, kept = module.batches_seen, sorted((run / checkpoints.FOLDER).glob("*.ckpt"))
+    at, kept = module.batches_seen, checkpoints.saved(run)
     last = Rollbacks.of(run)
     trusted = [file for file in kept if int(file.stem) <= at - why.memory]
     if len(trusted) > 1 and last is not None and trusted[-1].stem == last.to:  # it did not help the last time

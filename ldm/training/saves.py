@@ -91,7 +91,7 @@ class Saves(Callback):
 
     def prune(self, batches: int) -> None:
         """Remove what `keep` does not cover; later ones, if any, are damaged, and overwritten in time."""
-        files = {int(file.stem): file for file in (self.run / checkpoints.FOLDER).glob("*.ckpt")}
+        files = {int(file.stem): file for file in checkpoints.saved(self.run)}
         regular = sorted(n for n in files if n <= batches and n % self.every == 0)
         between = [n for n in files if n < batches and n % self.every != 0]
         for n in regular[: -self.keep] + between:

@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from ldm.checkpoint import build_from_card
+from ldm.card import build_from_card
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import Coefficients, LinearPath
