@@ -92,8 +92,9 @@ def held(folder: Path, command: str, slot: str = "") -> Iterator[None]:
     finally:
         ended.set()
         beat.join()
-        with suppress(OSError):
-            path.unlink()
+        with suppress(OSError, DamagedFileError):
+            if Holder.read(path).token == mine.token:  # else another host took this process for dead
+                path.unlink()
 
 
 def _take_over(path: Path, folder: Path, slot: str) -> None:

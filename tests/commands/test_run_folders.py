@@ -11,6 +11,7 @@ import pytest
 from support.refusals import assert_refused, contents
 from support.tiny import CPU, TINY_DIFFUSION, fails, inside
 
+from ldm.commands.refusal import Before
 from ldm.commands.run_folder import CONFIG, RunLog, own_id, read_config
 from ldm.runtime.lock import held
 
@@ -70,6 +71,21 @@ def test_a_second_command_in_the_same_folder_is_told_of_the_first(ldm, pipeline)
         line = fails("sample", "model=runs/diffusion", "run=both", "num=2", "sampler.steps=2")
     assert f"runs/both is in use by ldm sample, process {os.getpid()} on" in line
     assert contents(Path("runs/both")) == before
+
+
+@pytest.mark.parametrize("slot", ["", "slice-0-of-2"])
+def test_a_refused_command_takes_nothing_from_the_one_that_came_first(slot, tmp_path):
+    """Both started where there was no folder yet; the first has not written its config."""
+    folder = tmp_path / "runs" / "both"
+    before = Before.of(folder, of_sweep=False)
+    folder.mkdir(parents=True)
+    with held(folder, "cache-latents", slot):
+        (folder / "train-000000.tar").write_text("x")
+        here = contents(folder)
+        before.restore()
+        assert contents(folder) == here
+    before.restore()
+    assert not folder.exists()
 
 
 def test_a_killed_commands_folder_goes_on(ldm, pipeline):

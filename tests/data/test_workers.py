@@ -69,3 +69,37 @@ def test_a_long_folder_for_temporary_files_is_refused_before_workers_hang(tmp_pa
     with pytest.raises(ValueError, match=r"TMPDIR=/tmp/x+ is too long .* set a shorter one, or pass num_workers=0"):
         loader([], 2)
     loader([1], 0)
+
+
+ENDS = """
+import sys
+from reads import Slow
+from ldm.data.workers import loader
+
+
+def read():
+    batches = iter(loader(Slow(), 2, batch_size=1))
+    next(batches)
+    raise ValueError("of the training")
+
+
+if __name__ == "__main__":
+    import multiprocessing
+    multiprocessing.set_start_method(sys.argv[1])
+    try:
+        read()
+    except ValueError as error:  # whose traceback keeps the loader, and its workers, to the end of the process
+        sys.exit(f"ldm: error: {error}")
+"""
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+def test_a_process_ends_though_its_workers_ignore_signals(tmp_path, start):
+    """Python asks them by SIGTERM, and would wait for ever."""
+    (tmp_path / "reads.py").write_text(READS)
+    (tmp_path / "ends.py").write_text(ENDS)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "ends.py", start], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (1, "ldm: error: of the training\n")

@@ -147,3 +147,24 @@ while True:
     running = [subprocess.Popen([sys.executable, "-c", code, tmp_path, mark]) for _ in range(4)]
     assert [process.wait() for process in running] == [0] * 4
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_a_holder_that_was_taken_for_dead_leaves_its_successors_lock(tmp_path):
+    with held(tmp_path, "sample"):
+        successor = write_lock(tmp_path, pid=os.getppid()).read_text()
+    assert (tmp_path / ".lock").read_text() == successor
+
+
+def test_a_lock_that_was_taken_over_meanwhile_is_put_back(tmp_path, monkeypatch):
+    """Between the look at a dead holder and the renaming of its file another command took over."""
+    write_lock(tmp_path, pid=ended_process())
+    right, alive = lock._silence, holder(pid=os.getppid(), began=0)
+
+    def meanwhile(path, dead):
+        path.unlink()
+        path.write_text(alive.model_dump_json())
+        return right(path, dead)
+
+    monkeypatch.setattr(lock, "_silence", meanwhile)
+    lock._take_over(tmp_path / ".lock", tmp_path, "")
+    assert (tmp_path / ".lock").read_text() == alive.model_dump_json()
