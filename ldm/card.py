@@ -1,14 +1,18 @@
-"""A checkpoint's card: what it says of itself, as plain data that are looked at before anything is built of them."""
+"""A checkpoint's card: what it says of itself, as plain data, and what may be built of them once they are looked at."""
 
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from ldm.runtime import targets
+from ldm.runtime.arguments import ArgumentError, check_node
 from ldm.runtime.ranges import Count, Natural, Positive, Share
 from ldm.runtime.schema import ClassNames, Fingerprint, Finite, Part, problem
 
+BUILT_BY_ANYONE = ("ldm.models", "ldm.diffusion")  # what a card may name without trust
 DEEPEST = 40  # levels of dicts and lists: a card has about six
 MOST_LATENT = 2**24  # numbers in one latent: 4 x 2,048 x 2,048
 Node = dict[str, Any]
@@ -117,3 +121,58 @@ def not_plain(data: Any, depth: int = 0) -> str | None:
 
 def _first_not_plain(values: Iterable[Any], depth: int) -> str | None:
     return next((wrong for value in values if (wrong := not_plain(value, depth + 1)) is not None), None)
+
+
+def build_from_card(config: Any, trust: str | Sequence[str] = (), named_in: str = "the config") -> Any:
+    """Build what part of a card describes.
+
+    Args:
+        config: the part; see `ldm.runtime.targets` for its form.
+        trust: packages, beside ldm's networks and mathematics, whose code may be named.
+        named_in: what names it, for the error.
+
+    Raises:
+        ValueError: if it names other code: nothing has been imported or called then.
+    """
+    allowed = (*BUILT_BY_ANYONE, *targets.packages(trust))
+    try:
+        targets.check(config, allowed)
+        return targets.build(_checked(config, ""), allowed)
+    except targets.UntrustedError as error:
+        advice = _advice(error.foreign, "if you trust whoever wrote it, pass")
+        raise ValueError(f"{named_in}: {error}: {advice}") from None
+    except ValueError as error:
+        raise ValueError(f"{named_in}: {error}") from None
+
+
+def _checked(config: Any, place: str) -> Any:
+    """A part of a card with each node as the signature of its target has it; ValueError, by its place, if it is not."""
+    if isinstance(config, list):
+        return [_checked(value, f"{place}[{i}]") for i, value in enumerate(config)]
+    if not isinstance(config, dict):
+        return config
+    if targets.TARGET not in config:
+        return {key: _checked(value, f"{place}.{key}" if place else str(key)) for key, value in config.items()}
+    try:
+        return check_node(config)
+    except ArgumentError as error:
+        raise ValueError(f"{place or config[targets.TARGET]}{error}") from None
+
+
+def check_trust(config: Any, trust: str | Sequence[str]) -> None:
+    """Refuse, before training, to write a card whose parts nobody could load without further trust.
+
+    Raises:
+        ValueError: if `config` names code outside ldm's networks and mathematics and the packages in `trust`.
+    """
+    foreign = targets.foreign_targets(config, (*BUILT_BY_ANYONE, *targets.packages(trust)))
+    if foreign:
+        advice = _advice(foreign, "which its checkpoints record, and who loads them passes again:")
+        raise ValueError(f"the model would be built from {', '.join(sorted(foreign))}, {advice}")
+
+
+def _advice(foreign: dict[str, str], words: str) -> str:
+    packages = sorted({module.partition(".")[0] for module in foreign.values()})
+    if any(package in sys.stdlib_module_names or not package.isidentifier() for package in packages):
+        return "no model needs that"
+    return f"{words} trust=[{','.join(packages)}] (code of that package then runs, with the arguments given there)"

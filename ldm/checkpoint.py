@@ -9,7 +9,6 @@ for; other packages must be named in `trust`, by whoever trains and by whoever l
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,14 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldm.card import check_card
+from ldm.card import build_from_card, check_card
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.sampling import Sampling
 from ldm.latents import LatentStats
 from ldm.models.autoencoder import Autoencoder
 from ldm.runtime import targets
-from ldm.runtime.arguments import ArgumentError, check_arguments, check_node
+from ldm.runtime.arguments import ArgumentError, check_arguments
 from ldm.runtime.files import atomic_write
 from ldm.weights import Undrawn, check_weights, check_zip, part_of, weights_fingerprint
 
@@ -36,7 +35,6 @@ CARD = "ldm"
 FOLDER = "checkpoints"
 AUTOENCODER_PREFIX = "autoencoder."  # of stage 1's tensors in a state_dict, where the discriminator's are, too
 NET_PREFIX = "net."  # of stage 2's, beside those of a weighting that learns
-BUILT_BY_ANYONE = ("ldm.models", "ldm.diffusion")  # what a card may name without trust
 KINDS = {"autoencoder": "an autoencoder (stage 1)", "diffusion": "a diffusion model (stage 2)"}
 
 
@@ -93,8 +91,8 @@ def find(path: Path, kind: str | None) -> tuple[Path, dict[str, Any]]:
         if not path.exists():
             raise ValueError(f"{path} holds no checkpoint ({FOLDER}/*.ckpt): train it first, or name another run")
         return path, read(path, kind)
-    files = sorted((path / FOLDER).glob("*.ckpt"), reverse=True)
-    for file in files:
+    files = saved(path)
+    for file in reversed(files):
         try:
             return file, read(file, kind)
         except DamagedError as error:
@@ -105,7 +103,13 @@ def find(path: Path, kind: str | None) -> tuple[Path, dict[str, Any]]:
 
 def newest(run: Path) -> Path | None:
     """A run folder's last checkpoint, damaged or not; None if there is none."""
-    return max((run / FOLDER).glob("*.ckpt"), default=None, key=lambda path: path.name)
+    return next(reversed(saved(run)), None)
+
+
+def saved(run: Path) -> list[Path]:
+    """A run folder's checkpoints, the oldest first: those named by their batches, and no copy beside them."""
+    files = [file for file in (run / FOLDER).glob("*.ckpt") if file.stem.isdecimal()]
+    return sorted(files, key=lambda file: int(file.stem))
 
 
 def read(file: Path, kind: str | None) -> dict[str, Any]:
@@ -139,55 +143,6 @@ def read(file: Path, kind: str | None) -> dict[str, Any]:
     return checkpoint
 
 
-# what a card may name
-
-
-def build_from_card(config: Any, trust: str | Sequence[str] = (), named_in: str = "the config") -> Any:
-    """Build what part of a card describes.
-
-    Args:
-        config: the part; see `ldm.runtime.targets` for its form.
-        trust: packages, beside ldm's networks and mathematics, whose code may be named.
-        named_in: what names it, for the error.
-
-    Raises:
-        ValueError: if it names other code: nothing has been imported or called then.
-    """
-    allowed = (*BUILT_BY_ANYONE, *targets.packages(trust))
-    try:
-        targets.check(config, allowed)
-        for place, node in targets.nodes_in(config):
-            try:
-                check_node(node)
-            except ArgumentError as error:
-                raise ValueError(f"{place or node[targets.TARGET]}{error}") from None
-        return targets.build(config, allowed)
-    except targets.UntrustedError as error:
-        advice = _advice(error.foreign, "if you trust whoever wrote it, pass")
-        raise ValueError(f"{named_in}: {error}: {advice}") from None
-    except ValueError as error:
-        raise ValueError(f"{named_in}: {error}") from None
-
-
-def check_trust(config: Any, trust: str | Sequence[str]) -> None:
-    """Refuse, before training, to write a card whose parts nobody could load without further trust.
-
-    Raises:
-        ValueError: if `config` names code outside ldm's networks and mathematics and the packages in `trust`.
-    """
-    foreign = targets.foreign_targets(config, (*BUILT_BY_ANYONE, *targets.packages(trust)))
-    if foreign:
-        advice = _advice(foreign, "which its checkpoints record, and who loads them passes again:")
-        raise ValueError(f"the model would be built from {', '.join(sorted(foreign))}, {advice}")
-
-
-def _advice(foreign: dict[str, str], words: str) -> str:
-    packages = sorted({module.partition(".")[0] for module in foreign.values()})
-    if any(package in sys.stdlib_module_names or not package.isidentifier() for package in packages):
-        return "no model needs that"
-    return f"{words} trust=[{','.join(packages)}] (code of that package then runs, with the arguments given there)"
-
-
 # models
 
 
@@ -196,7 +151,7 @@ def load_autoencoder(path: str | Path) -> LoadedAutoencoder:
     file, checkpoint = find(Path(path), "autoencoder")
     arguments = checkpoint[CARD]["autoencoder"]
     try:
-        check_arguments(Autoencoder, arguments)
+        arguments = check_arguments(Autoencoder, arguments)
     except ArgumentError as error:
         raise ValueError(f"{file}: its card's autoencoder{error}: take another checkpoint of its run") from None
     state = part_of(checkpoint["state_dict"], AUTOENCODER_PREFIX)

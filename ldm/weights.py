@@ -79,6 +79,8 @@ def check_weights(build: Callable[[], Any], state: dict[str, Any], file: Path) -
         if not isinstance(tensor, torch.Tensor) or tensor.shape != wanted[name].shape:
             shape = list(getattr(tensor, "shape", []))
             raise ValueError(f"{unfit}: {name} has the shape {shape}, not {list(wanted[name].shape)}")
+        if tensor.layout is not torch.strided or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:
+            raise ValueError(f"{file} does not hold all of its values: {name} is sparse, or one number for many")
         whole = wanted[name].dtype == tensor.dtype
         if not whole and not {wanted[name].dtype, tensor.dtype} <= {torch.float32, torch.float64}:
             raise ValueError(f"{file}: {name} is of {tensor.dtype}, not {wanted[name].dtype}")

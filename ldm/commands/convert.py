@@ -6,12 +6,11 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Le
 
-from ldm.card import check_card
+from ldm.card import check_card, check_trust
 from ldm.checkpoint import (
     CARD,
     FOLDER,
     LoadedAutoencoder,
-    check_trust,
     export_autoencoder,
     export_diffusion,
     load_autoencoder,

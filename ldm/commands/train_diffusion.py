@@ -10,14 +10,8 @@ from annotated_types import Interval
 from pydantic import model_validator
 from torch import nn
 
-from ldm.checkpoint import (
-    LoadedAutoencoder,
-    build_from_card,
-    check_trust,
-    load_diffusion,
-    matching_autoencoder,
-    newest,
-)
+from ldm.card import build_from_card, check_trust
+from ldm.checkpoint import LoadedAutoencoder, load_diffusion, matching_autoencoder, newest
 from ldm.commands.next_step import say_next
 from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, Text, build
 from ldm.commands.run_folder import build_loggers

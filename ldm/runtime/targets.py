@@ -49,18 +49,6 @@ def targets_in(data: Any) -> Iterator[Any]:
             yield from targets_in(value)
 
 
-def nodes_in(data: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each dict with a target, inner ones first, and where it lies: "net", "objective.path"."""
-    if isinstance(data, dict):
-        for key, value in data.items():
-            yield from nodes_in(value, f"{place}.{key}" if place else str(key))
-        if TARGET in data:
-            yield place, data
-    elif isinstance(data, list | tuple):
-        for i, value in enumerate(data):
-            yield from nodes_in(value, f"{place}[{i}]")
-
-
 def foreign_targets(data: Any, allowed: Sequence[str]) -> dict[str, str]:
     """The targets in `data` that none of the allowed packages defines, each with the module that does.
 

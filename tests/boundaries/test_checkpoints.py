@@ -10,10 +10,10 @@ import torch
 from support.cards import autoencoder_card, diffusion_card
 from support.refusals import assert_refused
 
-from ldm.checkpoint import BUILT_BY_ANYONE, load_autoencoder, load_diffusion
+from ldm.card import BUILT_BY_ANYONE
+from ldm.checkpoint import load_autoencoder, load_diffusion, newest, saved
 from ldm.models.autoencoder import Autoencoder
 from ldm.runtime.targets import build
-from ldm.training.progress import check_optimizer_state
 
 KINDS = ("autoencoder", "diffusion")
 CARDS: dict[str, Any] = {"autoencoder": autoencoder_card, "diffusion": diffusion_card}
@@ -241,30 +241,35 @@ def test_a_pipe_named_as_a_checkpoint_does_not_hang(tmp_path):
     assert_refused(lambda: load_diffusion(tmp_path / "a.ckpt"), "is no regular file", tmp_path, "a.ckpt")
 
 
-def optimizer_state(**changes):
-    parameter = torch.nn.Parameter(torch.zeros(2, 3))
-    optimizer = torch.optim.AdamW([parameter], fused=True)
-    parameter.grad = torch.ones(2, 3)
-    optimizer.step()
-    state = optimizer.state_dict()
-    state["state"][0] |= changes
-    return optimizer, state
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damage", ["sparse", "expanded"])
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+def test_a_weights_values_are_all_in_the_file(kind, damage, right, tmp_path, monkeypatch):
+    """A number that stands for all of them could be any size once it is loaded."""
+    state = dict(right[kind]["state_dict"])
+    name = next(name for name, value in state.items() if value.ndim == 4 and len(value) > 1)
+    weight = state[name]
+    state[name] = weight.to_sparse() if damage == "sparse" else torch.zeros(1).expand(weight.shape)
+    refused(kind, right[kind] | {"state_dict": state}, "does not hold all of its values", tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"exp_avg": torch.zeros(2, 2)}, {"exp_avg_sq": torch.zeros(6)}, {"exp_avg": torch.full((2, 3), float("nan"))}],
-    ids=["shape", "flat", "nan"],
-)
-def test_an_optimisers_state_is_of_its_parameters(changes):
-    check_optimizer_state(*optimizer_state())
-    with pytest.raises(ValueError, match="the checkpoint's optimiser state is not of these parameters"):
-        check_optimizer_state(*optimizer_state(**changes))
+def test_a_whole_number_written_as_a_fraction_is_one(right, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    card = copy.deepcopy(right["diffusion"]["ldm"])
+    card["net"]["model_channels"] = float(card["net"]["model_channels"])
+    torch.save(right["diffusion"] | {"ldm": card}, "a.ckpt")
+    assert load_diffusion("a.ckpt").fingerprint == load_diffusion_of(right, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "state", [{}, {"state": {}, "param_groups": []}, {"state": {7: {}}, "param_groups": 3}], ids=str
-)
-def test_an_optimisers_state_is_whole(state):
-    with pytest.raises(ValueError, match="optimiser state is not of these parameters"):
-        check_optimizer_state(optimizer_state()[0], state)
+def load_diffusion_of(right, folder):
+    torch.save(right["diffusion"], folder / "b.ckpt")
+    return load_diffusion(folder / "b.ckpt").fingerprint
+
+
+def test_a_copy_beside_a_runs_checkpoints_is_none_of_them(right, tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("00000002.ckpt", "00000010.ckpt", "best.ckpt"):
+        torch.save(right["diffusion"], folder / name)
+    assert [file.name for file in saved(tmp_path)] == ["00000002.ckpt", "00000010.ckpt"]
+    assert newest(tmp_path) == folder / "00000010.ckpt"

@@ -6,33 +6,14 @@ from collections import OrderedDict
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.foreign import SHAPE, STATE
 
 from ldm.exchange.autoencoder_weights import export_diffusers, import_autoencoder
 from ldm.exchange.diffusers_folders import read_weights
 from ldm.exchange.unet_weights import UNET_PREFIX, import_unet
 from ldm.exchange.weight_files import read_tensors
-from ldm.models.autoencoder import Autoencoder
-from ldm.models.unet import UNet
 
-SHAPE = {"channels": 32, "channel_mult": [1], "num_res_blocks": 1, "latent_channels": 4}
-NET = {
-    "in_channels": 4, "num_classes": 3, "model_channels": 32, "channel_mult": [1], "num_res_blocks": 1,
-    "attention_resolutions": [], "head_channels": 16,
-}  # fmt: skip
-STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(3)}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def autoencoder():
-    torch.manual_seed(0)
-    return Autoencoder(**SHAPE)
-
-
-@pytest.fixture(scope="module")
-def unet():
-    torch.manual_seed(0)
-    return UNet(**NET)
 
 
 def same(tensors, others):

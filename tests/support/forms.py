@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from support.json_files import RIGHT
 
 from ldm.data.sources import Digits
 from ldm.evaluation.image_sets import SourceSet
+from ldm.evaluation.result_files import SampleStamp
 from ldm.runtime.files import sha256
 
 ALONE = ["reconstruction=false"]
@@ -20,29 +22,8 @@ def metrics(run="metrics"):
 
 def stamp(file, **changes):
     """What `ldm sample` says of its samples.npz, as sample.json has it, right unless a test says otherwise."""
-    return {
-        "sha256": sha256(Path(file))[:16],
-        "model": 16 * "a",
-        "model_path": "../diffusion",
-        "autoencoder": 16 * "b",
-        "autoencoder_path": "../autoencoder/checkpoints/00000004.ckpt",
-        "num": 297,
-        "class_names": [str(i) for i in range(10)],
-        "classes": "all, in turn",
-        "preprocessing": None,
-        "weights": "ema",
-        "path": "as trained",
-        "sampler": {"function": {"_target_": "ldm.diffusion.samplers.heun"}, "steps": 2},
-        "grid": "as trained",
-        "guidance": 1.0,
-        "guidance_interval": [0.0, 1.0],
-        "guidance_rescale": 0.0,
-        "weak": None,
-        "seed": 0,
-        "batches_trained": 4,
-        "evaluations": 3.0,
-        "precision": "float32",
-    } | changes
+    of_digits = {"num": 297, "class_names": [str(i) for i in range(10)], "preprocessing": None}
+    return RIGHT[SampleStamp] | {"sha256": sha256(Path(file))[:16]} | of_digits | changes
 
 
 def digits(split="train"):
