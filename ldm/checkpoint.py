@@ -27,6 +27,7 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.runtime import targets
 from ldm.runtime.arguments import ArgumentError, check_arguments
 from ldm.runtime.files import atomic_write
+from ldm.runtime.wrong import first_line
 from ldm.weights import Undrawn, check_weights, check_zip, part_of, weights_fingerprint
 
 log = logging.getLogger(__name__)
@@ -127,8 +128,7 @@ def read(file: Path, kind: str | None) -> dict[str, Any]:
         check_zip(file)
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader and Python's raise whatever a damaged file leads them to
-        told = (str(error) or type(error).__name__).splitlines()[0]
-        raise DamagedError(f"{file} is damaged or no checkpoint ({told})") from None
+        raise DamagedError(f"{file} is damaged or no checkpoint ({first_line(error)})") from None
     if not isinstance(checkpoint, dict) or CARD not in checkpoint:
         raise ValueError(f"{file} was not written by ldm: it has no {CARD!r} entry")
     if not isinstance(checkpoint.get("state_dict"), dict):

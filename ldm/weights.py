@@ -55,6 +55,17 @@ class Undrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def without_values(build: Callable[[], Any]) -> Any:
+    """What `build` makes on the meta device: names, shapes and types of its weights, which take no memory."""
+    with torch.device("meta"), Undrawn():
+        return build()
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are; of whole numbers they are. Twice as fast as asking each."""
+    return not tensor.is_floating_point() or tensor.numel() == 0 or all(v.isfinite() for v in tensor.aminmax())
+
+
 def check_weights(build: Callable[[], Any], state: dict[str, Any], file: Path) -> None:
     """Hold weights to the model that they are for, before it takes any memory.
 
@@ -66,8 +77,7 @@ def check_weights(build: Callable[[], Any], state: dict[str, Any], file: Path) -
     Raises:
         ValueError: if a weight is missing, is too many, has another shape or type, or is not finite.
     """
-    with torch.device("meta"), Undrawn():
-        model = build()
+    model = without_values(build)
     if not isinstance(model, nn.Module):
         raise ValueError(f"{file}: its card names a {type(model).__name__} where a network belongs")
     wanted = model.state_dict()
@@ -84,5 +94,5 @@ def check_weights(build: Callable[[], Any], state: dict[str, Any], file: Path) -
         whole = wanted[name].dtype == tensor.dtype
         if not whole and not {wanted[name].dtype, tensor.dtype} <= {torch.float32, torch.float64}:
             raise ValueError(f"{file}: {name} is of {tensor.dtype}, not {wanted[name].dtype}")
-        if tensor.is_floating_point() and tensor.numel() and not all(v.isfinite() for v in tensor.aminmax()):
+        if not is_finite(tensor):
             raise ValueError(f"{file}: {name} is not finite: training went wrong; take an older checkpoint")

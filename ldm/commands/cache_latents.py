@@ -19,7 +19,7 @@ from ldm.runtime.arguments import Node
 from ldm.runtime.bars import track
 from ldm.runtime.files import sha256
 from ldm.runtime.loggers import artifact, record
-from ldm.runtime.memory import check_fits
+from ldm.runtime.memory import check_batch
 from ldm.runtime.ranges import Count
 from ldm.runtime.ranks import launch, pick_device
 
@@ -43,7 +43,7 @@ class CacheLatentsOptions(LoggedOptions):
 def main(options: CacheLatentsOptions, run: Path) -> None:
     index, count = parse_slice(options.slice)
     source: Source = build(options.data)
-    check_fits(options.batch_size * 12 * source.resolution**2, f"batch_size={options.batch_size}", "lower batch_size=")
+    check_batch(options.batch_size, 3, source.resolution, source.resolution)
     autoencoder = load_autoencoder(options.autoencoder)
     writer = CacheWriter(
         folder=run,

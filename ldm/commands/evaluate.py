@@ -18,14 +18,14 @@ from ldm.evaluation.result_files import RECONSTRUCTION, MetricsFile, check_score
 from ldm.evaluation.sample_scores import FEW, Reader
 from ldm.runtime.files import sha256
 from ldm.runtime.loggers import Artifact, artifact, record
-from ldm.runtime.memory import check_fits
+from ldm.runtime.memory import check_batch
 from ldm.runtime.ranks import gather, join_ranks, pick_device, precision
 
 
 def main(options: EvaluateOptions, run: Path) -> float | None:
     source: Source = build(options.data)
     device = pick_device(options.device)
-    check_fits(options.batch_size * 12 * source.resolution**2, f"batch_size={options.batch_size}", "lower batch_size=")
+    check_batch(options.batch_size, 3, source.resolution, source.resolution)
     asked = request(options, run, source, device)
     scores = chosen(asked)
     options.keep_others(run)

@@ -22,7 +22,7 @@ from ldm.runtime.arguments import Choice
 from ldm.runtime.bars import track
 from ldm.runtime.files import atomic_write, sha256
 from ldm.runtime.loggers import artifact, record
-from ldm.runtime.memory import check_fits
+from ldm.runtime.memory import check_batch, check_fits
 from ldm.runtime.ranges import Count, NonNegative, Share
 from ldm.runtime.ranks import gather, join_ranks, pick_device, precision
 
@@ -69,7 +69,7 @@ def main(options: SampleOptions, run: Path) -> None:
     )
     pixels = 3 * (model.latent_shape[-1] * autoencoder.model.downsample_factor) ** 2
     check_fits(2 * options.num * pixels, f"num={options.num}", "lower num=, and sample several times by seed=")
-    check_fits(4 * options.batch_size * pixels, f"batch_size={options.batch_size}", "lower batch_size=")
+    check_batch(options.batch_size, pixels)
     labels = model.in_turn(options.classes, options.num)
     options.keep_others(run)
     samples, evaluations = drawn(generator, labels, options.batch_size)

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ldm.weights import check_zip
+from ldm.runtime.wrong import first_line
+from ldm.weights import Undrawn, check_zip, is_finite, without_values
 
 State = dict[str, Tensor]
 WRAPPERS = ("_orig_mod", "module")  # what torch.compile and DDP put before the names of what they wrap
@@ -89,11 +90,6 @@ def _unpickled(path: Path) -> dict[Any, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def first_line(error: Exception) -> str:
-    """What an exception of a library says, in short."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def unwrapped(tensors: State) -> State:
     """The tensors under the names that they had before torch.compile or DDP wrapped their network, or a part of it.
 
@@ -152,8 +148,7 @@ def fit(build: Callable[[], nn.Module], state: State, path: Path, shape: dict[st
             a tensor is of another shape or kind.
     """
     try:
-        with torch.device("meta"):
-            places = build().state_dict()
+        places = without_values(build).state_dict()
     except (ValueError, RuntimeError, TypeError) as error:
         raise ValueError(f"{path} is of a network that can't be built, {shape}: {first_line(error)}") from None
     for name, place in places.items():
@@ -176,8 +171,9 @@ def fill(build: Callable[[], nn.Module], state: State, path: Path, shape: dict[s
     fit(build, state, path, shape)
     state = {name: tensor.float() for name, tensor in state.items()}
     for name, tensor in state.items():
-        if not all(value.isfinite() for value in tensor.aminmax()):
+        if not is_finite(tensor):
             raise ValueError(f"{path}: {name} holds values that are not finite")
-    model = build()
+    with Undrawn():
+        model = build()
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)

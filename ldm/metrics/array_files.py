@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ldm.runtime.memory import check_fits
+from ldm.runtime.wrong import first_line
 
 Array = npt.NDArray[Any]
 VERSIONS = ((1, 0), (2, 0), (3, 0))  # of npy's header
@@ -91,8 +92,7 @@ class ArrayFile:
         return self.entries[f"{name}.npy"]
 
     def _damaged(self, why: Exception | str, name: str | None = None) -> ValueError:
-        told = (str(why).strip() or type(why).__name__).splitlines()[0]
-        return ValueError(f"{self.path} is damaged{f' in {name}' if name else ''}: {told}")
+        return ValueError(f"{self.path} is damaged{f' in {name}' if name else ''}: {first_line(why)}")
 
 
 def _header(file: IO[bytes], end: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

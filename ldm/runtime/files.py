@@ -60,7 +60,7 @@ def write_once(path: Path, content: bytes) -> bytes:
                 with path.open("xb") as file:
                     file.write(content)
     finally:
-        Path(temporary).unlink()
+        Path(temporary).unlink(missing_ok=True)
     return path.read_bytes()
 
 

@@ -1,5 +1,6 @@
 """What this machine can hold, asked before anything is allocated."""
 
+import math
 import os
 
 
@@ -18,3 +19,8 @@ def check_fits(wanted: float, what: str, fix: str) -> None:
     if wanted > there:
         need, have = f"{wanted / 2**30:,.1f}", f"{there / 2**30:.1f}"
         raise ValueError(f"{what} takes {need} GiB at least, this machine has {have}: {fix}")
+
+
+def check_batch(batch_size: int, *shape: int) -> None:
+    """ValueError if a batch of float32 tensors of this shape does not fit into this machine's memory."""
+    check_fits(4 * batch_size * math.prod(shape), f"batch_size={batch_size}", "lower batch_size=")

@@ -30,6 +30,11 @@ WANTED = {  # by the type of pydantic's error
 }
 
 
+def first_line(error: Exception | str) -> str:
+    """What an exception says at first; its kind, if nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class ArgumentError(ValueError):
     """What is wrong with a key below the node that is being checked."""
 

@@ -1,7 +1,6 @@
 """The two stages' data: batches of images, and of latents, that begin where a run stands."""
 
 import logging
-import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -15,7 +14,7 @@ from ldm.data.order import FirstBatch, Order, OrderedBatches, Stretches
 from ldm.data.sources import Source
 from ldm.data.workers import loader
 from ldm.diffusion.coupling import Coupling
-from ldm.runtime.memory import check_fits
+from ldm.runtime.memory import check_batch
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class ImageData(TrainingData):
     def __init__(self, *, source: Source, batch_size: int, num_workers: int, seed: int, overfit: bool = False) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed, overfit=overfit)
         _ = source.class_names  # lists the files: a folder that is not there is refused before the run begins
-        check_fits(batch_size * 12 * source.resolution**2, f"batch_size={batch_size}", "lower batch_size=")
+        check_batch(batch_size, 3, source.resolution, source.resolution)
         self.source = source
 
     def training_batches(self, order: Order) -> "DataLoader[Any]":
@@ -95,7 +94,7 @@ class LatentData(TrainingData):
         overfit: bool = False,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed, overfit=overfit)
-        check_fits(batch_size * 12 * math.prod(cache.latent_shape), f"batch_size={batch_size}", "lower batch_size=")
+        check_batch(batch_size, *cache.latent_shape)
         self.noise = PairedNoise(coupling, cache.stats, seed) if coupling.ahead else None
         self.cache = cache
 
