@@ -19,7 +19,7 @@ import ldm
 from ldm.data.image_data import in_order
 from ldm.data.sources import Digits
 from ldm.diffusion import samplers
-from ldm.generate import LatentDiffusionModel
+from ldm.generate.model import LatentDiffusionModel
 from ldm.metrics.classifier import PixelClassifier
 from ldm.metrics.features import Pixels
 from ldm.metrics.frechet import distance_of_images

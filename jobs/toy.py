@@ -22,7 +22,7 @@ from ldm.diffusion.path import BetaTablePath, LinearPath
 from ldm.diffusion.samplers import ddim, euler
 from ldm.diffusion.times import Discrete, Uniform
 from ldm.diffusion.weighting import Unweighted
-from ldm.generate import LatentDiffusionModel
+from ldm.generate.model import LatentDiffusionModel
 from ldm.latents import LatentStats
 
 BATCH, NFES = 256, (1, 2, 4, 8, 16, 32)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ldm.generate import AutoencoderModel, LatentDiffusionModel
+    from ldm.generate.model import AutoencoderModel, LatentDiffusionModel
 
 __version__ = "0.3.0"
 
@@ -34,6 +34,6 @@ def load(
         ValueError: if there is no whole checkpoint, the autoencoder is not the one that the latents were made with, or
             the model is built from code of other packages.
     """
-    from ldm.generate import load_model  # here, so that `import ldm` costs nothing
+    from ldm.generate.loading import load_model  # here, so that `import ldm` costs nothing
 
     return load_model(run, device=device, weights=weights, autoencoder=autoencoder, trust=trust)

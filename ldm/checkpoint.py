@@ -8,6 +8,7 @@ A card may name code: a network, a path. Only ldm.models and ldm.diffusion are b
 for; other packages must be named in `trust`, by whoever trains and by whoever loads.
 """
 
+import errno
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -128,10 +129,12 @@ def read(file: Path, kind: str | None) -> dict[str, Any]:
         check_zip(file)
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader and Python's raise whatever a damaged file leads them to
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
+            raise  # the disk or the memory failed, and the file may be whole
         raise DamagedError(f"{file} is damaged or no checkpoint ({first_line(error)})") from None
     if not isinstance(checkpoint, dict) or CARD not in checkpoint:
         raise ValueError(f"{file} was not written by ldm: it has no {CARD!r} entry")
-    if not isinstance(checkpoint.get("state_dict"), dict):
+    if not isinstance(checkpoint.get("state_dict"), dict) or {type(name) for name in checkpoint["state_dict"]} - {str}:
         raise DamagedError(f"{file} holds no weights (state_dict)")
     try:
         check_card(checkpoint[CARD])

@@ -24,9 +24,9 @@ from ldm.diffusion import samplers
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import LinearPath
+from ldm.diffusion.sampling import Record
 from ldm.diffusion.times import Uniform, uniform_grid
 from ldm.diffusion.weighting import Unweighted
-from ldm.generate import Record
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.unet import UNet
 from ldm.training.speed import forward_flops

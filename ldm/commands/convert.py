@@ -17,6 +17,7 @@ from ldm.checkpoint import (
     load_diffusion,
 )
 from ldm.commands.options import ObjectiveOptions, ResultOptions, Text
+from ldm.commands.run_folder import CONFIG
 from ldm.data.cache_reader import LatentCache
 from ldm.exchange.autoencoder_weights import export_diffusers, import_autoencoder
 from ldm.exchange.unet_weights import export_unet, import_unet
@@ -55,6 +56,11 @@ def main(options: ConvertOptions, run: Path) -> None:
         ("diffusion", "diffusers"): diffusion_to_diffusers,
     }
     options.keep_others(run)  # before a large file is read for nothing
+    foreign = [name for name in (FOLDER, "config.json", "model_index.json") if (run / name).exists()]
+    if foreign and not (run / CONFIG).exists() and not options.overwrite:
+        raise ValueError(
+            f"{run} holds {foreign[0]}, which no `ldm convert` wrote: choose another run=, or pass overwrite=true"
+        )
     action[options.what, options.to](options, Path(options.source), run)
 
 
@@ -107,7 +113,10 @@ def diffusion_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None:
         "sampling": options.objective.sampling,
         "trust": list(options.trust),
         "label_dropout": 0.1 if options.null_class and shape["num_classes"] > 1 else 0.0,  # what counts is whether
-        "stats": {"mean": [scaling.get("shift_factor") or 0.0] * channels, "std": [1 / factor] * channels},
+        "stats": {
+            "mean": scaling.get("latents_mean") or [scaling.get("shift_factor") or 0.0] * channels,
+            "std": [std / factor for std in scaling.get("latents_std") or [1.0] * channels],
+        },
         "latent_shape": [channels, options.latent_size, options.latent_size],
         "class_names": [str(i) for i in range(shape["num_classes"])],
         "preprocessing": {"resolution": options.latent_size * autoencoder.model.downsample_factor},

@@ -16,7 +16,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.config_files import conf_folder
-from ldm.commands.error_lines import USER_ERRORS
 from ldm.commands.hydra_errors import MULTIRUN, check_command_line, explain, is_users
 from ldm.commands.refusal import refusals_leave_nothing
 from ldm.commands.run_folder import begin_log, check_owner, end_log, plain
@@ -98,7 +97,7 @@ def run_alone(task: Task, config: DictConfig, name: str, show_trace: bool) -> fl
     except stop.StoppedError as stopped:
         end_after_stop(stopped)
         return None
-    except USER_ERRORS as error:
+    except Exception as error:  # here, before Hydra says that it was executing a job
         if show_trace or not is_users(error):
             raise
         sys.exit(f"ldm: error: {_explained(error, name)}")

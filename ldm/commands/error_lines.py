@@ -1,9 +1,10 @@
 """Any exception in one line: whose fault it is, and what it says without the frames around it."""
 
+import dis
 import errno
 import re
-import traceback
 from pathlib import Path
+from types import FrameType
 
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
@@ -12,19 +13,49 @@ USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
 LIBRARIES = ("torch", "lightning", "wandb", "webdataset", "PIL", "safetensors")  # whose own exceptions they are
 INSTALLED = re.compile(r"site-packages|dist-packages|lib/python3|<frozen|<string>")
+IN_WORKER = re.compile(r"(?s)Caught \w+ in DataLoader worker.*\n(?:[\w.]+: )?(.+)$")
+
+
+def is_said(error: BaseException) -> bool:
+    """Whether an exception's own message is for the user: a check of ours, or of the user's own package, has raised
+    it, or Hydra, or the system has refused a file."""
+    if isinstance(error, HYDRA_ERRORS) or (isinstance(error, OSError) and error.strerror):
+        return True
+    if not isinstance(error, USER_ERRORS):
+        return False
+    raised = _raised_in(error)
+    if raised is None or IN_WORKER.match(str(error)):
+        return True
+    return not _is_installed(raised[0]) and _by_statement(*raised)
 
 
 def is_a_librarys(error: BaseException) -> bool:
     """Whether an exception was raised by other people's code, such as torch's on a GPU that is full."""
     if isinstance(error, MemoryError) or type(error).__module__.partition(".")[0] in LIBRARIES:
         return True
-    if not isinstance(error, Exception) or error.__traceback__ is None:
+    raised = _raised_in(error)
+    if not isinstance(error, Exception) or raised is None:
         return False
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return (
-        not Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1])
-        and INSTALLED.search(frame.f_code.co_filename) is not None
-    )
+    # torch's kernels have no frame, and raise RuntimeError where ours calls them
+    return _is_installed(raised[0]) or (isinstance(error, RuntimeError) and not _by_statement(*raised))
+
+
+def _raised_in(error: BaseException) -> tuple[FrameType, int] | None:
+    """The innermost frame, and its instruction, by its place in the code."""
+    entry = error.__traceback__
+    while entry is not None and entry.tb_next is not None:
+        entry = entry.tb_next
+    return None if entry is None else (entry.tb_frame, entry.tb_lasti)
+
+
+def _by_statement(frame: FrameType, instruction: int) -> bool:
+    """Whether it was a `raise` that raised; else a function without a frame, written in C, did."""
+    return frame.f_code.co_code[instruction] == dis.opmap["RAISE_VARARGS"]
+
+
+def _is_installed(frame: FrameType) -> bool:
+    file = frame.f_code.co_filename
+    return not Path(file).is_relative_to(Path(__file__).parents[1]) and INSTALLED.search(file) is not None
 
 
 def one_line(error: BaseException) -> str:
@@ -32,7 +63,7 @@ def one_line(error: BaseException) -> str:
     cause = error.__cause__
     if isinstance(error, OSError) and error.strerror:
         return _of_the_system(error)
-    if in_worker := re.match(r"(?s)Caught \w+ in DataLoader worker.*\n(?:[\w.]+: )?(.+)$", str(error).rstrip()):
+    if in_worker := IN_WORKER.match(str(error).rstrip()):
         return in_worker[1]
     message = str(error).split("\n    full_key:")[0] if isinstance(error, HYDRA_ERRORS) else str(error)
     message = " ".join(message.split()) or type(error).__name__

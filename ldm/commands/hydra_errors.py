@@ -14,7 +14,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import MissingConfigException, OverrideParseException
 
 from ldm.commands.config_files import OF_ONE_COMMAND, CommandConfig, command_of, conf_folder
-from ldm.commands.error_lines import USER_ERRORS, is_a_librarys, one_line
+from ldm.commands.error_lines import is_a_librarys, is_said, one_line
 
 FLAGS = ("--run", "--cfg", "--info", "--package", "--resolve")  # Hydra's that look as if they were keys
 NO_SLURM = 'Could not detect "srun"'  # submitit's words
@@ -73,7 +73,7 @@ def is_users(error: BaseException) -> bool:
     """
     if isinstance(error, BrokenPipeError):
         return False
-    return isinstance(error, USER_ERRORS) or _launcher(error) is not None or is_a_librarys(error)
+    return is_said(error) or _launcher(error) is not None or is_a_librarys(error)
 
 
 def explain(error: BaseException, command: str, words: list[str]) -> str:
@@ -88,7 +88,7 @@ def explain(error: BaseException, command: str, words: list[str]) -> str:
         for read in READERS:
             if (said := read(cause, CommandConfig.of(command, words))) is not None:
                 return said
-    if isinstance(error, USER_ERRORS) or not is_a_librarys(error):
+    if is_said(error) or not is_a_librarys(error):
         return one_line(error)
     while_what = " ".join(getattr(error, "__notes__", [])[:1])
     kind = type(error).__name__

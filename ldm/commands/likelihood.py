@@ -8,7 +8,7 @@ from ldm.data.sources import Source
 from ldm.diffusion.log_likelihood import log_likelihood
 from ldm.evaluation.bits_per_dim import BitsPerDim
 from ldm.evaluation.result_files import LikelihoodFile, check_scores
-from ldm.generate import load_stages
+from ldm.generate.loading import load_stages
 from ldm.runtime.arguments import Node, arguments_of
 from ldm.runtime.ranges import Count
 from ldm.runtime.ranks import pick_device

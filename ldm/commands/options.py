@@ -13,7 +13,7 @@ from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.sampling import Sampling
 from ldm.runtime.arguments import Node, arguments_of
 from ldm.runtime.files import flat
-from ldm.runtime.ranges import Count, Natural
+from ldm.runtime.ranges import Natural, Steps
 from ldm.runtime.targets import packages
 from ldm.runtime.wrong import ArgumentError, explain, read, shown
 
@@ -144,7 +144,7 @@ class SamplerOptions(Group):
     """conf/sampler: a sampler and its steps; null where the model's objective says."""
 
     function: Node | None
-    steps: Count | None
+    steps: Steps | None
 
 
 class ObjectiveOptions(Group):

@@ -16,7 +16,9 @@ from ldm.commands.run_folder import build_loggers
 from ldm.diffusion.guidance import Guidance
 from ldm.evaluation.image_sets import STAMP
 from ldm.evaluation.result_files import SampleStamp
-from ldm.generate import Generator, LatentDiffusionModel, load_stages
+from ldm.generate.generator import Generator
+from ldm.generate.loading import load_stages
+from ldm.generate.model import LatentDiffusionModel
 from ldm.images import annotate, class_rows, grid, save_png
 from ldm.runtime.arguments import Choice
 from ldm.runtime.bars import track

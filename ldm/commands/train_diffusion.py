@@ -21,7 +21,7 @@ from ldm.data.cache_writer import AUTOENCODER_FILE, MANIFEST
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.sampling import Sampling
-from ldm.generate import LatentDiffusionModel
+from ldm.generate.model import LatentDiffusionModel
 from ldm.runtime.arguments import Choice, arguments_of, node_with
 from ldm.runtime.files import sha256
 from ldm.runtime.loggers import artifact

@@ -17,7 +17,7 @@ from ldm.diffusion.objective import Denoise
 from ldm.diffusion.parameterization import Prediction, scale
 from ldm.diffusion.path import Path
 from ldm.diffusion.times import Grid, uniform_grid
-from ldm.runtime.ranges import Count
+from ldm.runtime.ranges import Steps
 
 SIGNAL = 0.05  # share of the variance of x_t that may be the latent's where sampling starts from noise alone
 Sampler = Callable[..., Tensor]  # (denoise, path, x, times) -> x, and noise=, where it draws any
@@ -50,8 +50,12 @@ class Sampling:
     """
 
     function: Sampler = samplers.heun
-    steps: Count = 25
+    steps: Steps = 25
     grid: Grid = uniform_grid
+
+    def __post_init__(self) -> None:
+        for key, arguments in (("function", ("denoise", "path", "x", "times")), ("grid", ("path", "steps"))):
+            _check_called_with(getattr(self, key), key, arguments)
 
     def describe(self) -> dict[str, Any]:
         """Its names and numbers, for stamps."""
@@ -139,6 +143,19 @@ def _named(module: ModuleType, name: str, key: str, suffix: str = "") -> Any:
     if name not in known:
         raise ValueError(f"{key}={name} must be one of {', '.join(sorted(known))}, or a function")
     return known[name]
+
+
+def _check_called_with(function: Callable[..., Any], key: str, arguments: tuple[str, ...]) -> None:
+    """ValueError if a function can't be called with so many arguments."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        raise ValueError(f"{key}={_name_of(function)} does not take ({', '.join(arguments)}): {error}") from None
+
+
+def _name_of(function: Any) -> str:
+    bare = function.func if isinstance(function, partial) else function
+    return str(getattr(bare, "__name__", type(bare).__name__))
 
 
 def _described(function: Any) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def write_once(path: Path, content: bytes) -> bytes:
 
 def _beside(path: Path) -> tuple[int, str]:
     """A new hidden file in path's folder, whose name is at most as long as a file system allows."""
-    return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:200]}.", suffix=TEMPORARY)
+    name = os.fsdecode(os.fsencode(path.name)[:200])  # file systems count bytes
+    return tempfile.mkstemp(dir=path.parent, prefix=f".{name}.", suffix=TEMPORARY)
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

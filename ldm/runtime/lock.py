@@ -1,6 +1,6 @@
 """One command at a time in a run folder: two would write each other's files.
 
-The folder's lock names its holder: host, process, since when. A holder that is dead gives way: on this host by its
+The folder's lock names its holder: host, process, since when. A holder that is dead gives way: on this machine by its
 process, on others once its file is no longer touched, and at once where SLURM has started the same job again.
 """
 
@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,21 +30,25 @@ SILENT = 180.0  # seconds without a touch after which a holder on another host i
 class Holder(JsonFile):
     """Who holds a lock.
 
-    began: of the process, in ticks since its machine started, which tells it from a later one of the same number;
-           0 where the system does not say
-    since: date and time
-    job:   of SLURM; "" outside
-    token: of this holding alone
+    where:    what can see the process: this start of the machine, and in it this container
+    began:    of the process, in ticks since its machine started, which tells it from a later one of the same number;
+              0 where the system does not say
+    since:    date and time
+    job:      of SLURM; "" outside
+    restarts: how often SLURM had started that job again; two steps of one start may both be alive
+    token:    of this holding alone
     """
 
     fix: ClassVar[str] = "remove it, if no command runs in this folder"
 
     command: str
     host: str
+    where: str
     pid: Count
     began: Natural
     since: str
     job: str
+    restarts: str
     token: str
 
     @classmethod
@@ -51,18 +56,21 @@ class Holder(JsonFile):
         return cls(
             command=command,
             host=socket.gethostname(),
+            where=_where(),
             pid=os.getpid(),
             began=_began(os.getpid()) or 0,
             since=time.strftime("%Y-%m-%d %H:%M:%S"),
             job=os.environ.get("SLURM_JOB_ID", ""),
+            restarts=os.environ.get("SLURM_RESTART_COUNT", "0"),
             token=secrets.token_hex(8),
         )
 
     def is_dead(self, silent: float) -> bool:
         """Whether it has ended; `silent`: seconds since it last touched its file."""
-        if self.host == socket.gethostname():
+        if self.where == _where():
             return _began(self.pid) is None or (self.began > 0 and _began(self.pid) != self.began)
-        return silent > SILENT or (self.job != "" and self.job == os.environ.get("SLURM_JOB_ID"))
+        same_job = self.job != "" and self.job == os.environ.get("SLURM_JOB_ID")
+        return silent > SILENT or (same_job and self.restarts != os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 @contextmanager
@@ -140,7 +148,7 @@ def _silence(path: Path, holder: Holder) -> float:
     for the next touch, or until there has been none for so long that it is dead."""
     seen = path.stat().st_mtime
     silent = time.time() - seen
-    if holder.host == socket.gethostname() or holder.is_dead(silent):
+    if holder.where == _where() or holder.is_dead(silent):
         return silent
     log.info("%s is held from %s: waiting up to %.0f s to see whether ldm %s still runs there", path, holder.host,
              SILENT - silent, holder.command)  # fmt: skip
@@ -152,9 +160,13 @@ def _silence(path: Path, holder: Holder) -> float:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files below a folder that a killed process has left."""
-    for path in folder.rglob(f".*{TEMPORARY}"):
-        if not path.name.startswith(".lock") and not path.is_dir():
+    """Remove the temporary files of a folder that a killed process has left; folders that have a config.yaml or a lock,
+    as the points of a sweep, are not its own."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            if not any((path / name).exists() for name in ("config.yaml", ".lock")):
+                remove_unfinished(path)
+        elif path.name.startswith(".") and path.name.endswith(TEMPORARY) and not path.name.startswith(".lock"):
             path.unlink(missing_ok=True)
 
 
@@ -162,6 +174,18 @@ def _touch(path: Path, ended: threading.Event) -> None:
     while not ended.wait(BEAT):
         with suppress(OSError):
             os.utime(path)
+
+
+@cache
+def _where() -> str:
+    """This start of this machine, and the namespace of its processes: containers may have one name, and machines too.
+
+    The host's name, where the system does not say.
+    """
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _began(pid: int) -> int | None:

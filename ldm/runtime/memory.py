@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 
 
 def check_fits(wanted: float, what: str, fix: str) -> None:
@@ -13,12 +14,25 @@ def check_fits(wanted: float, what: str, fix: str) -> None:
         fix: what to do, as "lower batch_size="
 
     Raises:
-        ValueError: if this machine has less.
+        ValueError: if there is less here.
     """
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = machine_memory()
     if wanted > there:
         need, have = f"{wanted / 2**30:,.1f}", f"{there / 2**30:.1f}"
-        raise ValueError(f"{what} takes {need} GiB at least, this machine has {have}: {fix}")
+        raise ValueError(f"{what} takes {need} GiB at least, there are {have} here: {fix}")
+
+
+def machine_memory() -> int:
+    """Bytes that this process may use: the machine's, or what its container or its SLURM job has of them."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroups, version 2 and 1
+        try:
+            limits.append(int(Path("/sys/fs/cgroup", file).read_text()))
+        except (OSError, ValueError):  # there is no such file, or it says "max"
+            continue
+    if (of_job := os.environ.get("SLURM_MEM_PER_NODE", "")).isdecimal() and int(of_job) > 0:  # 0: the whole node
+        limits.append(int(of_job) * 2**20)
+    return min(limits)
 
 
 def check_batch(batch_size: int, *shape: int) -> None:

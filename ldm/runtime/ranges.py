@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args,
 from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Len, Lt
 
 Count = Annotated[int, Ge(1)]  # how many, at least one
+Steps = Annotated[int, Ge(1), Le(1_000_000)]  # of a sampler: their times fit into any memory
 Several = Annotated[int, Ge(2)]
 Natural = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]

@@ -6,6 +6,7 @@ is wrong with it: file, key, what is there, what belongs there, what to do.
 
 import hashlib
 import json
+import math
 import re
 import stat
 from pathlib import Path
@@ -114,7 +115,7 @@ class JsonFile(Part):
                 cls._refuse(f"{path} is no regular file")
             if status.st_size > LARGEST:
                 cls._refuse(f"{path} has {status.st_size:,} bytes, far too many for what it should be")
-            return json.loads(path.read_bytes(), parse_constant=_no_number)
+            return json.loads(path.read_bytes(), parse_constant=_no_number, parse_float=_finite)
         except FileNotFoundError:
             cls._refuse(f"{path} does not exist")
         except (ValueError, RecursionError) as error:
@@ -176,6 +177,11 @@ def place_in(loc: tuple[str | int, ...], data: Any) -> tuple[str, Any]:
             continue
         data = data[part]
     return place, data
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
 
 
 def _no_number(text: str) -> NoReturn:

@@ -112,5 +112,6 @@ def wanted(errors: list[Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a command line writes it."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    """A value as a command line writes it; what no terminal should be sent is escaped."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

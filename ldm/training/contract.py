@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.diffusion.checks import apart
-from ldm.generate import Generator
+from ldm.generate.generator import Generator
 
 SHAPES = "net(x_t [B, C, h, w], t [B], y [B]) -> [B, C, h, w]"
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ldm.generate import Generator
+from ldm.generate.generator import Generator
 from ldm.images import Key, annotate, grid, save_png, to_x
 from ldm.runtime.loggers import show
 from ldm.training.sharding import is_sharded

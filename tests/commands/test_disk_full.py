@@ -67,3 +67,25 @@ def test_while_a_shard_is_written(small_disk, pipeline):
     run_command("cache-latents", *options)
     again, whole = (json.loads(Path(f"runs/{run}/manifest.json").read_text()) for run in ("latents", "whole"))
     assert again == whole
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "file"),
+    [
+        ("sample", ["model={}/runs/diffusion", "num=64", "sampler.steps=1"], "samples.npz"),
+        ("evaluate", ["samples=null", "autoencoder={}/runs/autoencoder"], "metrics.json"),
+        ("pack", ["data=digits"], "train-000000.tar"),
+        ("convert", ["source={}/runs/autoencoder", "to=diffusers", "scaling_factor=1"], "config.json"),
+    ],
+)
+def test_while_results_are_written(command, words, file, small_disk, pipeline):
+    options = ["run=out", *(word.format(pipeline) for word in words)]
+    fill(leave=1024)
+    line = fails(command, *options)
+    assert "No space left on device" in line
+    assert "make room" in line
+    assert not Path("runs/out", file).exists()
+    assert not list(Path("runs").rglob("*.tmp"))
+    Path("ballast").unlink()
+    run_command(command, *options)
+    assert Path("runs/out", file).exists()

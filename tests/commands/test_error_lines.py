@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ldm.commands.error_lines import is_a_librarys, one_line
+from ldm.commands.error_lines import is_a_librarys, is_said, one_line
 from ldm.commands.hydra_errors import explain, is_users
 from ldm.runtime.doing import doing
 
@@ -44,6 +44,39 @@ def test_a_bug_of_ours_shows_its_trace():
     assert isinstance(error, AttributeError)
     assert not is_a_librarys(error)
     assert not is_users(error)
+
+
+def test_what_a_check_of_ours_says_is_the_whole_line():
+    from ldm.diffusion.sampling import sampler_named
+
+    error = raised(lambda: sampler_named("sorcery"))
+    assert is_said(error)
+    assert explain(error, "sample", []).startswith("sampler=sorcery must be one of")
+
+
+def test_a_value_error_that_python_raises_in_our_code_is_a_bug_of_ours():
+    """`int("x")` has no frame of its own, and nobody has written its message for a user."""
+    from ldm.images import class_rows
+
+    error = raised(lambda: class_rows(torch.zeros(2, 3, 4, 4), [0, "x", 1], ["a"]))
+    assert not is_said(error)
+    assert not is_users(error)
+
+
+def test_torchs_kernels_that_ours_calls_are_a_librarys():
+    from ldm.images import to_image
+
+    error = raised(lambda: to_image(torch.zeros(2, 3, 4, 4).to_sparse()))
+    assert isinstance(error, RuntimeError | NotImplementedError)
+    assert is_a_librarys(error)
+    assert "(HYDRA_FULL_ERROR=1 shows where)" in explain(error, "sample", [])
+
+
+def test_a_value_error_of_a_library_says_whose_and_what_was_being_done():
+    error = raised(lambda: json.loads("{"))
+    assert not is_said(error)
+    said = explain(error, "sample", [])
+    assert said.startswith("ldm sample was working in runs/x: JSONDecodeError: Expecting property name")
 
 
 def test_a_bug_of_a_users_package_shows_its_trace():

@@ -20,6 +20,7 @@ RESULTS = {  # of each command: its words, and the files that must be equal in t
     "sample": (["model=runs/diffusion", "num=8", "sampler.steps=2"], ["samples.npz", "grid.png"]),
     "cache-latents": (["shard_size=600"], ["manifest.json", "train-000000.tar", "train-000002.tar"]),
     "convert": (["source=runs/autoencoder", "to=diffusers", "scaling_factor=1.0"], ["config.json"]),
+    "evaluate": (["samples=null", "autoencoder=runs/autoencoder"], ["metrics.json"]),
     "likelihood": (["model=runs/diffusion", "num=4"], ["likelihood.json"]),
 }
 

@@ -83,7 +83,7 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     """100 MB of zeros take 100 kB, and none of this machine's memory."""
     np.savez_compressed(tmp_path / "a.npz", arr_0=np.zeros((100, 577, 577, 3), np.uint8))
     monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10_000}[name])
-    assert "decompressed, takes 0.1 GiB at least, this machine has 0.0: write it with numpy.savez" in refused(
+    assert "decompressed, takes 0.1 GiB at least, there are 0.0 here: write it with numpy.savez" in refused(
         tmp_path / "a.npz"
     )
 

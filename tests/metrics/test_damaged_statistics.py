@@ -195,7 +195,7 @@ def test_what_is_larger_unpacked_than_this_machine_is_refused_before_it_is_unpac
     assert known_statistics(tmp_path / "a.npz")
     monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 1024, "SC_PHYS_PAGES": 1000}[name])
     line = refused(tmp_path / "a.npz")
-    assert "decompressed, takes 0.0 GiB at least, this machine has 0.0: write it with numpy.savez, uncompressed" in line
+    assert "decompressed, takes 0.0 GiB at least, there are 0.0 here: write it with numpy.savez, uncompressed" in line
     assert known_statistics(written(tmp_path / "b.npz"))  # what is not compressed is as large as its file
 
 

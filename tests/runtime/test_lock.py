@@ -64,6 +64,16 @@ def test_what_a_killed_command_left_half_written_goes_and_all_else_stays(tmp_pat
         assert sorted(p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock") == sorted(kept)
 
 
+def test_what_belongs_to_runs_below_stays(tmp_path):
+    write_lock(tmp_path, pid=ended_process())
+    (tmp_path / "point").mkdir()
+    (tmp_path / "point" / "config.yaml").write_text("command: sample")
+    being_written = tmp_path / "point" / ".samples.npz.abcd1234.tmp"
+    being_written.write_text("half")
+    with held(tmp_path, "summarize"):
+        assert being_written.exists()
+
+
 def test_a_half_written_file_has_the_name_that_is_removed(tmp_path):
     with atomic_write(tmp_path / "samples.npz"):
         (name,) = (path.name for path in tmp_path.iterdir())
@@ -76,14 +86,16 @@ def test_a_half_written_file_has_the_name_that_is_removed(tmp_path):
     [
         ({}, 0, False),
         ({"began": 1}, 0, True),  # another process of the same number
-        ({"host": "elsewhere", "job": ""}, 0, False),
-        ({"host": "elsewhere", "job": ""}, lock.SILENT + 1, True),
-        ({"host": "elsewhere", "job": "7"}, 0, True),  # SLURM has started the job again
-        ({"host": "elsewhere", "job": "8"}, 0, False),
+        ({"where": "elsewhere", "job": ""}, 0, False),
+        ({"where": "elsewhere", "job": ""}, lock.SILENT + 1, True),
+        ({"where": "elsewhere", "job": "7", "restarts": "0"}, 0, True),  # SLURM has started the job again
+        ({"where": "elsewhere", "job": "7", "restarts": "1"}, 0, False),  # another step of the same start
+        ({"where": "elsewhere", "job": "8", "restarts": "0"}, 0, False),
     ],
 )
 def test_who_gives_way(tmp_path, monkeypatch, changes, seconds_ago, gives_way):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     path = write_lock(tmp_path, seconds_ago, **changes)
     lives = threading.Timer(0.5, lambda: os.utime(path))  # which a holder on another host is given time for
     if not gives_way:
@@ -98,7 +110,7 @@ def test_who_gives_way(tmp_path, monkeypatch, changes, seconds_ago, gives_way):
 
 def test_a_holder_elsewhere_that_is_silent_for_long_gives_way(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "SILENT", 0.5)
-    write_lock(tmp_path, host="elsewhere", job="")
+    write_lock(tmp_path, where="elsewhere", job="")
     with held(tmp_path, "sample"):
         pass
 

@@ -1,6 +1,7 @@
 """What every refusal owes a user: one line, soon, with nothing changed."""
 
 import hashlib
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from ldm.commands.error_lines import USER_ERRORS, one_line
+from ldm.commands.error_lines import USER_ERRORS, is_said, one_line
 
 SECONDS = 20  # of one case, on a busy machine
+MOST = 1.0  # GiB that one case may take, beside what the process has
 
 
 @contextmanager
@@ -30,6 +32,22 @@ def time_limit(seconds: int = SECONDS) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@contextmanager
+def memory_limit(most: float = MOST) -> Iterator[None]:
+    """AssertionError if the block has taken more GiB at any moment than were taken before."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is that from now on
+    before = _peak()
+    yield
+    assert _peak() - before < most, f"it took {_peak() - before:.1f} GiB"
+
+
+def _peak() -> float:
+    """GiB of this process at most, since it was last cleared."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1]) / 2**20
+
+
 def contents(folder: Path) -> dict[str, str]:
     """Each file and link below a folder, with a digest of what it holds."""
 
@@ -42,11 +60,12 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def assert_refused(attempt: Callable[[], Any], said: str, folder: Path, named: str = "") -> None:
-    """The attempt ends in one line that holds both texts, and changes no file of the folder."""
+    """The attempt ends in one line that holds both texts, takes little memory, and changes no file of the folder."""
     before = contents(folder)
-    with time_limit(), pytest.raises(USER_ERRORS) as info:
+    with time_limit(), memory_limit(), pytest.raises(USER_ERRORS) as info:
         attempt()
     assert not isinstance(info.value, TimeoutError), info.value
+    assert is_said(info.value), "its message is a library's, or one that nobody raised on purpose"
     line = one_line(info.value)
     assert "\n" not in line
     assert len(line) < 600

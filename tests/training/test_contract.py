@@ -15,7 +15,7 @@ from ldm.diffusion.path import Coefficients, LinearPath
 from ldm.diffusion.samplers import euler
 from ldm.diffusion.times import Uniform
 from ldm.diffusion.weighting import Unweighted
-from ldm.generate import LatentDiffusionModel
+from ldm.generate.model import LatentDiffusionModel
 from ldm.latents import LatentStats
 from ldm.training.contract import check_network, check_sampling
 

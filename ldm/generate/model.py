@@ -1,106 +1,26 @@
-"""From classes to images: noise, a guided sampler, the decoder; and what `ldm.load` returns."""
+"""Trained models as Python sees them: they sample, encode and decode."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import (
-    LoadedAutoencoder,
-    LoadedDiffusion,
-    kind_of,
-    load_autoencoder,
-    load_diffusion,
-    matching_autoencoder,
-)
+from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
 from ldm.diffusion.guidance import Guidance
-from ldm.diffusion.noise import IndexedNoise
-from ldm.diffusion.objective import Objective, on_path
-from ldm.diffusion.parameterization import scale
-from ldm.diffusion.path import Path, log_snr, time_at
-from ldm.diffusion.sampling import Record, Sampler, Sampling, check_times, grid_named, path_named, sampler_named
+from ldm.diffusion.objective import Objective
+from ldm.diffusion.path import Path
+from ldm.diffusion.sampling import Sampler, Sampling, grid_named, path_named, sampler_named
 from ldm.diffusion.times import Grid
+from ldm.generate.generator import Generator
 from ldm.images import to_image, x_of
 from ldm.latents import LatentStats
 from ldm.models.autoencoder import Autoencoder
 from ldm.runtime.ranges import Count, Natural, checked
-from ldm.runtime.ranks import pick_device
 
 Classes = Sequence[str | int] | Tensor | np.ndarray | str | int | None  # names or indices; None: all of them
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generator:
-    """A model with one way to sample it.
-
-    model:     the trained pair of stages
-    sampling:  the sampler and the times that it walks
-    guidance:  how the label is strengthened
-    seed:      with a sample's index, it determines all of that sample's noise
-    path:      what the sampler walks on; None is the path of training. On another path, it starts where that is as
-               noisy as the end of training's: neither knows what lies beyond
-    """
-
-    model: "LatentDiffusionModel"
-    sampling: Sampling
-    guidance: Guidance
-    seed: int
-    path: Path | None = None
-
-    def __post_init__(self) -> None:
-        path, times = self._walk()
-        check_times(path, times, self._latest())
-
-    def _walk(self) -> tuple[Path, Tensor]:
-        """The path and its times, [steps + 1]; on the CPU, so that samplers may look at them."""
-        path = self.model.objective.path if self.path is None else self.path
-        return path, self.sampling.grid(path, self.sampling.steps, self._latest())
-
-    def _latest(self) -> float:
-        """The time at which the path is as noisy as the path of training at t = 1."""
-        if self.path is None:
-            return 1.0
-        return float(time_at(self.path, log_snr(self.model.objective.path(torch.ones((), dtype=torch.float64)))))
-
-    @torch.no_grad()
-    def latents(self, indices: Sequence[int], labels: Tensor, keep: int = 0) -> tuple[Tensor, Record]:
-        """Normalised latents [B, C, h, w] of the samples with these indices and labels [B], and the record of the walk,
-        with the states of the first `keep`."""
-        model, noise = self.model, IndexedNoise(self.seed, indices)
-        path, times = self._walk()
-        x = noise.draw(model.latent_shape).to(labels.device) * scale(path(times[0]))
-        net = self.guidance(model.net, model.net.null_class)  # type: ignore[arg-type]
-        denoise = model.objective.denoiser(net, labels)
-        record = Record(denoise if self.path is None else on_path(denoise, model.objective.path, path), keep)
-        return self.sampling.walk(record, path, x, times, noise), record
-
-    def images(self, indices: Sequence[int], labels: Tensor) -> tuple[Tensor, int]:
-        """Images, uint8 [B, 3, H, W], and the denoiser's evaluations for each (guided, two of networks each)."""
-        latents, record = self.latents(indices, labels)
-        return self.model.decode(latents), record.evaluations
-
-    def trajectory(self, label: Tensor, columns: int = 11) -> tuple[Tensor, list[float]]:
-        """Sample 0, of the class label [1], on its way from noise, at up to `columns` times of its grid.
-
-        Returns:
-            K states x_t and then the x0 that the network predicts at each, decoded, uint8 [2 K, 3, H, W]; and the K
-            times.
-        """
-        latents, record = self.latents([0], label, keep=1)
-        grid = self._walk()[1].tolist()
-        walked = {grid[-1]: (latents, latents)}
-        for wanted in grid[:-1]:  # the state nearest to it: of several, the last, which the solver has corrected
-            off = [round(abs(float(t) - wanted), 6) for t, _, _ in reversed(record.states)]
-            t, x, x0 = record.states[-1 - off.index(min(off))]
-            walked[float(t)] = (x, x0)
-        times = sorted(walked, reverse=True)
-        times = [times[i] for i in torch.linspace(0, len(times) - 1, min(columns, len(times))).long().tolist()]
-        states = [walked[t][part] for part in (0, 1) for t in times]
-        return self.model.decode(torch.cat(states)), times
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -277,24 +197,3 @@ class AutoencoderModel:
 
     def __repr__(self) -> str:
         return f"AutoencoderModel(images / {self.autoencoder.downsample_factor}, on {self.device})"
-
-
-def load_model(
-    run: str | FilePath, *, device: str, weights: str, autoencoder: str | None, trust: Sequence[str]
-) -> LatentDiffusionModel | AutoencoderModel:
-    """What `ldm.load` says."""
-    where = pick_device(device)
-    if kind_of(FilePath(run)) == "autoencoder":
-        if autoencoder is not None or weights != "ema":
-            raise ValueError(f"{run} holds an autoencoder: autoencoder= and weights= are for diffusion models")
-        return AutoencoderModel(load_autoencoder(run).model.to(where))
-    return LatentDiffusionModel.of(*load_stages(run, weights, autoencoder, trust), where)
-
-
-def load_stages(
-    run: str | FilePath, weights: str, autoencoder: str | None, trust: Sequence[str]
-) -> tuple[LoadedDiffusion, LoadedAutoencoder]:
-    """A diffusion model, and the autoencoder of its latents: see `load_diffusion` and `matching_autoencoder`."""
-    loaded = load_diffusion(run, weights, trust)
-    card = loaded.card
-    return loaded, matching_autoencoder(autoencoder, card["autoencoder_path"], loaded.run, card["autoencoder"])

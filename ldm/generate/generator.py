@@ -1,0 +1,99 @@
+"""A model with one way to sample it: noise, a guided sampler, the decoder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.guidance import Guidance
+from ldm.diffusion.noise import IndexedNoise
+from ldm.diffusion.objective import Net, on_path
+from ldm.diffusion.parameterization import scale
+from ldm.diffusion.path import Path, log_snr, time_at
+from ldm.diffusion.sampling import Record, Sampling, check_times
+
+if TYPE_CHECKING:
+    from ldm.generate.model import LatentDiffusionModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator:
+    """A model with one way to sample it.
+
+    model:     the trained pair of stages
+    sampling:  the sampler and the times that it walks
+    guidance:  how the label is strengthened
+    seed:      with a sample's index, it determines all of that sample's noise
+    path:      what the sampler walks on; None is the path of training. On another path, it starts where that is as
+               noisy as the end of training's: neither knows what lies beyond
+    """
+
+    model: "LatentDiffusionModel"
+    sampling: Sampling
+    guidance: Guidance
+    seed: int
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        path, times = self._walk()
+        check_times(path, times, self._latest())
+
+    def _walk(self) -> tuple[Path, Tensor]:
+        """The path and its times, [steps + 1]; on the CPU, so that samplers may look at them."""
+        path = self.model.objective.path if self.path is None else self.path
+        return path, self.sampling.grid(path, self.sampling.steps, self._latest())
+
+    def _latest(self) -> float:
+        """The time at which the path is as noisy as the path of training at t = 1."""
+        if self.path is None:
+            return 1.0
+        return float(time_at(self.path, log_snr(self.model.objective.path(torch.ones((), dtype=torch.float64)))))
+
+    @torch.no_grad()
+    def latents(self, indices: Sequence[int], labels: Tensor, keep: int = 0) -> tuple[Tensor, Record]:
+        """Normalised latents [B, C, h, w] of the samples with these indices and labels [B], and the record of the walk,
+        with the states of the first `keep`."""
+        noise = IndexedNoise(self.seed, indices)
+        return self.latents_from(noise.draw(self.model.latent_shape), self.net(), labels, noise, keep)
+
+    def net(self) -> Net:
+        """The guided network."""
+        return self.guidance(self.model.net, self.model.net.null_class)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def latents_from(
+        self, start: Tensor, net: Net, labels: Tensor, noise: IndexedNoise, keep: int = 0
+    ) -> tuple[Tensor, Record]:
+        """Likewise, from standard normal noise [B, C, h, w], by a network (guided, or of several), with what noise a
+        stochastic sampler adds on its way."""
+        path, times = self._walk()
+        x = start.to(labels.device) * scale(path(times[0]))
+        denoise = self.model.objective.denoiser(net, labels)
+        record = Record(denoise if self.path is None else on_path(denoise, self.model.objective.path, path), keep)
+        return self.sampling.walk(record, path, x, times, noise), record
+
+    def images(self, indices: Sequence[int], labels: Tensor) -> tuple[Tensor, int]:
+        """Images, uint8 [B, 3, H, W], and the denoiser's evaluations for each (guided, two of networks each)."""
+        latents, record = self.latents(indices, labels)
+        return self.model.decode(latents), record.evaluations
+
+    def trajectory(self, label: Tensor, columns: int = 11) -> tuple[Tensor, list[float]]:
+        """Sample 0, of the class label [1], on its way from noise, at up to `columns` times of its grid.
+
+        Returns:
+            K states x_t and then the x0 that the network predicts at each, decoded, uint8 [2 K, 3, H, W]; and the K
+            times.
+        """
+        latents, record = self.latents([0], label, keep=1)
+        grid = self._walk()[1].tolist()
+        walked = {grid[-1]: (latents, latents)}
+        for wanted in grid[:-1]:  # the state nearest to it: of several, the last, which the solver has corrected
+            off = [round(abs(float(t) - wanted), 6) for t, _, _ in reversed(record.states)]
+            t, x, x0 = record.states[-1 - off.index(min(off))]
+            walked[float(t)] = (x, x0)
+        times = sorted(walked, reverse=True)
+        times = [times[i] for i in torch.linspace(0, len(times) - 1, min(columns, len(times))).long().tolist()]
+        states = [walked[t][part] for part in (0, 1) for t in times]
+        return self.model.decode(torch.cat(states)), times

@@ -1,0 +1,36 @@
+"""From run folders and checkpoints to models."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldm.checkpoint import (
+    LoadedAutoencoder,
+    LoadedDiffusion,
+    kind_of,
+    load_autoencoder,
+    load_diffusion,
+    matching_autoencoder,
+)
+from ldm.generate.model import AutoencoderModel, LatentDiffusionModel
+from ldm.runtime.ranks import pick_device
+
+
+def load_model(
+    run: str | Path, *, device: str, weights: str, autoencoder: str | None, trust: Sequence[str]
+) -> LatentDiffusionModel | AutoencoderModel:
+    """What `ldm.load` says."""
+    where = pick_device(device)
+    if kind_of(Path(run)) == "autoencoder":
+        if autoencoder is not None or weights != "ema":
+            raise ValueError(f"{run} holds an autoencoder: autoencoder= and weights= are for diffusion models")
+        return AutoencoderModel(load_autoencoder(run).model.to(where))
+    return LatentDiffusionModel.of(*load_stages(run, weights, autoencoder, trust), where)
+
+
+def load_stages(
+    run: str | Path, weights: str, autoencoder: str | None, trust: Sequence[str]
+) -> tuple[LoadedDiffusion, LoadedAutoencoder]:
+    """A diffusion model, and the autoencoder of its latents: see `load_diffusion` and `matching_autoencoder`."""
+    loaded = load_diffusion(run, weights, trust)
+    card = loaded.card
+    return loaded, matching_autoencoder(autoencoder, card["autoencoder_path"], loaded.run, card["autoencoder"])
