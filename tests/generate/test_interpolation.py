@@ -17,7 +17,7 @@ def sample(generator, label):
     return generator.images([0], torch.tensor([label]))[0]
 
 
-@pytest.mark.parametrize("sampler", ["euler", ddpm], ids=str)
+@pytest.mark.parametrize("sampler", ["euler", ddpm], ids=["euler", "ddpm"])
 def test_its_ends_are_the_samples_of_both_seeds(model, sampler):
     first, last = (model.generator(sampler=sampler, steps=3, guidance=1.5, seed=seed) for seed in (3, 8))
     images = interpolate(first, (3, 8), (2, 2), 4)
