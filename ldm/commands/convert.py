@@ -2,9 +2,10 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Le
+from pydantic import model_validator
 
 from ldm.card import check_card, check_trust
 from ldm.checkpoint import (
@@ -20,7 +21,10 @@ from ldm.commands.options import ObjectiveOptions, ResultOptions, Text
 from ldm.commands.run_folder import CONFIG
 from ldm.data.cache_reader import LatentCache
 from ldm.exchange.autoencoder_weights import export_diffusers, import_autoencoder
+from ldm.exchange.pipeline_folder import PipelineExport
+from ldm.exchange.schedulers import Named
 from ldm.exchange.unet_weights import export_unet, import_unet
+from ldm.generate.loading import load_stages
 from ldm.models.unet import UNet
 from ldm.runtime.ranges import Count, Positive
 from ldm.weights import weights_fingerprint
@@ -33,7 +37,8 @@ LatentSize = Annotated[Count, Le(2048)]
 class ConvertOptions(ResultOptions):
     """conf/convert.yaml, which says what each key means."""
 
-    source: Text
+    source: Text | None
+    model: Text | None
     what: Literal["autoencoder", "diffusion"]
     to: Literal["ldm", "diffusers"]
     objective: ObjectiveOptions
@@ -46,6 +51,17 @@ class ConvertOptions(ResultOptions):
     attention_order: Literal["legacy", "new"] | None
     latent_size: LatentSize
     null_class: bool
+    scheduler: Named | None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.source is None) == (self.model is None):
+            raise ValueError("pass model=RUN, which goes out whole, or source=, a part that comes in or goes out")
+        if self.model is not None and self.to != "diffusers":
+            raise ValueError("model=RUN goes out: pass to=diffusers, too (what comes in is named by source=)")
+        if self.scheduler is not None and self.model is None:
+            raise ValueError(f"scheduler={self.scheduler} belongs to a whole pipeline: pass model=RUN")
+        return self
 
 
 def main(options: ConvertOptions, run: Path) -> None:
@@ -61,7 +77,18 @@ def main(options: ConvertOptions, run: Path) -> None:
         raise ValueError(
             f"{run} holds {foreign[0]}, which no `ldm convert` wrote: choose another run=, or pass overwrite=true"
         )
-    action[options.what, options.to](options, Path(options.source), run)
+    if options.model is not None:
+        model_to_diffusers(options, options.model, run)
+    elif options.source is not None:
+        action[options.what, options.to](options, Path(options.source), run)
+
+
+def model_to_diffusers(options: ConvertOptions, model: str, run: Path) -> None:
+    loaded, autoencoder = load_stages(model, "ema", options.autoencoder, options.trust)
+    export = PipelineExport.of(loaded, autoencoder, options.scheduler)
+    options.begin(run)
+    export.write(run)
+    print(f"diffusers pipeline in {run}: {export.scheduler.config['_class_name']}, {export.scheduler.steps} steps")
 
 
 def autoencoder_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None:

@@ -171,11 +171,21 @@ def export_diffusers(
 ) -> None:
     """Write config.json and safetensors that `diffusers.AutoencoderKL.from_pretrained(folder)` reads.
 
+    The arguments and errors are those of `diffusers_config`.
+    """
+    config = diffusers_config(model, shape, scaling, resolution)
+    write_diffusers(folder, config, to_diffusers(model.state_dict(), len(shape["channel_mult"])))
+
+
+def diffusers_config(
+    model: Autoencoder, shape: dict[str, Any], scaling: dict[str, Any], resolution: int | None
+) -> AutoencoderConfig:
+    """An autoencoder in diffusers' words: config.json of an AutoencoderKL.
+
     Args:
         model:      the autoencoder.
         shape:      its constructor's arguments.
         scaling:    diffusers' latents_mean and latents_std, [C] each, or scaling_factor (and shift_factor).
-        folder:     where they are written.
         resolution: side of the images that it was trained on, in pixels; None = unknown, 256 is written.
 
     Raises:
@@ -206,5 +216,4 @@ def export_diffusers(
         "norm_num_groups": groups,
         "sample_size": resolution or 256,
     }
-    whole = AutoencoderConfig(**config | scaling)
-    write_diffusers(folder, whole, to_diffusers(model.state_dict(), len(widths)))
+    return AutoencoderConfig(**config | scaling)

@@ -69,6 +69,9 @@ def to_diffusers(state: State, shape: dict[str, Any]) -> State:
         pairs = [*LAYER_NAMES, DOWNSAMPLING_NAMES]
         for name, tensor in block.items():
             renamed[new + next((b + name.removeprefix(a) for a, b in pairs if name.startswith(a)), name)] = tensor
+    if shape.get("label_as") == "context":
+        table = renamed.pop("class_embedding.weight")
+        renamed |= {"encoder_hid_proj.weight": table.T, "encoder_hid_proj.bias": table.new_zeros(table.shape[1])}
     return renamed
 
 

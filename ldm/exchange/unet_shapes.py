@@ -1,5 +1,6 @@
 """The constructor's arguments of a U-Net: read off the weights of LDM and ADM, or off a diffusers config, and back."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from ldm.exchange.unet_names import heads_of
 from ldm.exchange.weight_files import State, dims
 
 KIND = "U-Net of LDM's or ADM's architecture"
+GROUPS = 32  # of a norm in LDM, or their largest divisor that divides the channels
 
 
 def infer_shape(state: State, path: Path, heads: dict[str, int]) -> dict[str, Any]:
@@ -125,15 +127,17 @@ def _heads_of_diffusers(config: UNetConfig, path: Path) -> dict[str, Any]:
     return {"num_heads" if config.conditional else "head_channels": heads}
 
 
-def diffusers_config(shape: dict[str, Any], latent_size: int) -> dict[str, Any]:
-    """config.json of a UNet2DModel or UNet2DConditionModel; ValueError, naming the key, for what diffusers has not."""
-    refused = {
-        "qk_norm": False,
-        "label_as": "embedding",
-        "stem_channels": None,
-        "num_heads_upsample": None,
-        "conv_resample": True,
-    }
+def diffusers_config(shape: dict[str, Any], latent_size: int) -> tuple[dict[str, Any], dict[str, int]]:
+    """A U-Net in diffusers' words.
+
+    Returns:
+        config.json of a UNet2DModel or UNet2DConditionModel, and what it has no key for: norm_groups and num_heads, to
+        which the pipeline sets the network that it has loaded; {} where diffusers' class alone computes the same.
+
+    Raises:
+        ValueError: naming the key, for what diffusers has not.
+    """
+    refused = {"qk_norm": False, "stem_channels": None, "num_heads_upsample": None, "conv_resample": True}
     for key, ordinary in refused.items():
         if shape.get(key, ordinary) != ordinary:
             raise ValueError(f"diffusers' U-Nets have no place for net.{key}={shape[key]}")
@@ -142,13 +146,12 @@ def diffusers_config(shape: dict[str, Any], latent_size: int) -> dict[str, Any]:
             f"diffusers' U-Nets begin at model_channels: net.channel_mult={shape['channel_mult']} must at 1"
         )
     widths = [round(shape["model_channels"] * mult) for mult in shape["channel_mult"]]
-    if any(width % 32 for width in widths):
-        raise ValueError(f"diffusers' U-Nets have 32 groups in every norm; {widths} are no multiples of it")
     attends = [2**i in shape["attention_resolutions"] for i in range(len(widths))]
     conditional, updown = shape.get("context_dim") is not None, shape.get("resblock_updown", False)
     if updown and conditional:
         raise ValueError("diffusers' UNet2DConditionModel does not change resolution in blocks (net.resblock_updown)")
     attention, plain = ("CrossAttn" if conditional else "Attn"), ("Resnet{}sampleBlock2D" if updown else "{}Block2D")
+    groups = math.gcd(GROUPS, *widths)
     config: dict[str, Any] = {
         "_class_name": "UNet2DConditionModel" if conditional else "UNet2DModel",
         "_diffusers_version": "0.32.0",
@@ -159,18 +162,26 @@ def diffusers_config(shape: dict[str, Any], latent_size: int) -> dict[str, Any]:
         "layers_per_block": shape["num_res_blocks"],
         "down_block_types": [f"{attention}DownBlock2D" if a else plain.format("Down") for a in attends],
         "up_block_types": [f"{attention}UpBlock2D" if a else plain.format("Up") for a in reversed(attends)],
-        "num_class_embeds": shape["num_classes"] + 1,
         "resnet_time_scale_shift": "scale_shift" if shape.get("scale_shift") else "default",
+        "norm_num_groups": groups,
     }
+    config |= _labels(shape)
     config |= {"downsample_type": "resnet", "upsample_type": "resnet"} if updown else {}
+    beyond = {"norm_groups": GROUPS} if groups != GROUPS else {}
     if conditional:
         heads = [heads_of(shape, width) for width in widths]
-        return config | {"attention_head_dim": heads, "cross_attention_dim": shape["context_dim"]}
-    sizes = {width // heads_of(shape, width) for width in widths}
-    if len(sizes) > 1:
-        raise ValueError("diffusers' UNet2DModel wants heads of one size: net.head_channels, not net.num_heads")
-    return (
-        config
-        | {"attention_head_dim": sizes.pop()}
-        | ({"attn_norm_num_groups": 32} if shape.get("scale_shift") else {})
-    )
+        return config | {"attention_head_dim": heads, "cross_attention_dim": shape["context_dim"]}, beyond
+    attended = [*(width for width, a in zip(widths, attends, strict=True) if a), widths[-1]]  # and in the middle
+    sizes = {width // heads_of(shape, width) for width in attended}
+    config |= {"attention_head_dim": math.gcd(*sizes)}  # of heads of several sizes any divisor gives the same weights
+    config |= {"attn_norm_num_groups": groups} if shape.get("scale_shift") else {}
+    return config, beyond | ({"num_heads": shape["num_heads"]} if len(sizes) > 1 else {})
+
+
+def _labels(shape: dict[str, Any]) -> dict[str, Any]:
+    """How labels come in: by an embedding beside the time's or, as the context's token, by a linear layer of one-hot
+    labels, whose columns are the embeddings."""
+    rows = shape["num_classes"] + 1
+    if shape.get("label_as") == "context":
+        return {"encoder_hid_dim": rows, "encoder_hid_dim_type": "text_proj"}
+    return {"num_class_embeds": rows}

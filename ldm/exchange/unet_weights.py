@@ -128,5 +128,10 @@ def export_unet(model: UNet, shape: dict[str, Any], folder: Path, latent_size: i
     Raises:
         ValueError: if diffusers has no such network; names the option in `shape`, the constructor's arguments.
     """
-    config = UNetConfig(**diffusers_config(shape, latent_size))
-    write_diffusers(folder, config, to_diffusers(model.state_dict(), shape))
+    config, beyond = diffusers_config(shape, latent_size)
+    if beyond or shape.get("label_as") == "context":
+        what = ", ".join(beyond) or "label_as=context"
+        raise ValueError(
+            f"diffusers' classes alone have no place for this U-Net's {what}: export the whole model, by model=RUN"
+        )
+    write_diffusers(folder, UNetConfig(**config), to_diffusers(model.state_dict(), shape))

@@ -58,7 +58,7 @@ BELONGS = {
     (SampleStamp, "preprocessing", "null"),
     (SampleStamp, "weak", "null"),
     (SampleStamp, "classes", "negative"),
-    *((Holder, key, "text") for key in ("command", "host", "since", "job", "token")),
+    *((Holder, key, "text") for key in ("command", "host", "where", "since", "job", "restarts", "token")),
 }
 
 

@@ -89,10 +89,12 @@ RIGHT: dict[type[JsonFile], dict[str, Any]] = {
     Holder: {
         "command": "sample",
         "host": "here",
+        "where": "this start of here",
         "pid": 1,
         "began": 5,
         "since": "2026-01-01",
         "job": "",
+        "restarts": "0",
         "token": H16,
     },
 }

@@ -1,0 +1,104 @@
+"""A trained model as a folder that diffusers loads whole: both stages, a scheduler, and the pipeline's own code."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
+
+from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
+from ldm.exchange import autoencoder_weights, unet_names, unet_shapes
+from ldm.exchange.diffusers_folders import AutoencoderConfig, UNetConfig, write_diffusers
+from ldm.exchange.schedulers import Counterpart, Named, counterpart
+from ldm.models.unet import UNet
+from ldm.runtime.files import atomic_write
+from ldm.runtime.schema import JsonFile
+
+INDEX, CODE = "model_index.json", "pipeline.py"
+
+
+class DiffusersJson(JsonFile):
+    """A file of diffusers' that this project only writes."""
+
+    model_config = ConfigDict(extra="allow")
+    checksummed: ClassVar[bool] = False
+    fix: ClassVar[str] = "export the model again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineExport:
+    """A model in diffusers' words, ready to be written.
+
+    loaded:      stage 2
+    autoencoder: stage 1, whose latents it generates
+    scheduler:   that walks its path
+    unet:        unet/config.json
+    beyond:      what the pipeline must set in the U-Net, see `ldm.exchange.unet_shapes.diffusers_config`
+    """
+
+    loaded: LoadedDiffusion
+    autoencoder: LoadedAutoencoder
+    scheduler: Counterpart
+    unet: UNetConfig
+    beyond: dict[str, int]
+
+    @classmethod
+    def of(cls, loaded: LoadedDiffusion, autoencoder: LoadedAutoencoder, scheduler: Named | None) -> "PipelineExport":
+        """Translate a model, by the scheduler that is wanted or that suits its own sampler.
+
+        Raises:
+            ValueError: naming what of the model has no counterpart in diffusers.
+        """
+        if not isinstance(loaded.net, UNet):
+            raise ValueError(f"{loaded.run} holds a {type(loaded.net).__name__}, which diffusers has not")
+        if loaded.card["net"].get("concat_channels"):
+            raise ValueError(f"{loaded.run} holds a U-Net with concat_channels, for which the pipeline has no place")
+        unet, beyond = unet_shapes.diffusers_config(loaded.card["net"], loaded.card["latent_shape"][-1])
+        export = cls(
+            loaded=loaded,
+            autoencoder=autoencoder,
+            scheduler=counterpart(loaded.objective, loaded.card["objective"]["path"], loaded.sampling, scheduler),
+            unet=UNetConfig(**unet),
+            beyond=beyond,
+        )
+        export.vae()
+        return export
+
+    def vae(self) -> AutoencoderConfig:
+        """vae/config.json: with it, z = latent x std + mean."""
+        stats, shape = self.loaded.card["stats"], self.autoencoder.card["autoencoder"]
+        scaling = {"latents_mean": stats["mean"], "latents_std": stats["std"], "scaling_factor": 1.0}
+        pixels = self.loaded.card["latent_shape"][-1] * self.autoencoder.model.downsample_factor
+        return autoencoder_weights.diffusers_config(self.autoencoder.model, shape, scaling, pixels)
+
+    def index(self) -> dict[str, Any]:
+        """model_index.json: the parts' classes, and the arguments of the pipeline."""
+        card = self.loaded.card
+        guidable = card["label_dropout"] > 0
+        return {
+            "_class_name": ["pipeline", "LatentDiffusionPipeline"],
+            "_diffusers_version": "0.32.0",
+            "unet": ["diffusers", self.unet.extra("_class_name")],
+            "vae": ["diffusers", "AutoencoderKL"],
+            "scheduler": ["diffusers", self.scheduler.config["_class_name"]],
+            "id2label": {str(i): name for i, name in enumerate(card["class_names"])},
+            "guidable": guidable,
+            "clock": self.scheduler.clock,
+            "path_shift": self.scheduler.path_shift,
+            "time_offset": float(card["net"].get("time_offset", 0.0)),
+            **self.beyond,
+            "guidance_scale": float(card.get("config", {}).get("guidance", 1.0)) if guidable else 1.0,
+            "num_inference_steps": self.scheduler.steps,
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write vae/, unet/, scheduler/, pipeline.py and, last, model_index.json; what else lies there stays."""
+        net, autoencoder = self.loaded.net.state_dict(), self.autoencoder.model.state_dict()
+        levels = len(self.autoencoder.card["autoencoder"]["channel_mult"])
+        write_diffusers(folder / "unet", self.unet, unet_names.to_diffusers(net, self.loaded.card["net"]))
+        write_diffusers(folder / "vae", self.vae(), autoencoder_weights.to_diffusers(autoencoder, levels))
+        DiffusersJson(**self.scheduler.config).write(folder / "scheduler" / "scheduler_config.json")
+        with atomic_write(folder / CODE) as file, open(Path(__file__).with_name(CODE), "rb") as code:
+            shutil.copyfileobj(code, file)
+        DiffusersJson(**self.index()).write(folder / INDEX)
