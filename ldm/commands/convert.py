@@ -21,6 +21,7 @@ from ldm.commands.options import ObjectiveOptions, ResultOptions, Text
 from ldm.commands.run_folder import CONFIG
 from ldm.data.cache_reader import LatentCache
 from ldm.exchange.autoencoder_weights import export_diffusers, import_autoencoder
+from ldm.exchange.hub import fetched, is_hub_id
 from ldm.exchange.pipeline_folder import PipelineExport
 from ldm.exchange.schedulers import Named
 from ldm.exchange.unet_weights import export_unet, import_unet
@@ -53,6 +54,11 @@ class ConvertOptions(ResultOptions):
     null_class: bool
     scheduler: Named | None
 
+    def origin(self) -> str:
+        """What a card says of where a model comes from: its id on a hub, or its file's name."""
+        source = self.source or ""
+        return source if is_hub_id(source) else Path(source).name
+
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.source is None) == (self.model is None):
@@ -79,8 +85,12 @@ def main(options: ConvertOptions, run: Path) -> None:
         )
     if options.model is not None:
         model_to_diffusers(options, options.model, run)
-    elif options.source is not None:
-        action[options.what, options.to](options, Path(options.source), run)
+        return
+    assert options.source is not None
+    source = Path(options.source)
+    if options.to == "ldm" and is_hub_id(options.source):
+        source = fetched(options.source, {"autoencoder": "vae", "diffusion": "unet"}[options.what])
+    action[options.what, options.to](options, source, run)
 
 
 def model_to_diffusers(options: ConvertOptions, model: str, run: Path) -> None:
@@ -93,7 +103,7 @@ def model_to_diffusers(options: ConvertOptions, model: str, run: Path) -> None:
 
 def autoencoder_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None:
     model, shape, scaling = import_autoencoder(source)
-    about = {"kind": "autoencoder", "autoencoder": shape, "scaling": scaling, "imported_from": source.name}
+    about = {"kind": "autoencoder", "autoencoder": shape, "scaling": scaling, "imported_from": options.origin()}
     card = about | NEVER_TRAINED
     check_card(card)
     file = run / FOLDER / FILE
@@ -149,7 +159,7 @@ def diffusion_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None:
         "preprocessing": {"resolution": options.latent_size * autoencoder.model.downsample_factor},
         "autoencoder": autoencoder.fingerprint,
         "autoencoder_path": os.path.relpath(autoencoder.path.resolve(), run.resolve()),
-        "imported_from": source.name,
+        "imported_from": options.origin(),
     } | NEVER_TRAINED
     check_card(card)
     options.begin(run)
