@@ -2,11 +2,17 @@
 
 import io
 import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from pydantic import model_validator
 from torch import Tensor
 
@@ -17,12 +23,13 @@ from ldm.diffusion.guidance import Guidance
 from ldm.evaluation.image_sets import STAMP
 from ldm.evaluation.result_files import SampleStamp
 from ldm.generate.generator import Generator
+from ldm.generate.interpolation import interpolate
 from ldm.generate.loading import load_stages
 from ldm.generate.model import LatentDiffusionModel
 from ldm.images import annotate, class_rows, grid, save_png
 from ldm.runtime.arguments import Choice
 from ldm.runtime.bars import track
-from ldm.runtime.files import atomic_write, sha256
+from ldm.runtime.files import TEMPORARY, atomic_write, sha256
 from ldm.runtime.loggers import artifact, record
 from ldm.runtime.memory import check_batch, check_fits
 from ldm.runtime.ranges import Count, NonNegative, Share
@@ -46,6 +53,14 @@ class SampleOptions(ResultOptions, LoggedOptions):
     weak: Text | None
     batch_size: Annotated[Count, Free()]
     device: Annotated[str, Free()]
+    files: Annotated[bool, Free()]
+    interpolation: Annotated[int, Interval(ge=0, le=64), Free()]
+
+    @model_validator(mode="after")
+    def _from_one_to_another(self) -> Self:
+        if self.interpolation == 1:
+            raise ValueError("interpolation=1 has no way between its ends: pass 2 or more, or 0 for none")
+        return self
 
     @model_validator(mode="after")
     def _guided(self) -> Self:
@@ -69,7 +84,7 @@ def main(options: SampleOptions, run: Path) -> None:
         guidance=guidance_of(options, loaded, weak, device),
         seed=options.seed,
     )
-    pixels = 3 * (model.latent_shape[-1] * autoencoder.model.downsample_factor) ** 2
+    pixels = 3 * model.resolution**2
     check_fits(2 * options.num * pixels, f"num={options.num}", "lower num=, and sample several times by seed=")
     check_batch(options.batch_size, pixels)
     labels = model.in_turn(options.classes, options.num)
@@ -92,14 +107,51 @@ def main(options: SampleOptions, run: Path) -> None:
     titles = [f"{t:.2f}" if t == 0 or t >= 0.01 else f"{t:.0e}" for t in times]
     titles[0] = f"t = {titles[0]}"
     save_png(run / "trajectory.png", annotate(grid(states, len(times)), rows=["x_t", "predicted x0"], columns=titles))
+    pictures = {"samples": run / "grid.png", "trajectory": run / "trajectory.png"}
+    if options.interpolation:
+        pictures["interpolation"] = run / "interpolation.png"
+        save_png(pictures["interpolation"], strips(generator, model.labels(options.classes), options.interpolation))
+    if options.files:
+        save_files(run / "images", samples, labels.tolist(), model.class_names)
     record(
         build_loggers(options.logger, run),
         options.plain(),
         used=[artifact("diffusion", loaded.fingerprint, loaded.run)],
         made=[artifact("samples", sha256(run / "samples.npz"), run)],
-        pictures={"samples": run / "grid.png", "trajectory": run / "trajectory.png"},
+        pictures=pictures,
     )
-    print(f"{options.num} samples in {run}: samples.npz, grid.png, trajectory.png, sample.json")
+    names = ["samples.npz", *(file.name for file in pictures.values()), STAMP, *["images/"] * options.files]
+    print(f"{options.num} samples in {run}: {', '.join(names)}")
+
+
+def strips(generator: Generator, classes: list[int], frames: int) -> Tensor:
+    """A picture of ways between samples: a row from this seed's noise to the next's, of the first class, and a row from
+    each class to the next at this seed's noise, up to nine."""
+    seed, names = generator.seed, generator.model.class_names
+    ways = [((seed, seed + 1), (classes[0], classes[0]), f"seed {seed}\nto {seed + 1}")]
+    for a, b in pairwise(list(dict.fromkeys(classes))[:10]):
+        ways.append(((seed, seed), (a, b), f"{names[a]}\nto {names[b]}"))
+    rows = [interpolate(generator, seeds, labels, frames).cpu() for seeds, labels, _ in ways]
+    return annotate(grid(torch.cat(rows), frames), rows=[name for *_, name in ways])
+
+
+def save_files(folder: Path, samples: Tensor, labels: list[int], names: Sequence[str]) -> None:
+    """Write images, uint8 [N, 3, H, W], as PNGs in a folder a class, in place of an earlier call's."""
+    new = folder.with_name(f".{folder.name}{TEMPORARY}")
+    shutil.rmtree(new, ignore_errors=True)
+    places = folder_names(names)
+    for i, (image, label) in enumerate(zip(samples, labels, strict=True)):
+        save_png(new / places[label] / f"{i:06d}.png", image)
+    if folder.exists():
+        shutil.rmtree(folder)
+    new.rename(folder)
+
+
+def folder_names(names: Sequence[str]) -> list[str]:
+    """A folder's name for each class: its own, but for what no folder can be called; of equal ones, with its number."""
+    plain = [re.sub(r"[^\w .,()+-]", "_", name).strip(". ")[:100] or "_" for name in names]
+    again = Counter(name.lower() for name in plain)  # some file systems know no upper case
+    return [f"{name}-{i}" if again[name.lower()] > 1 else name for i, name in enumerate(plain)]
 
 
 def load_weak(options: SampleOptions, loaded: LoadedDiffusion) -> LoadedDiffusion | None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 
 import torch
 from annotated_types import Interval
+from lightning import Callback
 from pydantic import model_validator
 from torch import nn
 
@@ -16,16 +17,20 @@ from ldm.commands.next_step import say_next
 from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, Text, build
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.training_options import TrainingOptions
-from ldm.data.cache_reader import LatentCache, Verify
+from ldm.data.cache_reader import CachedMoments, LatentCache, Verify
 from ldm.data.cache_writer import AUTOENCODER_FILE, MANIFEST
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.sampling import Sampling
+from ldm.generate.generator import Generator
 from ldm.generate.model import LatentDiffusionModel
+from ldm.metrics.classifier import FileClassifier
+from ldm.metrics.features import load_features
+from ldm.metrics.statistics import known_statistics
 from ldm.runtime.arguments import Choice, arguments_of, node_with
 from ldm.runtime.files import sha256
 from ldm.runtime.loggers import artifact
-from ldm.runtime.ranges import Natural, NonNegative, Share
+from ldm.runtime.ranges import Natural, NonNegative, Several, Share
 from ldm.runtime.ranks import pick_device
 from ldm.training.console import final_figures
 from ldm.training.contract import check_network, check_sampling
@@ -36,6 +41,7 @@ from ldm.training.gradients import StepGuard
 from ldm.training.pictures import SampleGrid
 from ldm.training.progress import seed_from
 from ldm.training.run import Tracking, fit
+from ldm.training.sample_quality import Judges, SampleQuality
 from ldm.training.schedule import Schedule
 
 
@@ -51,6 +57,10 @@ class TrainDiffusionOptions(TrainingOptions):
     grid: Annotated[Choice, Free()]
     label_dropout: Share
     guidance: Annotated[NonNegative, Free()]
+    features: Annotated[Text | None, Free()]
+    classifier: Annotated[Text | None, Free()]
+    reference: Annotated[Text | None, Free()]
+    scored: Annotated[Several, Free()]
     guard: Annotated[dict[str, Any], arguments_of(StepGuard), Free()]
     rollbacks: Annotated[Natural, Free()]
     rollback_lr: Annotated[float, Interval(gt=0, le=1), Free()]
@@ -75,6 +85,8 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     check_network(net, cache.latent_shape, shape["num_classes"], training_device(options))
     if options.init is not None and newest(run) is None:  # else the run has weights of its own
         start_from(options.init, net, options.trust)
+    generator = generator_of(options, net, objective, sampling, cache, autoencoder)
+    quality = sample_quality(options, generator, cache)
     module = DiffusionModule(
         net=net,
         objective=objective,
@@ -102,7 +114,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
         ),
         options.plan(run),
         networks=[net],
-        callbacks=[sample_grid(options, net, objective, sampling, cache, autoencoder)],
+        callbacks=[SampleGrid(generator), *quality],
         tracking=Tracking(
             loggers=build_loggers(options.logger, run),
             used=[artifact("latents", sha256(cache.folder / MANIFEST), cache.folder)],
@@ -135,15 +147,15 @@ def card_of(
     }
 
 
-def sample_grid(
+def generator_of(
     options: TrainDiffusionOptions,
     net: nn.Module,
     objective: Objective,
     sampling: Sampling,
     cache: LatentCache,
     autoencoder: LoadedAutoencoder,
-) -> SampleGrid:
-    """The callback that draws samples of the network as it is."""
+) -> Generator:
+    """How samples of the network as it is are drawn: for its grids and its scores."""
     model = LatentDiffusionModel(
         net=net,
         objective=objective,
@@ -161,7 +173,38 @@ def sample_grid(
         seed=options.seed,
     )
     check_sampling(generator)
-    return SampleGrid(generator)
+    return generator
+
+
+def sample_quality(options: TrainDiffusionOptions, generator: Generator, cache: LatentCache) -> list[Callback]:
+    """The callback that scores samples at each validation, if anything is to judge them."""
+    model = generator.model
+    example = torch.zeros(2, 3, model.resolution, model.resolution, dtype=torch.uint8)
+    features = None if options.features is None else load_features(options.features, example)
+    classifier = None
+    if options.classifier is not None:
+        if not Path(options.classifier).suffix:
+            raise ValueError(f"classifier={options.classifier} is no file: name a TorchScript .pt or torch.export .pt2")
+        classifier = FileClassifier(Path(options.classifier), example, len(cache.class_names))
+    reference = None
+    if options.reference is not None:
+        reference = known_statistics(Path(options.reference)).get("features")
+        if reference is None:
+            raise ValueError(
+                f"reference={options.reference} is no .npz of statistics (mu, sigma): name one"
+            )
+    judges = Judges(features=features, reference=reference, classifier=classifier)
+    if features is None and classifier is None:
+        return []
+    return [
+        SampleQuality(
+            generator=generator,
+            num=options.scored,
+            batch_size=options.batch_size,
+            judges=judges,
+            latents=CachedMoments(cache, "train"),
+        )
+    ]
 
 
 def training_device(options: TrainDiffusionOptions) -> torch.device:

@@ -64,6 +64,7 @@ class TrainingOptions(LoggedOptions):
     steps: Annotated[Count, Free()]
     every: Annotated[Count, Free()]
     keep: Annotated[Count, Free()]
+    keep_best: Annotated[Text | None, Free()]
     batch_size: Annotated[Count, Free()]
     init: Annotated[Text | None, Free()]
     returns: Annotated[str, Free()]
@@ -81,6 +82,7 @@ class TrainingOptions(LoggedOptions):
             steps=self.steps,
             every=self.every,
             keep=self.keep,
+            keep_best=self.keep_best,
             ema_decay=self.ema_decay,
             trainer=self.trainer.arguments(),
             free=self.free_keys(),

@@ -1,13 +1,13 @@
 """The JSON files that commands leave beside their results."""
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, JsonValue, model_validator
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from ldm.card import not_plain
 from ldm.runtime.files import flat
 from ldm.runtime.ranges import Count, Natural, NonNegative
-from ldm.runtime.schema import Fingerprint, JsonFile
+from ldm.runtime.schema import Fingerprint, Finite, JsonFile
 from ldm.runtime.wrong import shown
 
 RECONSTRUCTION = ("psnr", "ssim", "lpips", "rfd")  # the scores of reconstructions
@@ -100,6 +100,20 @@ class MetricsFile(JsonFile):
         if isinstance(score, dict):
             score = score.get("value")
         return float(score) if type(score) in (int, float) else None
+
+
+class ReconstructionFile(JsonFile):
+    """reconstructions.json of `ldm reconstruct`.
+
+    psnr: in dB, by the pictures' names
+    """
+
+    fix: ClassVar[str] = "run `ldm reconstruct` again"
+
+    autoencoder: Fingerprint
+    resolution: Count
+    psnr: Annotated[dict[str, Finite], Field(min_length=1)]
+    mean_psnr: Finite
 
 
 class LikelihoodFile(JsonFile):

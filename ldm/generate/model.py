@@ -73,6 +73,11 @@ class LatentDiffusionModel:
         """Where its network is."""
         return next(self.net.parameters()).device
 
+    @property
+    def resolution(self) -> int:
+        """Side of its images, in pixels."""
+        return self.latent_shape[-1] * self._stage1().downsample_factor
+
     def labels(self, classes: Classes = None) -> list[int]:
         """The indices of classes that are given by name or index; None is all of them.
 

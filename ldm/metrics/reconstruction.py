@@ -15,12 +15,20 @@ from ldm.metrics.frechet import frechet_distance
 from ldm.metrics.statistics import Moments
 
 
+def psnr(image_hat: Tensor, image: Tensor) -> Tensor:
+    """The peak signal-to-noise ratio of each image, in dB: uint8 [B, 3, H, W] twice -> [B].
+
+    An image that is reconstructed exactly has the PSNR of one value in it that is off by one, not infinitely many dB:
+    else one blank image would decide a mean.
+    """
+    pair = image_hat.float(), image.float()
+    values = peak_signal_noise_ratio(*pair, data_range=255.0, dim=(1, 2, 3), reduction="none")
+    return values.clamp(max=10 * math.log10(255.0**2 * image[0].numel()))
+
+
 class ReconstructionMetrics:
     """update(image_hat, image) with uint8 images, compute() -> {"psnr": dB, "ssim", "lpips", "rfd"}: means over images,
     and the Frechet distance between both sets; over all ranks of a run.
-
-    An image that is reconstructed exactly has the PSNR of one value in it that is off by one, not infinitely many dB:
-    else one blank image would decide the mean.
 
     Args:
         perceptual: LPIPS of two batches in [-1, 1], [B]; None = left out
@@ -48,8 +56,7 @@ class ReconstructionMetrics:
         """Both uint8 [B, 3, H, W]."""
         self.to(image.device)
         pair = image_hat.float(), image.float()
-        psnr = peak_signal_noise_ratio(*pair, data_range=255.0, dim=(1, 2, 3), reduction="none")
-        self.means["psnr"].update(psnr.clamp(max=10 * math.log10(255.0**2 * image[0].numel())))
+        self.means["psnr"].update(psnr(image_hat, image))
         self.means["ssim"].update(*pair)
         if self.perceptual is not None:
             self.means["lpips"].update(self.perceptual(to_x(image), to_x(image_hat)))

@@ -19,7 +19,14 @@ log = logging.getLogger(__name__)
 
 PAUSE = 0.5  # seconds between two looks at the figures: reading them waits for the GPU
 ON_THE_BAR = {"train/loss": "loss", "val/loss": "val"}
-FIGURES = ("train/loss", "val/loss", "val/psnr", "val/rfd")  # what a run is judged by, as far as it has them
+FIGURES = (
+    "train/loss",
+    "val/loss",
+    "val/psnr",
+    "val/rfd",
+    "val/fd",
+    "val/class_accuracy",
+)  # what a run is judged by, as far as it has them
 
 
 class Console(Callback):

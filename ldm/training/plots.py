@@ -49,6 +49,8 @@ PANELS = (
     Panel("PSNR (dB), validation", {"val/psnr": ""}),
     Panel("SSIM, validation", {"val/ssim": ""}),
     Panel("reconstruction FD, validation", {"val/rfd": ""}),
+    Panel("FD of samples, validation", {"val/fd": ""}),
+    Panel("class accuracy of samples, validation", {"val/class_accuracy": ""}),
     _both("KL (nats an image)", "kl"),
     Panel("log-variance of the likelihood", {"train/logvar": ""}),
     Panel("adversarial losses", {"train/disc_loss": "discriminator", "train/g": "autoencoder"}),

@@ -14,6 +14,7 @@ from torch import nn
 
 from ldm.runtime import stop
 from ldm.runtime.loggers import Artifact, close, link
+from ldm.training.best import KeepBest
 from ldm.training.console import Console
 from ldm.training.curves import Curves, validated
 from ldm.training.ema import EMA
@@ -37,6 +38,7 @@ class Plan:
         steps     : batches in all
         every     : batches between two checkpoints, each with a validation; cut to `steps`
         keep      : regular checkpoints that stay
+        keep_best : a figure of the validation, of whose checkpoints the best stays, too; None = no such
         ema_decay : of the weights' average; 0 = none, so that validation and samples use the raw weights
         trainer   : conf/trainer's options: Lightning's own, channels_last and compile
         free      : keys of the config that the same run may change when it goes on
@@ -46,6 +48,7 @@ class Plan:
     steps: int
     every: int
     keep: int
+    keep_best: str | None
     ema_decay: float
     trainer: dict[str, Any]
     free: frozenset[str] = frozenset()
@@ -148,6 +151,7 @@ def _trainer(
         logging.getLogger(name).setLevel(logging.WARNING)  # the console's first line says what matters of its banner
     saves = Saves(plan.run, plan.steps, plan.stretch, plan.keep)
     module.after_batch = saves.after_batch
+    best = [] if plan.keep_best is None else [KeepBest(plan.keep_best)]
     console = Console(plan.run, plan.steps, plan.stretch, resume)
     return make_trainer(
         options,
@@ -160,7 +164,7 @@ def _trainer(
         logger=[CSVLogger(plan.run, name="csv"), *loggers],
         enable_checkpointing=False,
         enable_progress_bar=False,  # `Console` has its own
-        callbacks=[EMA(plan.ema_decay), *callbacks, Curves(), Speed(), console, saves],
+        callbacks=[EMA(plan.ema_decay), *callbacks, Curves(), Speed(), console, saves, *best],
     )
 
 
