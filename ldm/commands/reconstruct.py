@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, load_autoencoder
 from ldm.commands.options import Free, ResultOptions, Text
-from ldm.data.pictures import Pictures
+from ldm.data.picture_files import Pictures
 from ldm.evaluation.result_files import ReconstructionFile
 from ldm.generate.model import AutoencoderModel
 from ldm.images import annotate, grid, save_png

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Self
 
 import torch
 from annotated_types import Interval
-from lightning import Callback
 from pydantic import model_validator
 from torch import nn
 
@@ -176,7 +175,7 @@ def generator_of(
     return generator
 
 
-def sample_quality(options: TrainDiffusionOptions, generator: Generator, cache: LatentCache) -> list[Callback]:
+def sample_quality(options: TrainDiffusionOptions, generator: Generator, cache: LatentCache) -> list[SampleQuality]:
     """The callback that scores samples at each validation, if anything is to judge them."""
     model = generator.model
     example = torch.zeros(2, 3, model.resolution, model.resolution, dtype=torch.uint8)
@@ -190,9 +189,7 @@ def sample_quality(options: TrainDiffusionOptions, generator: Generator, cache: 
     if options.reference is not None:
         reference = known_statistics(Path(options.reference)).get("features")
         if reference is None:
-            raise ValueError(
-                f"reference={options.reference} is no .npz of statistics (mu, sigma): name one"
-            )
+            raise ValueError(f"reference={options.reference} is no .npz of statistics (mu, sigma): name one")
     judges = Judges(features=features, reference=reference, classifier=classifier)
     if features is None and classifier is None:
         return []
