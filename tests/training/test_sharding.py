@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.processes import ranks
-from support.runs import checkpoint
+from support.runs import checkpoint, rows
 from support.tiny import CPU, TINY_DIFFUSION
 from torch import nn
 
@@ -46,10 +46,10 @@ def test_a_network_says_which_of_its_modules_are_sharded_by_themselves(monkeypat
 
 @pytest.mark.slow
 def test_ranks_change_nothing_sharded_or_not(ldm, pipeline):
-    latents = f"latents={pipeline}/runs/latents"
-    ldm("train-diffusion", *OPTIONS, latents, "run=one")
-    ranks("train-diffusion", *OPTIONS, "batch_size=4", latents, "run=ddp")
-    ranks("train-diffusion", *OPTIONS, "batch_size=4", latents, "run=fsdp", "trainer.strategy=fsdp")
+    latents, scored = f"latents={pipeline}/runs/latents", ["features=pixels", "scored=21"]  # an odd number for two
+    ldm("train-diffusion", *OPTIONS, *scored, latents, "run=one")
+    ranks("train-diffusion", *OPTIONS, *scored, "batch_size=4", latents, "run=ddp")
+    ranks("train-diffusion", *OPTIONS, *scored, "batch_size=4", latents, "run=fsdp", "trainer.strategy=fsdp")
     ranks("train-diffusion", *OPTIONS, "batch_size=4", latents, "run=parts", "trainer.strategy=fsdp", "steps=2")
     ranks("train-diffusion", *OPTIONS, "batch_size=4", latents, "run=parts", "trainer.strategy=fsdp")
     found = {run: checkpoint(f"runs/{run}", "diffusion") for run in ("one", "ddp", "fsdp", "parts")}
@@ -61,6 +61,8 @@ def test_ranks_change_nothing_sharded_or_not(ldm, pipeline):
         ):  # shards that were loaded lie elsewhere, and round otherwise: not bit for bit
             for name, tensor in found["one"][key].items():
                 torch.testing.assert_close(found[run][key][name], tensor, rtol=1e-5, atol=1e-5)
+    distances = [float(rows(f"runs/{run}")[-1]["val/fd"]) for run in ("one", "ddp", "fsdp")]
+    assert distances[1:] == pytest.approx([distances[0]] * 2, rel=1e-3)
     load_diffusion("runs/fsdp", "raw")  # the same file as any other
     ranks("train-diffusion", *OPTIONS, "batch_size=4", latents, "run=fsdp", "steps=6")  # goes on by ddp
     assert "resumes from 00000004.ckpt" in Path("runs/fsdp/log.txt").read_text()
