@@ -30,9 +30,14 @@ def check_zip(file: Path) -> None:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits of a SHA-256 over the names, shapes, types and bytes of a model's state."""
+    """`state_fingerprint` of a model's state."""
+    return state_fingerprint(model.state_dict())
+
+
+def state_fingerprint(state: dict[str, Any]) -> str:
+    """Sixteen hexadecimal digits of a SHA-256 over the names, shapes, types and bytes of weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

@@ -22,6 +22,7 @@ FLOORS = [
     {"checkpoint", "losses", "metrics"},
     {"generate", "data", "exchange"},
     {"evaluation", "training"},
+    {"report"},
     {"commands"},
     {"__init__", "__main__"},
 ]
@@ -30,6 +31,7 @@ DOORS = {
     "hydra": {"commands"},
     "omegaconf": {"commands"},
     "lightning": {"training", "runtime"},
+    "jinja2": {"report"},
     "webdataset": {"data"},
     "lpips": {"losses"},
     "safetensors": {"exchange"},

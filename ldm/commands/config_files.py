@@ -8,7 +8,7 @@ import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,8 @@ class CommandConfig:
         return list(dict.fromkeys(file.stem for file in files))
 
     @cached_property
-    def _parts(self) -> list[tuple[str, dict[str, Any], dict[str, str]]]:
-        """Prefix of the keys, content and comments of each file, in the order of merging."""
+    def _parts(self) -> list[tuple[str, Path]]:
+        """Prefix of the keys, and each file, in the order of merging."""
 
         def of(file: Path) -> Iterator[tuple[str, Path]]:
             entries = _defaults(file)
@@ -121,14 +121,14 @@ class CommandConfig:
                         if (chosen := self.file_of(group, self.chosen[group])) is not None:
                             yield f"{package}." if (package := self.package(group)) else "", chosen
 
-        files = of(self.primary_files[-1])
-        return [(prefix, _content(file), comments_of(file.read_text())) for prefix, file in files]
+        return list(of(self.primary_files[-1]))
 
     @cached_property
     def keys(self) -> dict[str, Any]:
         """{"net.dropout": 0.0}: each key with its value, without Hydra's own; interpolations as they are written."""
         config: dict[str, Any] = {}
-        for prefix, content, _ in self._parts:
+        for prefix, file in self._parts:
+            content = content_of(file)
             _merge(config, {prefix[:-1]: content} if prefix else content)
         shown = {
             k: v for k, v in config.items() if k not in ("hydra", "defaults") and not (v == {} and k in self.chosen)
@@ -140,7 +140,8 @@ class CommandConfig:
         """{"guard": "..."}: what is said of each key: its comment where it is first explained, or else the docstring's
         entry of the argument that it is."""
         comments: dict[str, str] = {}
-        for prefix, _, said in self._parts:
+        for prefix, file in self._parts:
+            said = comments_of(file.read_text())
             comments = {f"{prefix}{key}": text for key, text in said.items()} | comments
         ends = "._target_"
         targets = BUILT_BY_NAME | {k.removesuffix(ends): v for k, v in self.keys.items() if k.endswith(ends)}
@@ -156,7 +157,7 @@ class CommandConfig:
     @cached_property
     def help(self) -> dict[str, str]:
         """header: what the command does; footer: examples."""
-        text: dict[str, str] = _content(self.primary_files[-1])["hydra"]["help"]
+        text: dict[str, str] = content_of(self.primary_files[-1])["hydra"]["help"]
         return text
 
     def _file(self, name: str) -> Path:
@@ -164,17 +165,19 @@ class CommandConfig:
 
 
 def word(value: Any) -> str:
-    """A value as a command line gives it to Hydra: null, true, [1,2], text, 'text with spaces'."""
+    """A value as a command line gives it to Hydra: null, true, [1,2], {a:1}, text, 'text with spaces'."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(word, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{word(inner)}' for key, inner in value.items())}}}"
     plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_./][\w./:+-]*", value, re.ASCII)
     if not isinstance(value, str) or (plain and value.lower() not in ("null", "true", "false", "nan", "inf")):
         return str(value)
-    escaped = value.replace("'", "\\'")
+    escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value)  # a backslash before a quote
     return f"'{escaped}'"
 
 
@@ -241,12 +244,18 @@ def _places(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int
             yield from _places(value, f"{name}.")
 
 
-def _content(file: Path) -> dict[str, Any]:
+def content_of(file: Path) -> dict[str, Any]:
+    """A yaml file as plain data, to be read and not changed."""
+    return _parsed(file, file.stat().st_mtime_ns)
+
+
+@cache
+def _parsed(file: Path, when: int) -> dict[str, Any]:  # noqa: ARG001  a file that has changed since is read again
     return yaml.safe_load(file.read_text()) or {}
 
 
 def _defaults(file: Path) -> list[Any]:
-    defaults: list[Any] = _content(file).get("defaults", [])
+    defaults: list[Any] = content_of(file).get("defaults", [])
     return defaults
 
 

@@ -1,7 +1,5 @@
 """RUN/metrics.csv and RUN/curves.png: one table and one picture over all starts of a run."""
 
-import csv
-import logging
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -10,9 +8,8 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
 from ldm.runtime.files import atomic_write
+from ldm.runtime.tables import number, read_rows
 from ldm.training.plots import draw_curves
-
-log = logging.getLogger(__name__)
 
 
 class Curves(Callback):
@@ -71,25 +68,6 @@ def _joined(folder: Path) -> dict[int, dict[str, str]]:
     return rows
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table of metrics, each with its step; [] without one. What can't be read is left out, and said."""
-    if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        # a field longer than csv takes, of a quote that is never closed, is no number
-        lines = [line.replace("\0", "").replace('"', "") for line in file]
-        rows = list(csv.DictReader(line for line in lines if len(line) < csv.field_size_limit()))
-    readable = [
-        {key: value for key, value in row.items() if key and isinstance(value, str)}
-        for row in rows
-        if (row.get("step") or "").isdecimal()
-    ]
-    unread = [row for row in rows if row.get("step") != "" and not (row.get("step") or "").isdecimal()]
-    if unread:
-        log.warning("%s is damaged: %d of its %d rows can't be read, and are left out", path, len(unread), len(rows))
-    return readable
-
-
 def _series(rows: list[tuple[int, dict[str, str]]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Batches and values, [N] each, of a metric that N rows hold."""
     points = [(step + 1, value) for step, row in rows if (value := number(row.get(name))) is not None]
@@ -100,14 +78,6 @@ def last_value(folder: Path, name: str | None) -> float | None:
     """The last value of a metric in RUN/metrics.csv, which is what a run returns to a sweep; None without one."""
     values = [value for row in read_rows(folder / "metrics.csv") if (value := number(row.get(name or ""))) is not None]
     return values[-1] if values else None
-
-
-def number(text: str | None) -> float | None:
-    """A number as a table has it; None for what is none."""
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return None
 
 
 def validated(run: Path, batches: int) -> bool:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from ldm.training.curves import last_value, read_rows, validated, write_curves
+from ldm.runtime.tables import read_rows
+from ldm.training.curves import last_value, validated, write_curves
 from ldm.training.plots import _running_mean, chosen_panels, curves
 
 
