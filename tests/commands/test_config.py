@@ -109,7 +109,7 @@ def test_experiments_say_their_command_and_compose(name):
     parsed(primary, *overrides)
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("convert", "pack")])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("convert", "estimate", "pack")])
 def test_the_defaults_are_options(command):
     assert parsed(command).seed == 0
 
