@@ -146,6 +146,7 @@ PRIVATE = {
     "training/ema.py": {"_foreach_lerp_"},  # torch's
     "losses/adversarial.py": {"_foreach_add_"},
     "training/speed.py": {"_subclasses"},  # torch's fake tensors
+    "training/step_memory.py": {"_subclasses", "_python_dispatch", "_local_scalar_dense"},  # and its modes
     "runtime/loggers.py": {"_log_artifact"},  # wandb's
     "exchange/pipeline.py": {"_execution_device"},  # diffusers'
     "commands/hydra_errors.py": {"_internal"},  # Hydra's parser of flags

@@ -17,6 +17,7 @@ COMMANDS = {
     "likelihood": "bits per dimension of latents and images: likelihood.json",
     "probe": "score an autoencoder by a small generator's Frechet distance",
     "summarize": "a sweep's points as a table and a picture",
+    "estimate": "what another command would cost: memory, hours, disk; whether it fits",
     "convert": "import and export models: CompVis, Stable Diffusion, diffusers",
     "pack": "turn any source of images into webdataset shards",
 }
@@ -97,6 +98,10 @@ def run(name: str, words: list[str]) -> None:
         from ldm.commands.evaluate import compare
 
         compare(words[1:])
+    elif name == "estimate":
+        from ldm.commands.estimate import estimate
+
+        estimate(words)
     else:
         from ldm.commands.entry import enter
 

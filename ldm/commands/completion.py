@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from ldm.commands.config_files import CommandConfig
+from ldm.commands.config_files import ESTIMATED, CommandConfig, of_estimate
 
 # each calls `ldm --complete LINE`, LINE being the command line up to the cursor, for one candidate a line
 SCRIPTS = {
@@ -54,7 +54,21 @@ def candidates(line: str, commands: list[str]) -> list[str]:
     if command not in commands or word.startswith("-"):
         flags = ["--help", "--cfg", "-m"] if command in commands else []
         return [flag for flag in flags if flag.startswith(word)]
-    config = CommandConfig.of(command, words)
+    if command == "estimate":
+        return _of_estimate(line, words, word)
+    return _of_config(CommandConfig.of(command, words), word)
+
+
+def _of_estimate(line: str, words: list[str], word: str) -> list[str]:
+    """A command that can be estimated, then its keys and groups, and those of `ldm estimate` itself."""
+    if not words:
+        return [command for command in ESTIMATED if command.startswith(word)]
+    theirs = candidates(line.replace("estimate", "", 1), list(ESTIMATED))
+    own, _ = of_estimate(words[0], _of_config(CommandConfig.of("estimate", words[1:]), word))
+    return [*theirs, *own]
+
+
+def _of_config(config: CommandConfig, word: str) -> list[str]:
     sign = word[: len(word) - len(word.lstrip("+~"))]
     key, equals, value = word[len(sign) :].partition("=")
     if not equals:

@@ -32,6 +32,7 @@ BUILT_BY_NAME = {  # nodes whose class never varies
     "sampler": "ldm.diffusion.sampling.Sampling",
     "loss": "ldm.losses.autoencoder_loss.AutoencoderLoss",
 }
+ESTIMATED = ("train-autoencoder", "cache-latents", "train-diffusion", "sample")  # commands that `ldm estimate` knows
 LIKE = {"probe": "train-autoencoder"}  # ldm probe takes all that ldm train-autoencoder takes
 
 
@@ -162,6 +163,22 @@ class CommandConfig:
 
     def _file(self, name: str) -> Path:
         return next(file for folder in self.folders if (file := folder / f"{name}.yaml").is_file())
+
+
+def of_estimate(command: str, words: list[str]) -> tuple[list[str], list[str]]:
+    """The words of `ldm estimate COMMAND WORDS` that are its own, and those of the command: a key that both have is the
+    command's."""
+    own = CommandConfig.of("estimate", [])
+    theirs = CommandConfig.of(command, [])
+    groups = own.chosen.keys() - theirs.chosen.keys()
+    keys = {key for key in own.keys if "." not in key} - {key.partition(".")[0] for key in theirs.keys}
+
+    def is_own(each: str) -> bool:
+        key = each.partition("=")[0].lstrip("+~")
+        parents = {own.package(group) for group in groups}
+        return key in keys or key in groups or ("." in key and key.partition(".")[0] in parents and key in own.keys)
+
+    return [each for each in words if is_own(each)], [each for each in words if not is_own(each)]
 
 
 def word(value: Any) -> str:

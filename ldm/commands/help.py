@@ -18,16 +18,16 @@ def help_text(command: str, words: list[str], width: int | None = None) -> str:
     groups = [group for group in config.chosen if config.choices(group)]
     packages = {config.package(group) for group in groups}
     of_command = {key: value for key, value in config.keys.items() if key.split(".")[0] not in packages}
-    lines = [f"usage: ldm {command} [GROUP=CHOICE] [KEY=VALUE] [-m]", ""]
+    runs = "launcher" in config.chosen  # `ldm estimate` alone makes no run, of which there could be sweeps
+    lines = [f"usage: {config.help['app_name']} [GROUP=CHOICE] [KEY=VALUE]{' [-m]' * runs}", ""]
     lines += [config.help["header"].rstrip(), "", "Keys, with their values:", *_keys(config, of_command, width)]
     lines += ["", "Groups, with their choices, and the keys of the chosen one:"]
     for group in groups:
         lines += _group(config, group, width)
-    closing = {
-        f"ldm {command} GROUP=CHOICE --help": "that choice's keys",
-        f"ldm {command} --cfg job": "the config that it would run with",
-        f"ldm {command} -m KEY=A,B GROUP=A,B": "a sweep: each combination, in a folder of its own",
-    }
+    closing = {f"ldm {command} GROUP=CHOICE --help": "that choice's keys"}
+    if runs:
+        closing[f"ldm {command} --cfg job"] = "the config that it would run with"
+        closing[f"ldm {command} -m KEY=A,B GROUP=A,B"] = "a sweep: each combination, in a folder of its own"
     lines += ["", config.help["footer"].rstrip(), "", *(f"{line:46}{said}" for line, said in closing.items())]
     return "\n".join(lines)
 

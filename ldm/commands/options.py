@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -26,6 +26,18 @@ class Group(BaseModel):
     """Some keys of a config, frozen; a key that it does not have is an error."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+G = TypeVar("G", bound=Group)
+
+
+def parsed(schema: type[G], config: DictConfig) -> tuple[G, dict[str, Any]]:
+    """A composed config's options, and the config in plain dicts and lists; ValueError as `Options.parse` has it."""
+    given = plain(config)
+    try:
+        return read(schema.model_validate_json, given), given
+    except ValidationError as error:
+        raise ValueError(explain(error, given)) from None
 
 
 class Free:
@@ -66,11 +78,7 @@ class Options(Group):
         Raises:
             ValueError: in one line, with the key that is wrong, its value and what belongs there.
         """
-        given = plain(config)
-        try:
-            options = read(cls.model_validate_json, given)
-        except ValidationError as error:
-            raise ValueError(explain(error, given)) from None
+        options, given = parsed(cls, config)
         options._plain.update(given)
         return options
 

@@ -110,38 +110,14 @@ def main(options: TrainAutoencoder, run: Path) -> float | None:
     source: Source = build(options.data)
     seed_from(options.seed)
     regularizer: NoRegularizer = build(options.regularizer)
-    shape = options.autoencoder | {"variational": regularizer.variational}
+    shape = shape_of(options, regularizer)
     autoencoder = Autoencoder(**shape)
     discriminator = PatchDiscriminator(**options.discriminator)
     loss = AutoencoderLoss(**options.loss, regularizer=regularizer)
     check_sizes(source, autoencoder, discriminator if loss.disc_weight > 0 else None, regularizer)
     if options.init is not None and newest(run) is None:  # else the run has weights of its own
         start_from(options.init, autoencoder, shape)
-    module = AutoencoderModule(
-        autoencoder=autoencoder,
-        discriminator=discriminator,
-        loss=loss,
-        optimizer=build(options.optimizer),
-        disc_optimizer=build(options.disc_optimizer),
-        schedules={
-            "lr": Schedule(steps=options.steps, **options.schedule),
-            "disc_lr": Schedule(steps=max(1, options.steps - loss.disc_start), **options.disc_schedule),
-        },
-        accumulate=options.accumulate,
-        trained=options.trained,
-        guard=StepGuard(**options.guard),
-        disc_guard=StepGuard(**options.disc_guard),
-        health=Health(**options.health),
-        seed=options.seed,
-        batch_size=options.batch_size,
-        lr_per_image=options.lr_per_image,
-        card={
-            "kind": "autoencoder",
-            "autoencoder": shape,
-            "preprocessing": source.preprocessing(),
-            "config": options.plain(),
-        },
-    )
+    module = module_of(options, autoencoder, discriminator, loss, source.preprocessing())
     fit(
         module,
         ImageData(
@@ -165,6 +141,46 @@ def main(options: TrainAutoencoder, run: Path) -> float | None:
     print(f"autoencoder in {run}: {final_figures(run)} (curves.png, reconstructions/, metrics.csv)")
     say_next("cache-latents", f"autoencoder={run}", *data_overrides(options.data))
     return last_value(run, options.returns)
+
+
+def module_of(
+    options: StageOneOptions,
+    autoencoder: Autoencoder,
+    discriminator: PatchDiscriminator,
+    loss: AutoencoderLoss,
+    preprocessing: dict[str, Any],
+) -> AutoencoderModule:
+    """What Lightning trains."""
+    return AutoencoderModule(
+        autoencoder=autoencoder,
+        discriminator=discriminator,
+        loss=loss,
+        optimizer=build(options.optimizer),
+        disc_optimizer=build(options.disc_optimizer),
+        schedules={
+            "lr": Schedule(steps=options.steps, **options.schedule),
+            "disc_lr": Schedule(steps=max(1, options.steps - loss.disc_start), **options.disc_schedule),
+        },
+        accumulate=options.accumulate,
+        trained=options.trained,
+        guard=StepGuard(**options.guard),
+        disc_guard=StepGuard(**options.disc_guard),
+        health=Health(**options.health),
+        seed=options.seed,
+        batch_size=options.batch_size,
+        lr_per_image=options.lr_per_image,
+        card={
+            "kind": "autoencoder",
+            "autoencoder": shape_of(options, loss.regularizer),
+            "preprocessing": preprocessing,
+            "config": options.plain(),
+        },
+    )
+
+
+def shape_of(options: StageOneOptions, regularizer: NoRegularizer) -> dict[str, Any]:
+    """The arguments of `Autoencoder`."""
+    return options.autoencoder | {"variational": regularizer.variational}
 
 
 def check_sizes(

@@ -23,6 +23,7 @@ from ldm.diffusion.objective import Objective
 from ldm.diffusion.sampling import Sampling
 from ldm.generate.generator import Generator
 from ldm.generate.model import LatentDiffusionModel
+from ldm.latents import LatentStats
 from ldm.metrics.classifier import FileClassifier
 from ldm.metrics.features import load_features
 from ldm.metrics.statistics import known_statistics
@@ -86,21 +87,8 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
         start_from(options.init, net, options.trust)
     generator = generator_of(options, net, objective, sampling, cache, autoencoder)
     quality = sample_quality(options, generator, cache)
-    module = DiffusionModule(
-        net=net,
-        objective=objective,
-        stats=cache.stats,
-        label_dropout=options.label_dropout,
-        optimizer=build(options.optimizer),
-        guard=StepGuard(**options.guard),
-        rollbacks=options.rollbacks,
-        rollback_lr=options.rollback_lr,
-        schedules={"lr": Schedule(steps=options.steps, **options.schedule)},
-        seed=options.seed,
-        batch_size=options.batch_size,
-        lr_per_image=options.lr_per_image,
-        card=card_of(options, cache, autoencoder, run) | {"net": options.net | shape},
-    )
+    card = card_of(options, cache, autoencoder, run) | {"net": options.net | shape}
+    module = module_of(options, net, objective, cache.stats, card)
     fit(
         module,
         LatentData(
@@ -124,6 +112,27 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     print(f"diffusion model in {run}: {final_figures(run)} (curves.png, samples/, metrics.csv)")
     say_next("sample", f"model={run}", *([f"trust=[{','.join(options.trust)}]"] if options.trust else []))
     return last_value(run, options.returns)
+
+
+def module_of(
+    options: TrainDiffusionOptions, net: nn.Module, objective: Objective, stats: LatentStats, card: dict[str, Any]
+) -> DiffusionModule:
+    """What Lightning trains."""
+    return DiffusionModule(
+        net=net,
+        objective=objective,
+        stats=stats,
+        label_dropout=options.label_dropout,
+        optimizer=build(options.optimizer),
+        guard=StepGuard(**options.guard),
+        rollbacks=options.rollbacks,
+        rollback_lr=options.rollback_lr,
+        schedules={"lr": Schedule(steps=options.steps, **options.schedule)},
+        seed=options.seed,
+        batch_size=options.batch_size,
+        lr_per_image=options.lr_per_image,
+        card=card,
+    )
 
 
 def card_of(

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from ldm.commands.config_files import of_estimate
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")])
 CURRENT = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]  # which says what was, too
@@ -88,6 +90,9 @@ def commands_in(words: list[str], settings: dict[str, list[str]]) -> list[tuple[
     if not words:
         return []
     if words[0] == "ldm":
+        if words[1] == "estimate":  # its own words, and those of the command that it is about
+            own, others = of_estimate(words[2], words[3:])
+            return [("estimate", own), (words[2], others)]
         return [] if words[1].startswith("-") else [(words[1], words[2:])]
     if words[0] in ("python", "torchrun") and "ldm" in words:
         return [(words[words.index("ldm") + 1], words[words.index("ldm") + 2 :])]

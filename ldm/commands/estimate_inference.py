@@ -1,0 +1,157 @@
+"""What encoding a data set and sampling cost."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.card import build_from_card
+from ldm.checkpoint import CARD, find
+from ldm.commands.cache_latents import CacheLatentsOptions
+from ldm.commands.estimate_options import EstimateOptions
+from ldm.commands.options import build
+from ldm.commands.sample import SampleOptions
+from ldm.diffusion.checks import checked_objective
+from ldm.diffusion.guidance import Guidance
+from ldm.diffusion.objective import Objective
+from ldm.diffusion.path import LinearPath
+from ldm.diffusion.sampling import Sampling
+from ldm.diffusion.times import Uniform
+from ldm.diffusion.weighting import Unweighted
+from ldm.generate.model import LatentDiffusionModel
+from ldm.images import to_image, to_x
+from ldm.latents import LatentStats
+from ldm.models.autoencoder import Autoencoder
+from ldm.training.cost import Cost
+from ldm.training.speed import forward_flops
+from ldm.training.step_memory import evaluation_memory
+
+FLOW = Objective(path=LinearPath(), parameterization="velocity", weighting=Unweighted(), time_sampler=Uniform())
+SINGLE = "32-true"  # of commands that do not train
+
+
+def stored(net: nn.Module) -> int:
+    """Bytes of a network's weights."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*net.parameters(), *net.buffers()))
+
+
+def decoding_memory(autoencoder: Autoencoder, images: int, shape: tuple[int, ...]) -> float:
+    """Bytes that live at most while so many latents of a shape become images."""
+    latents = torch.empty(images, *shape, device="meta")
+    return evaluation_memory(autoencoder, lambda net, z: to_image(net.decode(z)), latents)
+
+
+def cache_latents_cost(options: CacheLatentsOptions, given: EstimateOptions, gpu: bool) -> Cost:  # noqa: ARG001
+    """Of `ldm cache-latents`: both views of each image, if it may be mirrored."""
+    said: list[str] = []
+    arguments = given.shape_of_autoencoder(options.autoencoder, said)
+    with torch.device("meta"):
+        autoencoder = Autoencoder(**arguments)
+    side, views = options.data["resolution"], 2 if options.data.get("flip") else 1
+    images = counted(options.data, given, said)
+    small = side // autoencoder.downsample_factor
+    a_view = 2 * arguments["latent_channels"] * small**2 * 2  # mean and std in fp16
+    pictures = torch.empty(options.batch_size, 3, side, side, dtype=torch.uint8, device="meta")
+    alive = evaluation_memory(autoencoder, lambda net, image: net.encode(to_x(image)).moments(), pictures)
+    said.append(f"{views} view{'s' * (views > 1)} of each image of {side} x {side} pixels, {views * a_view:,} bytes")
+    return Cost(
+        parameters=sum(p.numel() for p in autoencoder.encoder.parameters()),
+        flops=views * forward_flops(autoencoder.encoder, torch.empty(1, 3, side, side)),
+        images=images,
+        a_step=options.batch_size,
+        ranks=1,
+        precision=SINGLE,
+        memory={"weights": stored(autoencoder), "activations": alive},
+        disk={} if images is None else {"cache": float(images * views * a_view)},
+        said=said,
+    )
+
+
+def counted(data: dict[str, Any], given: EstimateOptions, said: list[str]) -> int | None:
+    """How many images a source has, if it is there; else as images= says."""
+    if given.images is None:
+        with suppress(ValueError, OSError, AttributeError):  # there is no such folder, or a source that does not count
+            source = build(data)
+            return source.count("train") + source.count("val")
+        said.append("the data are not there to be counted: pass images= for hours and disk")
+    return given.images
+
+
+def sample_cost(options: SampleOptions, given: EstimateOptions, gpu: bool) -> Cost:  # noqa: ARG001
+    """Of `ldm sample`."""
+    said: list[str] = []
+    net, objective, sampling, shape, autoencoder = _model(options, given, said)
+    function, steps, grid = build(options.sampler.function), options.sampler.steps, build(options.grid)
+    calls = evaluations(objective, sampling, (function, steps, grid, build(options.path)))
+    branches = 1 if options.guidance == 1 else 2
+    batch = min(options.batch_size, options.num)
+    x_t, t, y = torch.empty(1, *shape), torch.empty(1), torch.zeros(1, dtype=torch.long)
+    flops = calls * branches * forward_flops(net, x_t, t, y) + forward_flops(autoencoder.decoder, x_t)
+    guidance = Guidance(scale=options.guidance)
+    inputs = [tensor.expand(batch, *tensor.shape[1:]).to("meta") for tensor in (x_t, t, y)]
+    alive = evaluation_memory(net, lambda net, *x_t_y: guidance(net, 0)(*x_t_y), *inputs)
+    said.append(f"{calls} evaluations of the denoiser, each of {branches} network pass{'es' * (branches > 1)}")
+    side = shape[-1] * autoencoder.downsample_factor
+    return Cost(
+        parameters=sum(p.numel() for p in net.parameters()),
+        flops=flops,
+        images=options.num,
+        a_step=batch,
+        ranks=1,
+        precision=SINGLE,
+        memory={
+            "weights": stored(net) + stored(autoencoder),
+            "activations": max(alive, decoding_memory(autoencoder, batch, shape)),
+        },
+        disk={"samples.npz": 3.0 * options.num * side**2},
+        said=said,
+    )
+
+
+def _model(
+    options: SampleOptions, given: EstimateOptions, said: list[str]
+) -> tuple[nn.Module, Objective, Sampling, tuple[int, ...], Autoencoder]:
+    """The model's parts on the meta device: as its card has them or, where it is not there, as net= and ae= say."""
+    objective, sampling = FLOW, Sampling()
+    if Path(options.model).exists():
+        file, checkpoint = find(Path(options.model), "diffusion")
+        card = checkpoint[CARD]
+        node, shape = card["net"], tuple(card["latent_shape"])
+        objective = checked_objective(build_from_card(card["objective"], options.trust, str(file)))
+        sampling = Sampling(**build_from_card(card.get("sampling", {}), options.trust, str(file)))
+        path: str | Path | None = options.autoencoder or file.parents[1] / card["autoencoder_path"]
+    else:
+        shape, classes, _ = given.shape_of_latents(options.model, said)
+        said.append(f"the network is that of net=, sampled by {sampling.function.__name__} where nothing else is said")
+        node, path = given.net | {"in_channels": shape[0], "num_classes": classes}, options.autoencoder
+    arguments = given.shape_of_autoencoder(path, said)
+    with torch.device("meta"):
+        return build_from_card(node, options.trust), objective, sampling, shape, Autoencoder(**arguments)
+
+
+class _Silent(nn.Module):
+    """A network that says zero."""
+
+    null_class = 1
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
+        return torch.zeros_like(x_t)
+
+
+def evaluations(objective: Objective, sampling: Sampling, chosen: tuple[Any, Any, Any, Any]) -> int:
+    """How often a sampler asks the denoiser, counted on a latent of one number; for adaptive steps it is a bound from
+    below. chosen: sampler, steps, grid and path; None where the objective says."""
+    model = LatentDiffusionModel(
+        net=_Silent(),
+        objective=objective,
+        stats=LatentStats(torch.zeros(1), torch.ones(1)),
+        autoencoder=None,
+        latent_shape=(1, 1, 1),
+        class_names=["0"],
+        sampling=sampling,
+    )
+    sampler, steps, grid, path = chosen
+    generator = model.generator(sampler=sampler, steps=steps, grid=grid, path=path)
+    return generator.latents([0], torch.zeros(1, dtype=torch.long))[1].evaluations

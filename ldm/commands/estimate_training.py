@@ -1,0 +1,153 @@
+"""What both stages' training costs: what the commands build, built on the meta device, and one step of it traced."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.card import build_from_card, check_trust
+from ldm.commands import train_autoencoder, train_diffusion
+from ldm.commands.estimate_inference import decoding_memory, stored
+from ldm.commands.estimate_options import EstimateOptions
+from ldm.commands.options import build
+from ldm.commands.train_autoencoder import TrainAutoencoder
+from ldm.commands.train_diffusion import TrainDiffusionOptions
+from ldm.commands.training_options import TrainerOptions, TrainingOptions
+from ldm.data.cache_writer import AUTOENCODER_FILE
+from ldm.diffusion.checks import checked_objective
+from ldm.diffusion.sampling import Sampling
+from ldm.latents import LatentStats
+from ldm.losses.autoencoder_loss import AutoencoderLoss
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.discriminator import PatchDiscriminator
+from ldm.training.cost import Cost, Parts, checkpoint_bytes
+from ldm.training.step_memory import Module, StepMemory, step_memory
+
+
+def ranks_of(trainer: TrainerOptions) -> int:
+    """How many processes the options name; 1 where they leave it to whoever starts them."""
+    devices, nodes = trainer.devices, trainer.num_nodes
+    a_node = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
+    return a_node * (nodes if isinstance(nodes, int) else 1)
+
+
+def train_autoencoder_cost(options: TrainAutoencoder, given: EstimateOptions, gpu: bool) -> Cost:  # noqa: ARG001
+    """Of `ldm train-autoencoder`."""
+    regularizer = build(options.regularizer)
+    with torch.device("meta"):
+        autoencoder = Autoencoder(**train_autoencoder.shape_of(options, regularizer))
+        discriminator = PatchDiscriminator(**options.discriminator)
+    loss = AutoencoderLoss(**options.loss | {"perceptual_pretrained": False}, regularizer=regularizer)
+    side = options.data["resolution"]
+    if side % autoencoder.downsample_factor:
+        raise ValueError(f"data.resolution={side} is not a multiple of the factor {autoencoder.downsample_factor}")
+    module = train_autoencoder.module_of(options, autoencoder, discriminator, loss, {"resolution": side})
+    batch = (_meta(options.batch_size, 3, side, side, dtype=torch.uint8), _meta(options.batch_size, dtype=torch.long))
+    said = [f"images of {side} x {side} pixels; LPIPS' and the discriminator's weights are in the memory"]
+    return _training_cost(options, module, batch, module.flops_per_image(), gpu, said=said)
+
+
+def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions, gpu: bool) -> Cost:
+    """Of `ldm train-diffusion`."""
+    parts = {"net": options.net, "objective": options.objective.card(), "sampling": options.objective.sampling}
+    check_trust(parts, options.trust)
+    objective = checked_objective(build_from_card(parts["objective"], options.trust))
+    sampling = Sampling(**build_from_card(parts["sampling"], options.trust))
+    said: list[str] = []
+    shape, classes, _ = given.shape_of_latents(options.latents, said)
+    sizes = {"in_channels": shape[0], "num_classes": classes}
+    cached = Path(options.latents, AUTOENCODER_FILE)
+    arguments = given.shape_of_autoencoder(options.autoencoder or (cached if cached.exists() else None), said)
+    with torch.device("meta"):
+        net = build_from_card(options.net | sizes, options.trust)
+        autoencoder = Autoencoder(**arguments)
+    stats = LatentStats(torch.zeros(shape[0]), torch.ones(shape[0]))
+    cache: Any = SimpleNamespace(stats=stats, latent_shape=shape, class_names=list(map(str, range(classes))))
+    loaded: Any = SimpleNamespace(model=autoencoder)
+    drawn = train_diffusion.sample_grid(options, net, objective, sampling, cache, loaded).columns
+    card = {"latent_shape": list(shape), "config": options.plain()}
+    module = train_diffusion.module_of(options, net, objective, stats, card)
+    batch = [_meta(options.batch_size, 2 * shape[0], *shape[1:], dtype=torch.float16)]
+    batch.append(_meta(options.batch_size, dtype=torch.long))
+    if objective.coupling.ahead:  # the loader pairs noise with the latents
+        batch.append(_meta(options.batch_size, *shape))
+    flops, recomputes = module.flops_per_image(), bool(options.net.get("checkpoint"))
+    if recomputes:
+        said.append("net.checkpoint=true: a forward pass more for each image")
+    cost = _training_cost(options, module, tuple(batch), flops * (4 / 3 if recomputes else 1), gpu, said=said)
+    return _with_grid(cost, decoding_memory(autoencoder, drawn, shape), stored(autoencoder))
+
+
+def _training_cost(
+    options: TrainingOptions, module: Module, batch: tuple[Tensor, ...], flops: float, gpu: bool, *, said: list[str]
+) -> Cost:
+    """Of either stage."""
+    ranks, precision = ranks_of(options.trainer), str(options.trainer.precision)
+    parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    step = step_memory(module, batch, precision, gpu=gpu)
+    saved = checkpoint_bytes(module, step.optimizer)
+    return Cost(
+        parameters=parameters,
+        flops=flops,
+        images=options.steps * options.batch_size * ranks,
+        a_step=options.batch_size,
+        ranks=ranks,
+        precision=precision,
+        memory=_on_a_rank(step, ranks, options.trainer.strategy),
+        # one more, since a new one is written before the oldest is removed
+        disk={f"{options.keep + 1} checkpoints": (options.keep + 1) * saved},
+        said=said,
+    )
+
+
+def _on_a_rank(step: StepMemory, ranks: int, strategy: str) -> Parts:
+    """What each rank holds; of DDP the buckets, too, in which gradients travel, of FSDP a share."""
+    share = ranks if strategy == "fsdp" else 1
+    parts = {name: getattr(step, name) / share for name in ("weights", "gradients", "optimizer", "average")}
+    if ranks > 1 and strategy != "fsdp":
+        parts["buckets of DDP"] = step.gradients
+    return parts | {"activations": step.activations}
+
+
+def _with_grid(cost: Cost, drawing: float, autoencoder: float) -> Cost:
+    """With the autoencoder of the sample grids, which stays on the device; a validation comes when the step's own
+    memory is free, and may need more than that."""
+    memory = cost.memory | {"autoencoder": autoencoder}
+    if drawing > memory["activations"]:
+        memory = {name: size for name, size in memory.items() if name != "activations"} | {"sample grid": drawing}
+    return Cost(**vars(cost) | {"memory": memory})
+
+
+def turned(options: TrainAutoencoder | TrainDiffusionOptions, too_much: float) -> Iterator[tuple[str, Any]]:
+    """Keys that make a step smaller, each alone: KEY=VALUE, and the options with it.
+
+    too_much: the factor by which activations exceed what is left for them
+    """
+    half = {"precision": "bf16-mixed"}
+    if str(options.trainer.precision).startswith(("32", "64")):
+        yield "trainer.precision=bf16-mixed", _with(options, trainer=options.trainer.model_copy(update=half))
+    if isinstance(options, TrainDiffusionOptions) and options.net.get("checkpoint") is False:
+        yield "net.checkpoint=true", _with(options, net=options.net | {"checkpoint": True})
+    if isinstance(options, TrainDiffusionOptions) and ranks_of(options.trainer) > 1:
+        sharded = {"strategy": "fsdp", "channels_last": False, "compile": False}
+        words = "trainer.strategy=fsdp trainer.channels_last=false trainer.compile=false"
+        yield words, _with(options, trainer=options.trainer.model_copy(update=sharded))
+    size = options.batch_size
+    if isinstance(options, TrainAutoencoder):
+        counts = (n for n in range(options.accumulate + 1, size + 1) if size % n == 0)
+        count = next((n for n in counts if n >= too_much * options.accumulate), size)
+        if count > options.accumulate:
+            yield f"accumulate={count}", _with(options, accumulate=count)
+    elif (smaller := int(size / too_much)) >= 1:
+        yield f"batch_size={smaller}", _with(options, batch_size=smaller)
+
+
+def _with(options: TrainingOptions, **changed: Any) -> TrainingOptions:
+    return options.model_copy(update=changed)
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
