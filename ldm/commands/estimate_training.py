@@ -24,6 +24,7 @@ from ldm.losses.autoencoder_loss import AutoencoderLoss
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.training.cost import Cost, Parts, checkpoint_bytes
+from ldm.training.pictures import SampleGrid
 from ldm.training.step_memory import Module, StepMemory, step_memory
 
 
@@ -67,7 +68,7 @@ def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions,
     stats = LatentStats(torch.zeros(shape[0]), torch.ones(shape[0]))
     cache: Any = SimpleNamespace(stats=stats, latent_shape=shape, class_names=list(map(str, range(classes))))
     loaded: Any = SimpleNamespace(model=autoencoder)
-    drawn = train_diffusion.sample_grid(options, net, objective, sampling, cache, loaded).columns
+    drawn = SampleGrid(train_diffusion.generator_of(options, net, objective, sampling, cache, loaded)).columns
     card = {"latent_shape": list(shape), "config": options.plain()}
     module = train_diffusion.module_of(options, net, objective, stats, card)
     batch = [_meta(options.batch_size, 2 * shape[0], *shape[1:], dtype=torch.float16)]
