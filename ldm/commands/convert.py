@@ -18,6 +18,7 @@ from ldm.checkpoint import (
     load_diffusion,
 )
 from ldm.commands.options import ObjectiveOptions, ResultOptions, Text
+from ldm.commands.recipes import lineage_of
 from ldm.commands.run_folder import CONFIG
 from ldm.data.cache_reader import LatentCache
 from ldm.exchange.autoencoder_weights import export_diffusers, import_autoencoder
@@ -27,6 +28,9 @@ from ldm.exchange.schedulers import Named
 from ldm.exchange.unet_weights import export_unet, import_unet
 from ldm.generate.loading import load_stages
 from ldm.models.unet import UNet
+from ldm.report.facts import Lineage
+from ldm.report.model_card import SAMPLES, Exported, model_card, sample_picture
+from ldm.runtime.files import atomic_write
 from ldm.runtime.ranges import Count, Positive
 from ldm.weights import weights_fingerprint
 
@@ -97,8 +101,33 @@ def model_to_diffusers(options: ConvertOptions, model: str, run: Path) -> None:
     loaded, autoencoder = load_stages(model, "ema", options.autoencoder, options.trust)
     export = PipelineExport.of(loaded, autoencoder, options.scheduler)
     options.begin(run)
+    write_model_card(loaded.run, run, export)
     export.write(run)
     print(f"diffusers pipeline in {run}: {export.scheduler.config['_class_name']}, {export.scheduler.steps} steps")
+    print(f"licence: fill it in at the head of {run}/README.md; then `hf upload OWNER/NAME {run}` puts it on a hub")
+
+
+def write_model_card(model: Path, run: Path, export: PipelineExport) -> None:
+    """README.md of an export, and the picture in it, of what the model's run and those around it say."""
+    try:
+        lineage = lineage_of(model)
+    except ValueError:  # a checkpoint that lies in no run's folder: nothing is known but its card
+        lineage = Lineage(start=model, stages=())
+    exported = Exported(
+        name=run.name,
+        scheduler=export.scheduler.config["_class_name"],
+        steps=export.scheduler.steps,
+        class_names=export.loaded.card["class_names"],
+        resolution=export.loaded.card["latent_shape"][-1] * export.autoencoder.model.downsample_factor,
+        guidance=export.index()["guidance_scale"],
+        alone=not export.beyond and export.loaded.card["net"].get("label_as") != "context",
+    )
+    picture = sample_picture(lineage)
+    if picture is not None:
+        with atomic_write(run / SAMPLES) as file:
+            file.write(picture.read_bytes())
+    with atomic_write(run / "README.md") as file:
+        file.write(model_card(lineage, exported).encode())
 
 
 def autoencoder_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None:

@@ -137,7 +137,7 @@ class SampleQuality(Callback):
     def _decoded_in_parts(self, latents: Tensor) -> Tensor:
         """Images of latents, so many at once that the decoder takes no more memory than for the grids of samples."""
         at_once = max(1, PIXELS // self.generator.model.resolution**2)
-        return torch.cat([self.generator.model.decode(part) for part in latents.split(at_once)])
+        return torch.cat([self.generator.model.decode(part) for part in torch.split(latents, at_once)])
 
     def _decoded(self) -> int:
         return min(TIMES * self.num, len(self.latents))
