@@ -157,6 +157,18 @@ def class_rows(
     return samples[: count * columns], columns, said
 
 
+def strip(states: Tensor, times: Sequence[float]) -> Tensor:
+    """The picture of a trajectory: what a sampler walked through, and below it what the network took it for.
+
+    Args:
+        states : K states x_t, then the x0 predicted at each, uint8 [2 K, 3, H, W]
+        times  : of the states, K
+    """
+    titles = [f"{t:.2f}" if t == 0 or t >= 0.01 else f"{t:.0e}" for t in times]
+    titles[0] = f"t = {titles[0]}"
+    return annotate(grid(states, len(times)), rows=["x_t", "predicted x0"], columns=titles)
+
+
 def save_png(path: Path, image: Tensor) -> None:
     """Write a uint8 [3, H, W] image atomically."""
     buffer = io.BytesIO()

@@ -13,6 +13,7 @@ COMMANDS = {
     "train-diffusion": "stage 2: train the diffusion or flow U-Net on cached latents",
     "sample": "generate images: samples.npz, grid.png, trajectory.png",
     "reconstruct": "pictures beside what an autoencoder makes of them",
+    "playground": "a page in the browser to play with a model",
     "evaluate": "score samples and reconstructions: metrics.json",
     "likelihood": "bits per dimension of latents and images: likelihood.json",
     "probe": "score an autoencoder by a small generator's Frechet distance",

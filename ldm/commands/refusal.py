@@ -6,16 +6,19 @@ the log waits in memory until the command begins (its config.yaml is written), a
 
 import copy
 import os
+import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.error_lines import USER_ERRORS
 from ldm.commands.hydra_errors import could_not_launch
@@ -64,6 +67,15 @@ class Before:
                 return
             path.rmdir()
 
+
+@cache
+def scratch_folder() -> str:
+    """A run folder for a command that has none, which goes when the command ends: see `Before`."""
+    return str(Path(tempfile.gettempdir(), f"ldm-{secrets.token_hex(8)}"))
+
+
+# at import, as `ldm.point` is: Hydra resolves hydra.run.dir before it calls any function of ours
+OmegaConf.register_new_resolver("ldm.scratch", scratch_folder, replace=True)
 
 _noted: list[Before] = []  # by Hydra's callback; at most one
 

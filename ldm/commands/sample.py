@@ -26,7 +26,7 @@ from ldm.generate.generator import Generator
 from ldm.generate.interpolation import interpolate
 from ldm.generate.loading import load_stages
 from ldm.generate.model import LatentDiffusionModel
-from ldm.images import annotate, class_rows, grid, save_png
+from ldm.images import annotate, class_rows, grid, save_png, strip
 from ldm.runtime.arguments import Choice
 from ldm.runtime.bars import track
 from ldm.runtime.files import TEMPORARY, atomic_write, sha256
@@ -76,18 +76,7 @@ def main(options: SampleOptions, run: Path) -> None:
     loaded, autoencoder = load_stages(options.model, options.weights, options.autoencoder, options.trust)
     weak = load_weak(options, loaded)
     model = LatentDiffusionModel.of(loaded, autoencoder, device)
-    generator = model.generator(
-        sampler=build(options.sampler.function),
-        steps=options.sampler.steps,
-        grid=build(options.grid),
-        path=build(options.path),
-        guidance=guidance_of(options, loaded, weak, device),
-        seed=options.seed,
-    )
-    pixels = 3 * model.resolution**2
-    check_fits(2 * options.num * pixels, f"num={options.num}", "lower num=, and sample several times by seed=")
-    check_batch(options.batch_size, pixels)
-    labels = model.in_turn(options.classes, options.num)
+    generator, labels = planned(options, model, guidance_of(options, loaded, weak, device))
     options.keep_others(run)
     samples, evaluations = drawn(generator, labels, options.batch_size)
     if samples is None:  # on every rank but the first
@@ -103,10 +92,7 @@ def main(options: SampleOptions, run: Path) -> None:
     SampleStamp(**stamp).write(run / STAMP)
     shown, columns, names = class_rows(samples, labels.tolist(), model.class_names)
     save_png(run / "grid.png", annotate(grid(shown, columns), rows=names))
-    states, times = generator.trajectory(labels[:1].to(device))
-    titles = [f"{t:.2f}" if t == 0 or t >= 0.01 else f"{t:.0e}" for t in times]
-    titles[0] = f"t = {titles[0]}"
-    save_png(run / "trajectory.png", annotate(grid(states, len(times)), rows=["x_t", "predicted x0"], columns=titles))
+    save_png(run / "trajectory.png", strip(*generator.trajectory(labels[:1].to(device))))
     pictures = {"samples": run / "grid.png", "trajectory": run / "trajectory.png"}
     if options.interpolation:
         pictures["interpolation"] = run / "interpolation.png"
@@ -152,6 +138,22 @@ def folder_names(names: Sequence[str]) -> list[str]:
     plain = [re.sub(r"[^\w .,()+-]", "_", name).strip(". ")[:100] or "_" for name in names]
     again = Counter(name.lower() for name in plain)  # some file systems know no upper case
     return [f"{name}-{i}" if again[name.lower()] > 1 else name for i, name in enumerate(plain)]
+
+
+def planned(options: SampleOptions, model: LatentDiffusionModel, guidance: Guidance) -> tuple[Generator, Tensor]:
+    """How the model is sampled and the labels [num] of the samples; ValueError if they do not fit into memory."""
+    generator = model.generator(
+        sampler=build(options.sampler.function),
+        steps=options.sampler.steps,
+        grid=build(options.grid),
+        path=build(options.path),
+        guidance=guidance,
+        seed=options.seed,
+    )
+    pixels = 3 * model.resolution**2
+    check_fits(2 * options.num * pixels, f"num={options.num}", "lower num=, and sample several times by seed=")
+    check_batch(options.batch_size, pixels)
+    return generator, model.in_turn(options.classes, options.num)
 
 
 def load_weak(options: SampleOptions, loaded: LoadedDiffusion) -> LoadedDiffusion | None:

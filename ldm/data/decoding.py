@@ -8,7 +8,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,25 @@ def rgb(image: Image.Image, name: str) -> Image.Image:
         layer = upright.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert("RGB")
     return upright.convert("RGB")
+
+
+def center_view(image: Image.Image, resolution: int, resize: int | None) -> Tensor:
+    """[3, R, R] uint8: the short side resized to `resize` (None = R), then cropped in the centre."""
+    resized = resize_short_side(image, resolution, resize)
+    return cut_square(resized, (resized.width - resolution) // 2, (resized.height - resolution) // 2, resolution)
+
+
+def resize_short_side(image: Image.Image, resolution: int, resize: int | None) -> Image.Image:
+    """The image with a short side of `resize` pixels (None = resolution), none of them below the resolution."""
+    scale = (resize or resolution) / min(image.size)
+    size = (max(resolution, round(image.width * scale)), max(resolution, round(image.height * scale)))
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def cut_square(image: Image.Image, left: int, top: int, resolution: int) -> Tensor:
+    """[3, R, R] uint8, from there on."""
+    box = (left, top, left + resolution, top + resolution)
+    return torch.from_numpy(np.array(image.crop(box))).permute(2, 0, 1).contiguous()
 
 
 @cache

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.data.decoding import open_image, read_regular, rgb
+from ldm.data.decoding import center_view, cut_square, open_image, read_regular, resize_short_side, rgb
 from ldm.data.listing import Listing, by_hash, described, held_out, left_out, list_images
 from ldm.data.order import Key, Order, OrderedBatches
 from ldm.data.samples import Part, Sample, Split, digest, digest_of_files
@@ -108,25 +107,15 @@ class Source(ABC):
 
     def center_view(self, image: Image.Image) -> Tensor:
         """[3, R, R] uint8: resized, cropped in the centre."""
-        resized = self._resize(image)
-        return self._crop(resized, (resized.width - self.resolution) // 2, (resized.height - self.resolution) // 2)
+        return center_view(image, self.resolution, self.resize)
 
     def training_view(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
         """[3, R, R] uint8: resized, cropped and mirrored as `crop` and `flip` say, at random by `rng`."""
-        resized = self._resize(image)
+        resized = resize_short_side(image, self.resolution, self.resize)
         margin = (resized.width - self.resolution, resized.height - self.resolution)
         left, top = rng.integers(0, np.add(margin, 1)) if self.crop == "random" else np.floor_divide(margin, 2)
-        view = self._crop(resized, int(left), int(top))
+        view = cut_square(resized, int(left), int(top), self.resolution)
         return view.flip(-1) if self.flip and rng.random() < 0.5 else view
-
-    def _resize(self, image: Image.Image) -> Image.Image:
-        scale = (self.resize or self.resolution) / min(image.size)
-        size = (max(self.resolution, round(image.width * scale)), max(self.resolution, round(image.height * scale)))
-        return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
-
-    def _crop(self, image: Image.Image, left: int, top: int) -> Tensor:
-        box = (left, top, left + self.resolution, top + self.resolution)
-        return torch.from_numpy(np.array(image.crop(box))).permute(2, 0, 1).contiguous()
 
 
 class IndexedSource(Source):

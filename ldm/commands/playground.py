@@ -1,0 +1,94 @@
+"""A page in the browser to play with a model: samples, reconstructions, interpolations, two models side by side."""
+
+import logging
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from ldm.checkpoint import kind_of, load_autoencoder
+from ldm.commands.hydra_errors import explain, is_users
+from ldm.commands.options import Options, Text, Weights
+from ldm.commands.playground_studio import CommandStudio, ModelKeys
+from ldm.generate.model import AutoencoderModel
+from ldm.play.serving import Ended, address_of, keep_gradio_here, listening, serve
+from ldm.runtime.ranges import Count
+from ldm.runtime.ranks import pick_device
+from ldm.runtime.wrong import first_line
+
+if TYPE_CHECKING:
+    from ldm.play.pages import Tab
+
+log = logging.getLogger(__name__)
+
+UNSAID = 256  # pixels: of an autoencoder that does not say what it was trained at, as imported ones
+
+
+class PlaygroundOptions(Options):
+    """conf/playground.yaml, which says what each key means."""
+
+    model: Text
+    autoencoder: Text | None
+    weights: Weights
+    other: Text | None
+    host: Text
+    port: Annotated[int, Field(ge=1, le=65535)] | None
+    batch_size: Count
+    device: str
+
+
+def main(options: PlaygroundOptions, run: Path) -> None:
+    if find_spec("gradio") is None:
+        raise ValueError("ldm playground needs gradio, which is not installed: pip install 'ldm[play]'")
+    with listening(options.host, options.port) as bound:  # first: a model takes longer to load
+        keep_gradio_here(run / "uploads")
+        ended = Ended()
+        tabs = tabs_of(options, ended)
+        from ldm.play.pages import app_of
+
+        app = app_of(f"ldm: {options.model}", tabs, said_of)
+        print(f"{options.model} at {address_of(bound)} (Ctrl-C ends it)", flush=True)
+        serve(app, bound, ended)
+
+
+def tabs_of(options: PlaygroundOptions, ended: Ended) -> "dict[str, Tab]":
+    """What the page has for this model, by title."""
+    if kind_of(Path(options.model)) == "autoencoder":
+        return tabs_of_autoencoder(options)
+    keys = {key: options.plain()[key] for key in ModelKeys.__annotations__}
+    studio = CommandStudio(ModelKeys(**keys), options.seed, ended)
+    own = studio.own
+    resize = (own.loaded.card["preprocessing"] or {}).get("resize")
+    from ldm.play import pages  # with gradio, which takes seconds: not before the model is there
+
+    return {
+        "Sample": partial(pages.sample_tab, studio),
+        "Reconstruct": partial(pages.reconstruct_tab, own.model, own.model.resolution, resize),
+        "Interpolate": partial(pages.interpolate_tab, studio),
+        "Compare": partial(pages.compare_tab, studio, options.model, options.other or ""),
+    }
+
+
+def tabs_of_autoencoder(options: PlaygroundOptions) -> "dict[str, Tab]":
+    """Likewise, of stage 1 alone."""
+    for key, unused in (("autoencoder", None), ("weights", "ema"), ("other", None)):
+        if getattr(options, key) != unused:
+            raise ValueError(f"model={options.model} holds an autoencoder: {key}= is for diffusion models")
+    loaded = load_autoencoder(options.model)
+    model = AutoencoderModel(loaded.model.to(pick_device(options.device)))
+    preparation = loaded.card["preprocessing"] or {}
+    factor = loaded.model.downsample_factor
+    resolution = preparation.get("resolution", -(-UNSAID // factor) * factor)
+    from ldm.play import pages
+
+    return {"Reconstruct": partial(pages.reconstruct_tab, model, resolution, preparation.get("resize"))}
+
+
+def said_of(error: Exception) -> str:
+    """What the page says of an error; of one that is no user's, the terminal has the trace."""
+    if is_users(error):
+        return explain(error, "sample", [])
+    log.error("a fault of ldm", exc_info=error)
+    return f"a fault of ldm, of which the terminal says more: {type(error).__name__}: {first_line(error)}"

@@ -1,0 +1,148 @@
+"""What the page sets, as the words of `ldm sample`: the page draws what that command would draw.
+
+So that the line which the page shows repeats the picture, its words are composed and checked as that command's are,
+and the samples planned by that command's own function.
+"""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from hydra import compose
+
+from ldm.checkpoint import LoadedDiffusion, newest
+from ldm.commands.config_files import CommandConfig, word
+from ldm.commands.error_lines import USER_ERRORS
+from ldm.commands.hydra_errors import explain
+from ldm.commands.options import Weights
+from ldm.commands.sample import SampleOptions, guidance_of, planned
+from ldm.generate.loading import load_stages
+from ldm.generate.model import LatentDiffusionModel
+from ldm.play.serving import Ended
+from ldm.play.studio import TRAINED, Choices, Plan, Settings
+from ldm.runtime.ranks import pick_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelKeys:
+    """The keys of `ldm sample` that the page does not set, as conf/playground.yaml says."""
+
+    run: str
+    model: str
+    autoencoder: str | None
+    weights: Weights
+    trust: list[str]
+    batch_size: int
+    device: str
+
+    def words(self, of: str) -> list[str]:
+        """Those of them that are not as they are without, for the model itself or, with the autoencoder that it names,
+        another."""
+        given = {"run": self.run, "model": of or self.model}
+        given |= {"autoencoder": self.autoencoder} if self.autoencoder is not None and not of else {}
+        usual = CommandConfig.of("sample", []).keys
+        kept = ((key, getattr(self, key)) for key in ("weights", "trust", "batch_size", "device"))
+        given |= {key: value for key, value in kept if value != usual[key]}
+        return [f"{key}={word(value)}" for key, value in given.items()]
+
+
+def words_of(settings: Settings) -> list[str]:
+    """Settings as overrides; what is as it is without is left out, but for what one wants to see."""
+    classes = [f"classes=[{','.join(map(name_word, settings.classes))}]"] if settings.classes else []
+    said: dict[str, Any] = {"num": settings.num, "seed": settings.seed, "guidance": settings.guidance}
+    said |= {"guidance_interval": [settings.low, settings.high]} if (settings.low, settings.high) != (0, 1) else {}
+    said |= {"guidance_rescale": settings.rescale} if settings.rescale != 0 else {}
+    groups = {"sampler": settings.sampler, "grid": settings.grid, "path": settings.path}
+    said |= {group: choice for group, choice in groups.items() if choice != TRAINED}
+    said |= {"sampler.steps": settings.steps}
+    return [*classes, *(f"{key}={word(value)}" for key, value in said.items())]
+
+
+def name_word(name: str) -> str:
+    """A class's name in a list of Hydra's: as `word` would have it, but in double quotes, within the shell's single
+    ones, where it needs any; so does 7, which without would be an index."""
+    if word(name) == name:
+        return name
+    escaped = re.sub(r'(\\*)("|$)', lambda match: 2 * match[1] + match[2].replace('"', '\\"'), name)
+    return f'"{escaped}"'
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Both stages of a model, with what its checkpoint says, and the checkpoint that was the newest at that time."""
+
+    loaded: LoadedDiffusion
+    model: LatentDiffusionModel
+    newest: Path | None
+
+
+class CommandStudio:
+    """A studio (see `ldm.play.studio`) that does what `ldm sample` does.
+
+    Args:
+        keys: which model, and how it is run.
+        seed: that the page starts with.
+        ended: what is being drawn by then is given up.
+    """
+
+    def __init__(self, keys: ModelKeys, seed: int, ended: Ended) -> None:
+        self.keys, self.ended, self.lock = keys, ended, Lock()
+        self.own = self._load(keys.model, keys.autoencoder)
+        self.others: dict[str, Stages] = {}  # at most one, the last
+        card, config = self.own.loaded.card, CommandConfig.of("sample", [])
+        guided = card["label_dropout"] > 0
+        self.choices = Choices(
+            class_names=card["class_names"],
+            samplers={name: self._steps(name) for name in first(TRAINED, config.choices("sampler"))},
+            grids=first(TRAINED, config.choices("grid")),
+            paths=first(TRAINED, config.choices("path")),
+            seed=seed,
+            guidance=config.keys["guidance"] if guided else 1.0,
+            guided=guided,
+        )
+
+    def _steps(self, sampler: str) -> int:
+        steps = CommandConfig.of("sample", [f"sampler={sampler}"]).keys["sampler.steps"]
+        return self.own.loaded.sampling.steps if steps is None else steps
+
+    def _load(self, path: str, autoencoder: str | None) -> Stages:
+        loaded, stage1 = load_stages(path, self.keys.weights, autoencoder, self.keys.trust)
+        model = LatentDiffusionModel.of(loaded, stage1, pick_device(self.keys.device))
+        model.net.register_forward_pre_hook(self.ended.check)
+        return Stages(loaded, model, newest(Path(path)))
+
+    def stages(self, of: str) -> Stages:
+        """Of another model, which is read again when it has been trained on; "" is the page's own."""
+        if not of or of == self.keys.model:
+            return self.own
+        if of not in self.others or self.others[of].newest != newest(Path(of)):
+            self.others.clear()
+            self.others[of] = self._load(of, None)
+        return self.others[of]
+
+    def line(self, settings: Settings, of: str = "") -> str:
+        words = [*self.keys.words(of), *words_of(settings)]
+        return " ".join(["ldm sample", *map(shlex.quote, words)])
+
+    def options(self, settings: Settings, of: str = "") -> SampleOptions:
+        """What the line says, as `ldm sample` reads it; ValueError in that command's words."""
+        words = [*self.keys.words(of), *words_of(settings)]
+        try:
+            return SampleOptions.parse(compose("sample", words))
+        except USER_ERRORS as error:
+            raise ValueError(explain(error, "sample", words)) from None
+
+    def plan(self, settings: Settings, of: str = "") -> Plan:
+        with self.lock:  # Hydra composes for one at a time
+            options, stages = self.options(settings, of), self.stages(of)
+        guidance = guidance_of(options, stages.loaded, None, stages.model.device)
+        generator, labels = planned(options, stages.model, guidance)
+        return Plan(generator=generator, labels=labels, batch_size=options.batch_size)
+
+
+def first(name: str, names: list[str]) -> list[str]:
+    """The names with that one in front."""
+    return [name, *(other for other in names if other != name)]

@@ -1,0 +1,1 @@
+"""The playground: a page in the browser that samples, reconstructs and interpolates. It knows no command line."""

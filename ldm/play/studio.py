@@ -1,0 +1,71 @@
+"""What the page asks for, and whom it asks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ldm.generate.generator import Generator
+
+TRAINED = "trained"  # the choice that leaves it to the model's objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is set in the page, as it stands there: `Studio.plan` holds it to what belongs there.
+
+    classes:   by name; none is all of them, in turn
+    low, high: the interval of times in which guidance acts
+    """
+
+    classes: Sequence[str]
+    seed: int
+    num: int
+    guidance: float
+    sampler: str
+    steps: int
+    low: float
+    high: float
+    rescale: float
+    grid: str
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What there is to set, and where it starts.
+
+    samplers: the steps that each starts with
+    guided:   whether the model has learned to do without labels
+    """
+
+    class_names: Sequence[str]
+    samplers: Mapping[str, int]
+    grids: Sequence[str]
+    paths: Sequence[str]
+    seed: int
+    guidance: float
+    guided: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Samples that can be drawn: how, the labels [N] of all, and how many at once."""
+
+    generator: Generator
+    labels: Tensor
+    batch_size: int
+
+
+class Studio(Protocol):
+    """Who knows the model, and the command line that repeats what the page does. `of` names another model; "" is the
+    studio's own."""
+
+    choices: Choices
+
+    def plan(self, settings: Settings, of: str = "") -> Plan:
+        """ValueError, in one line, for settings that do not fit the model or each other."""
+
+    def line(self, settings: Settings, of: str = "") -> str:
+        """The command that draws the same samples."""
