@@ -21,7 +21,7 @@ FLOORS = [
     {"models", "diffusion"},
     {"checkpoint", "losses", "metrics"},
     {"generate", "data", "exchange"},
-    {"evaluation", "training"},
+    {"evaluation", "training", "play"},
     {"report"},
     {"commands"},
     {"__init__", "__main__"},
@@ -43,6 +43,9 @@ DOORS = {
     "torchdiffeq": {"diffusion"},
     "torchmetrics": {"metrics"},
     "torch_fidelity": {"metrics"},
+    "gradio": {"play"},
+    "fastapi": {"play"},
+    "uvicorn": {"play"},
 }
 
 
@@ -128,7 +131,7 @@ def imported_at_once(path: Path, seen: set[Path]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["sample", "cache_latents", "evaluate", "likelihood", "convert", "pack", "summarize"]
+    "command", ["playground", "sample", "cache_latents", "evaluate", "likelihood", "convert", "pack", "summarize"]
 )
 def test_commands_that_do_not_train_do_not_wait_for_lightning(command):
     """It takes more than half of the time until a command begins."""

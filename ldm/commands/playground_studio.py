@@ -38,10 +38,10 @@ class ModelKeys:
     batch_size: int
     device: str
 
-    def words(self, of: str) -> list[str]:
+    def words(self, of: str, mark: str = "") -> list[str]:
         """Those of them that are not as they are without, for the model itself or, with the autoencoder that it names,
         another."""
-        given = {"run": self.run, "model": of or self.model}
+        given: dict[str, Any] = {"run": self.run + mark, "model": of or self.model}
         given |= {"autoencoder": self.autoencoder} if self.autoencoder is not None and not of else {}
         usual = CommandConfig.of("sample", []).keys
         kept = ((key, getattr(self, key)) for key in ("weights", "trust", "batch_size", "device"))
@@ -57,7 +57,7 @@ def words_of(settings: Settings) -> list[str]:
     said |= {"guidance_rescale": settings.rescale} if settings.rescale != 0 else {}
     groups = {"sampler": settings.sampler, "grid": settings.grid, "path": settings.path}
     said |= {group: choice for group, choice in groups.items() if choice != TRAINED}
-    said |= {"sampler.steps": settings.steps}
+    said |= {"sampler.steps": settings.steps} | ({"interpolation": settings.frames} if settings.frames else {})
     return [*classes, *(f"{key}={word(value)}" for key, value in said.items())]
 
 
@@ -123,8 +123,8 @@ class CommandStudio:
             self.others[of] = self._load(of, None)
         return self.others[of]
 
-    def line(self, settings: Settings, of: str = "") -> str:
-        words = [*self.keys.words(of), *words_of(settings)]
+    def line(self, settings: Settings, of: str = "", mark: str = "") -> str:
+        words = [*self.keys.words(of, mark), *words_of(settings)]
         return " ".join(["ldm sample", *map(shlex.quote, words)])
 
     def options(self, settings: Settings, of: str = "") -> SampleOptions:

@@ -5,9 +5,8 @@ from pathlib import Path
 from PIL import UnidentifiedImageError
 from torch import Tensor
 
-from ldm.data.decoding import open_image, read_regular, rgb
+from ldm.data.decoding import center_view, open_image, read_regular, rgb
 from ldm.data.listing import list_images
-from ldm.data.sources import Folder
 from ldm.runtime.wrong import first_line
 
 
@@ -27,7 +26,7 @@ class Pictures:
         file = Path(place)
         self.root = file.parent if file.is_file() else file
         self.paths = [file] if file.is_file() else [path for path, _ in list_images(place, "images").images][:most]
-        self.source = Folder(root=str(self.root), resolution=resolution)
+        self.resolution = resolution
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -35,8 +34,21 @@ class Pictures:
     def __getitem__(self, index: int) -> tuple[str, Tensor]:
         path = self.paths[index]
         try:
-            image = rgb(open_image(read_regular(path), self.source.resolution), str(path))
-        except Exception as error:  # Pillow's decoders raise what they meet
-            told = "it is no jpg, png or webp" if isinstance(error, UnidentifiedImageError) else first_line(error)
-            raise ValueError(f"images={path} can't be decoded ({told}): remove it, or name another") from None
-        return path.relative_to(self.root).as_posix(), self.source.center_view(image)
+            view = center_of(path, self.resolution)
+        except ValueError as error:
+            raise ValueError(f"images={path} can't be decoded ({error}): remove it, or name another") from None
+        return path.relative_to(self.root).as_posix(), view
+
+
+def center_of(file: Path, resolution: int, resize: int | None = None) -> Tensor:
+    """A picture's centre, uint8 [3, R, R], as a source of images prepares it: see `ldm.data.decoding.center_view`.
+
+    Raises:
+        ValueError: in a few words, if it is no picture, a damaged one or too large.
+    """
+    try:
+        image = rgb(open_image(read_regular(file), resize or resolution), str(file))
+    except Exception as error:  # Pillow's decoders raise what they meet: EOFError, SyntaxError, struct.error, ...
+        unknown = isinstance(error, UnidentifiedImageError)
+        raise ValueError("it is no jpg, png or webp" if unknown else first_line(error)) from None
+    return center_view(image, resolution, resize)

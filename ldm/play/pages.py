@@ -12,11 +12,11 @@ import numpy as np
 from torch import Tensor
 
 from ldm.data.decoding import MOST_BYTES
+from ldm.data.picture_files import center_of
 from ldm.generate.model import AutoencoderModel, LatentDiffusionModel
 from ldm.play import pictures
 from ldm.play.controls import Controls
 from ldm.play.studio import Settings, Studio
-from ldm.play.uploads import view_of
 
 Said = Callable[[Exception], str]  # an exception in one line, for whoever sits at the page
 Tab = Callable[[Said], None]
@@ -88,8 +88,11 @@ def reconstruct_tab(
     def reconstruct(file: str | None) -> list[Any]:
         if file is None:
             return [None, ""]
-        path = Path(file)
-        return shown(pictures.reconstruction(model, view_of(path, path.name, resolution, resize)))
+        try:
+            image = center_of(Path(file), resolution, resize)
+        except ValueError as error:
+            raise ValueError(f"{Path(file).name} cannot be read as a picture: {error}") from None
+        return shown(pictures.reconstruction(model, image))
 
     _on(upload.change, reconstruct, [upload], frame.parts, said)
 
@@ -111,7 +114,7 @@ def interpolate_tab(studio: Studio, said: Said) -> None:
             button = gr.Button("Interpolate", variant="primary")
         with gr.Column(scale=3, min_width=300):
             frame = Frame("interpolation")
-            lines = [_line(f"The {which} image on the command line") for which in ("first", "last")]
+            line = _line("The way on the command line, or its two ends")
 
     def settings_of(name: str, number: int, values: Sequence[Any]) -> Settings:
         return replace(controls.settings(values), classes=[name] if many else [], seed=number)
@@ -120,11 +123,15 @@ def interpolate_tab(studio: Studio, said: Said) -> None:
         plan, _ = (studio.plan(settings_of(*end, values)) for end in ((a, seed_a), (b, seed_b)))
         return shown(pictures.between(plan, seed_b, b, count))
 
-    def both_lines(a: str, seed_a: int, b: str, seed_b: int, *values: Any) -> list[str]:
-        return [studio.line(settings_of(*end, values)) for end in ((a, seed_a), (b, seed_b))]
+    def lines(a: str, seed_a: int, b: str, seed_b: int, count: int, *values: Any) -> str:
+        first = settings_of(a, seed_a, values)
+        if (a == b and seed_b == seed_a + 1) or (a != b and seed_b == seed_a):  # as `ldm sample` does by itself
+            classes = list(dict.fromkeys([a, b])) if many else []
+            return studio.line(replace(first, classes=classes, num=max(1, len(classes)), frames=count))
+        return f"{studio.line(first)}\n{studio.line(settings_of(b, seed_b, values), mark='-last')}"
 
     _on(button.click, interpolate, [*ends, frames, *controls.widgets], frame.parts, said)
-    _show_lines([*ends, *controls.widgets], both_lines, lines)
+    _show_lines([*ends, frames, *controls.widgets], lines, line)
 
 
 def compare_tab(studio: Studio, model: str, other: str, said: Said) -> None:
@@ -149,7 +156,7 @@ def compare_tab(studio: Studio, model: str, other: str, said: Said) -> None:
 
     def both_lines(path: str, *values: Any) -> list[str]:
         settings = controls.settings(values)
-        return [studio.line(settings), studio.line(settings, path.strip()) if path.strip() else ""]
+        return [studio.line(settings), studio.line(settings, path.strip(), mark="-other") if path.strip() else ""]
 
     _on(button.click, compare, [named, *controls.widgets], [p for frame, _ in columns for p in frame.parts], said)
     _show_lines([named, *controls.widgets], both_lines, [line for _, line in columns])

@@ -71,19 +71,18 @@ def between(plan: Plan, last_seed: int, last_class: str, frames: int) -> Picture
 
 def reconstruction(model: LatentDiffusionModel | AutoencoderModel, image: Tensor) -> Picture:
     """An image uint8 [3, R, R] beside what the autoencoder makes of it, and their difference."""
-    from ldm.metrics.reconstruction import ReconstructionMetrics  # which takes a second to import
+    from ldm.metrics.reconstruction import psnr  # which takes a second to import
 
     begun = time.perf_counter()
     latent = model.encode(image[None])
     image_hat = model.decode(latent)
     seconds = time.perf_counter() - begun
-    metrics = ReconstructionMetrics(None, None)
-    metrics.update(image_hat, image[None].to(image_hat.device))
+    ratio = float(psnr(image_hat, image[None].to(image_hat.device)))
     difference = (AMPLIFIED * (image_hat[0].cpu().int() - image.int()).abs()).clamp(max=255).to(torch.uint8)
     titles = ["image", "reconstruction", f"{AMPLIFIED} x difference"]
     picture = annotate(grid(torch.stack([image, image_hat[0].cpu(), difference]), 3), columns=titles)
     fewer = f"{_shape(image)} numbers as {_shape(latent[0])}, {image.numel() / latent.numel():g} times fewer"
-    return Picture(picture, f"PSNR {metrics.compute()['psnr']:.2f} dB; {fewer}; {seconds:.2f} s")
+    return Picture(picture, f"PSNR {ratio:.2f} dB; {fewer}; {seconds:.2f} s")
 
 
 def _shape(tensor: Tensor) -> str:

@@ -17,6 +17,7 @@ class Settings:
 
     classes:   by name; none is all of them, in turn
     low, high: the interval of times in which guidance acts
+    frames:    of an interpolation beside the samples; 0 is none
     """
 
     classes: Sequence[str]
@@ -30,6 +31,7 @@ class Settings:
     rescale: float
     grid: str
     path: str
+    frames: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,5 +69,5 @@ class Studio(Protocol):
     def plan(self, settings: Settings, of: str = "") -> Plan:
         """ValueError, in one line, for settings that do not fit the model or each other."""
 
-    def line(self, settings: Settings, of: str = "") -> str:
-        """The command that draws the same samples."""
+    def line(self, settings: Settings, of: str = "", mark: str = "") -> str:
+        """The command that draws the same samples; `mark` tells its run folder from that of a line beside it."""
