@@ -50,8 +50,9 @@ def app_of(title: str, tabs: Mapping[str, Tab], said: Said) -> fastapi.FastAPI:
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     theme = gr.themes.Default(font=SANS, font_mono=MONO, primary_hue="blue", neutral_hue="slate")
     return gr.mount_gradio_app(
-        app, blocks, "/", theme=theme, css=CSS, footer_links=[], run_history=False, max_file_size=MOST_BYTES,
-        ssr_mode=False, mcp_server=False, enable_monitoring=False, pwa=False,
+        app, blocks, "/", theme=theme, head=f"<style>{CSS}</style>",  # css= would leave its rules for phones out
+        footer_links=[], run_history=False, max_file_size=MOST_BYTES, ssr_mode=False, mcp_server=False,
+        enable_monitoring=False, pwa=False,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """A headless Chromium, driven through a pipe by its DevTools protocol: pages as a reader sees them."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -122,13 +123,21 @@ def browser() -> Iterator[Browser]:
     theirs, to = os.pipe()
     back, out = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        # it reads from descriptor 3, and writes to 4
-        shell = f'exec "$0" "$@" 3<&{theirs} 4>&{out}'
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (theirs, out)]  # not 3 or 4 themselves
+
+        def joined() -> None:
+            """In the browser's process: it reads from descriptor 3, and writes to 4."""
+            os.dup2(ends[0], 3)
+            os.dup2(ends[1], 4)
+
         process = subprocess.Popen(
-            ["sh", "-c", shell, program, *FLAGS, f"--user-data-dir={profile}"],
-            pass_fds=(theirs, out),
+            [program, *FLAGS, f"--user-data-dir={profile}"],
+            pass_fds=(3, 4),
+            preexec_fn=joined,
             stderr=subprocess.DEVNULL,
         )
+        for end in ends:
+            os.close(end)
         os.close(theirs)
         os.close(out)
         try:
