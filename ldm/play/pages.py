@@ -14,7 +14,7 @@ from torch import Tensor
 from ldm.data.decoding import MOST_BYTES
 from ldm.data.picture_files import center_of
 from ldm.generate.model import AutoencoderModel, LatentDiffusionModel
-from ldm.play import pictures
+from ldm.play import drawing
 from ldm.play.controls import Controls
 from ldm.play.studio import Settings, Studio
 
@@ -33,6 +33,7 @@ CSS = """
     .gradio-container .tab-container button { padding: 0 8px !important; }
 }
 .line textarea { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 13px; }
+@supports (field-sizing: content) { .line textarea { field-sizing: content; height: auto !important; } }
 .frame .icon-button-wrapper { opacity: 0; }
 .frame:hover .icon-button-wrapper, .frame:focus-within .icon-button-wrapper { opacity: 1; }
 footer { display: none !important; }
@@ -70,7 +71,7 @@ def sample_tab(studio: Studio, said: Said) -> None:
 
     def sample(*values: Any) -> list[Any]:
         plan = studio.plan(controls.settings(values))
-        return [*shown(pictures.samples(plan)), *shown(pictures.trajectory(plan))]
+        return [*shown(drawing.samples(plan)), *shown(drawing.trajectory(plan))]
 
     _on(button.click, sample, controls.widgets, [*grid.parts, *way.parts], said)
     _show_lines(controls.widgets, lambda *values: studio.line(controls.settings(values)), line)
@@ -93,7 +94,7 @@ def reconstruct_tab(
             image = center_of(Path(file), resolution, resize)
         except ValueError as error:
             raise ValueError(f"{Path(file).name} cannot be read as a picture: {error}") from None
-        return shown(pictures.reconstruction(model, image))
+        return shown(drawing.reconstruction(model, image))
 
     _on(upload.change, reconstruct, [upload], frame.parts, said)
 
@@ -122,7 +123,7 @@ def interpolate_tab(studio: Studio, said: Said) -> None:
 
     def interpolate(a: str, seed_a: int, b: str, seed_b: int, count: int, *values: Any) -> list[Any]:
         plan, _ = (studio.plan(settings_of(*end, values)) for end in ((a, seed_a), (b, seed_b)))
-        return shown(pictures.between(plan, seed_b, b, count))
+        return shown(drawing.between(plan, seed_b, b, count))
 
     def lines(a: str, seed_a: int, b: str, seed_b: int, count: int, *values: Any) -> str:
         first = settings_of(a, seed_a, values)
@@ -153,7 +154,7 @@ def compare_tab(studio: Studio, model: str, other: str, said: Said) -> None:
             raise ValueError("name the other model: a run folder, as runs/NAME, or a checkpoint")
         settings = controls.settings(values)
         plans = [studio.plan(settings), studio.plan(settings, path.strip())]  # both, before either is drawn
-        return [part for plan in plans for part in shown(pictures.samples(plan))]
+        return [part for plan in plans for part in shown(drawing.samples(plan))]
 
     def both_lines(path: str, *values: Any) -> list[str]:
         settings = controls.settings(values)
@@ -181,7 +182,7 @@ class Frame:
         self.parts = [image, gr.Markdown(elem_id=f"{name}-said")]
 
 
-def shown(picture: pictures.Picture) -> list[Any]:
+def shown(picture: drawing.Picture) -> list[Any]:
     """For the parts of a frame."""
     return [_array(picture.pixels), picture.said]
 

@@ -17,7 +17,7 @@ from support.tiny import fails, inside
 from ldm.commands import playground
 from ldm.commands.playground_studio import CommandStudio, ModelKeys, words_of
 from ldm.commands.refusal import scratch_folder
-from ldm.play import pictures
+from ldm.play import drawing
 from ldm.play.serving import Ended
 from ldm.play.studio import Settings
 
@@ -49,7 +49,7 @@ def studio(pipeline, ldm):
 def test_the_line_repeats_the_samples(studio, ldm, changes):
     settings = replace(PLAIN, **changes)
     plan = studio.plan(settings)
-    images, _ = pictures.drawn(plan)
+    images, _ = drawing.drawn(plan)
     program, command, *words = shlex.split(studio.line(settings))
     assert program == "ldm"
     ldm(command, *words, "overwrite=true")
@@ -76,7 +76,7 @@ def test_any_name_of_a_class_survives_the_command_line(names):
 def test_the_choices_are_those_of_conf(studio):
     choices = studio.choices
     assert set(choices.samplers) == {path.stem for path in (CONF / "sampler").glob("*.yaml")}
-    assert (list(choices.samplers)[0], choices.samplers["ddpm"], choices.samplers["rk4"]) == ("trained", 250, 12)
+    assert (next(iter(choices.samplers)), choices.samplers["ddpm"], choices.samplers["rk4"]) == ("trained", 250, 12)
     assert set(choices.paths) == {path.stem for path in (CONF / "path").glob("*.yaml")}
     assert set(choices.grids) == {path.stem for path in (CONF / "grid").glob("*.yaml")}
     assert list(choices.class_names) == list("0123456789")
@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_said_in_the_command_s_words(studio, changes, said)
 
 def test_another_model_is_read_again_when_it_has_been_trained_on(studio, pipeline):
     mine, other = studio.plan(PLAIN), studio.plan(PLAIN, "./runs/diffusion")
-    assert (pictures.drawn(mine)[0].int() - pictures.drawn(other)[0].int()).abs().max() <= 1
+    assert (drawing.drawn(mine)[0].int() - drawing.drawn(other)[0].int()).abs().max() <= 1
     assert studio.stages("./runs/diffusion") is studio.stages("./runs/diffusion")
     newest = max((pipeline / "runs/diffusion/checkpoints").glob("[0-9]*.ckpt"))
     later = newest.with_name("99999999.ckpt")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldm.data.picture_files import center_of
 from ldm.data.sources import Folder
-from ldm.play import pictures
+from ldm.play import drawing
 from ldm.play.serving import Ended, address_of, listening
 
 
@@ -27,7 +27,7 @@ class Halves:
 
 def test_a_reconstruction_is_scored_against_its_image():
     image = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
-    made = pictures.reconstruction(Halves(), image)
+    made = drawing.reconstruction(Halves(), image)
     error = (image.double() - image[..., ::2].repeat_interleave(2, -1).double()).square().mean()
     said = re.match(r"PSNR (\d+\.\d\d) dB; 3 x 16 x 16 numbers as 3 x 16 x 8, 2 times fewer", made.said)
     assert float(said[1]) == pytest.approx(10 * math.log10(255**2 / error), abs=0.006)
@@ -36,7 +36,7 @@ def test_a_reconstruction_is_scored_against_its_image():
 def test_the_difference_is_the_difference():
     image = torch.zeros(3, 16, 16, dtype=torch.uint8)
     image[:, 4, 5] = 40  # an odd column: lost
-    pixels = pictures.reconstruction(Halves(), image).pixels
+    pixels = drawing.reconstruction(Halves(), image).pixels
     assert sorted(pixels[:, -480:, -40:].unique().tolist())[0] == 0
     assert (pixels == 160).any()  # four times as much
     assert (pixels == 40).any()
