@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ldm.generate.model import AutoencoderModel, LatentDiffusionModel
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 
 def load(
