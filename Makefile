@@ -18,15 +18,17 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-demo: $(STAMP) ## digits -> autoencoder -> latents -> flow U-Net -> samples -> metrics, into runs/ (about 4 minutes)
+demo: $(STAMP) ## digits -> autoencoder -> latents -> flow U-Net -> samples -> metrics -> report.html, into runs/ (about 4 minutes)
 	$(BIN)/ldm train-autoencoder
 	$(BIN)/ldm cache-latents
 	$(BIN)/ldm train-diffusion
 	$(BIN)/ldm sample sampler.steps=10
 	$(BIN)/ldm evaluate classifier=svc
+	$(BIN)/ldm report runs/metrics
 	@echo
 	@echo "pictures: runs/autoencoder/reconstructions/ runs/samples/grid.png runs/samples/trajectory.png runs/*/curves.png"
 	@echo "metrics:  runs/metrics/metrics.json"
+	@echo "all of it on one page, to be opened in a browser: runs/metrics/report.html"
 
 # up to four processes of one thread each; a file's tests share what its fixtures trained
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -q

@@ -11,8 +11,8 @@ from torch import Tensor
 from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, load_autoencoder
 from ldm.commands.options import LoggedOptions, Text, Workers, build
 from ldm.commands.run_folder import build_loggers
-from ldm.data.cache_writer import AUTOENCODER_FILE, MANIFEST, CacheWriter, cache_identity
-from ldm.data.formats import Manifest
+from ldm.data.cache_writer import AUTOENCODER_FILE, CacheWriter, cache_identity
+from ldm.data.formats import MANIFEST, Manifest
 from ldm.data.sources import Source
 from ldm.images import to_x
 from ldm.runtime.arguments import Node

@@ -19,6 +19,7 @@ COMMANDS = {
     "probe": "score an autoencoder by a small generator's Frechet distance",
     "summarize": "a sweep's points as a table and a picture",
     "estimate": "what another command would cost: memory, hours, disk; whether it fits",
+    "report": "one page of a run and all that it was made from: report.html",
     "convert": "import and export models: CompVis, Stable Diffusion, diffusers",
     "pack": "turn any source of images into webdataset shards",
 }
@@ -103,6 +104,10 @@ def run(name: str, words: list[str]) -> None:
         from ldm.commands.estimate import estimate
 
         estimate(words)
+    elif name == "report":  # it makes no run
+        from ldm.commands.report import report
+
+        report(words)
     else:
         from ldm.commands.entry import enter
 

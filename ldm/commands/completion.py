@@ -5,6 +5,8 @@ from pathlib import Path
 
 from ldm.commands.config_files import ESTIMATED, CommandConfig, of_estimate
 
+TAKES_A_PATH = ("report",)  # as a word of its own
+
 # each calls `ldm --complete LINE`, LINE being the command line up to the cursor, for one candidate a line
 SCRIPTS = {
     "bash": """\
@@ -52,7 +54,8 @@ def candidates(line: str, commands: list[str]) -> list[str]:
         return [command for command in commands if command.startswith(word)]
     command, words = before[1], before[2:]
     if command not in commands or word.startswith("-"):
-        flags = ["--help", "--cfg", "-m"] if command in commands else []
+        flags = ["--help", "--cfg", "-m"] if command not in TAKES_A_PATH else ["--help"]
+        flags = flags if command in commands else []
         return [flag for flag in flags if flag.startswith(word)]
     if command == "estimate":
         return _of_estimate(line, words, word)
@@ -72,7 +75,8 @@ def _of_config(config: CommandConfig, word: str) -> list[str]:
     sign = word[: len(word) - len(word.lstrip("+~"))]
     key, equals, value = word[len(sign) :].partition("=")
     if not equals:
-        return [f"{sign}{name}" for name in _names(config, key)]
+        paths = _values(None, word) if config.command in TAKES_A_PATH else []
+        return [f"{sign}{name}" for name in _names(config, key)] + paths
     if config.choices(key) and key in config.chosen:
         earlier, comma, last = value.rpartition(",")
         return [f"{sign}{key}={earlier}{comma}{one}" for one in config.choices(key) if one.startswith(last)]

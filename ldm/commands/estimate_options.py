@@ -9,8 +9,7 @@ from omegaconf import DictConfig
 
 from ldm.checkpoint import CARD, find
 from ldm.commands.options import Group, Text, parsed
-from ldm.data.cache_writer import MANIFEST
-from ldm.data.formats import Manifest
+from ldm.data.formats import MANIFEST, Manifest
 from ldm.models.autoencoder import Autoencoder
 from ldm.runtime.arguments import arguments_of, node_with
 from ldm.runtime.gpus import CPU, Device, named

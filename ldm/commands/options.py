@@ -27,17 +27,26 @@ class Group(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Self:
+        """The keys with these values.
+
+        Raises:
+            ValueError: in one line, with the key that is wrong, its value and what belongs there.
+        """
+        try:
+            return read(cls.model_validate_json, given)
+        except ValidationError as error:
+            raise ValueError(explain(error, given)) from None
+
 
 G = TypeVar("G", bound=Group)
 
 
 def parsed(schema: type[G], config: DictConfig) -> tuple[G, dict[str, Any]]:
-    """A composed config's options, and the config in plain dicts and lists; ValueError as `Options.parse` has it."""
+    """A composed config's options, and the config in plain dicts and lists; ValueError as `Group.of` has it."""
     given = plain(config)
-    try:
-        return read(schema.model_validate_json, given), given
-    except ValidationError as error:
-        raise ValueError(explain(error, given)) from None
+    return schema.of(given), given
 
 
 class Free:
@@ -73,11 +82,7 @@ class Options(Group):
 
     @classmethod
     def parse(cls, config: DictConfig) -> Self:
-        """The options of a composed config.
-
-        Raises:
-            ValueError: in one line, with the key that is wrong, its value and what belongs there.
-        """
+        """The options of a composed config; ValueError as `of` has it."""
         options, given = parsed(cls, config)
         options._plain.update(given)
         return options

@@ -48,8 +48,13 @@ def recipe_of(run: Path) -> Recipe:
         for key, value in given.items()
         if not same(value, usual.get(key, MISSING)) and not key.endswith(("._target_", "._partial_"))
     ]
-    line = shlex.join(["ldm", name, *overrides])
+    line = " ".join(map(quoted, ["ldm", name, *overrides]))
     return Recipe(command=name, words=overrides, line=line, changed=tuple(changed), config=config)
+
+
+def quoted(word: str) -> str:
+    """A word as a person would write it for a shell: in double quotes, where it has single ones and nothing else."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def name_of(run: Path, config: dict[str, Any]) -> str:

@@ -20,8 +20,7 @@ from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion, load_diffusion
 from ldm.commands.options import Free, LoggedOptions, ResultOptions, SamplerOptions, Text, Weights, build
 from ldm.commands.run_folder import build_loggers
 from ldm.diffusion.guidance import Guidance
-from ldm.evaluation.image_sets import STAMP
-from ldm.evaluation.result_files import SampleStamp
+from ldm.evaluation.result_files import STAMP, SampleStamp
 from ldm.generate.generator import Generator
 from ldm.generate.interpolation import interpolate
 from ldm.generate.loading import load_stages

@@ -17,7 +17,8 @@ from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, Text, b
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.training_options import TrainingOptions
 from ldm.data.cache_reader import CachedMoments, LatentCache, Verify
-from ldm.data.cache_writer import AUTOENCODER_FILE, MANIFEST
+from ldm.data.cache_writer import AUTOENCODER_FILE
+from ldm.data.formats import MANIFEST
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.sampling import Sampling

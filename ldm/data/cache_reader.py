@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm.data.cache_writer import MANIFEST
-from ldm.data.formats import CachedShard, Manifest, Verified
+from ldm.data.formats import MANIFEST, CachedShard, Manifest, Verified
 from ldm.data.order import Key
 from ldm.data.samples import Split
 from ldm.diffusion.coupling import Coupling

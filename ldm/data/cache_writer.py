@@ -23,7 +23,7 @@ import torch
 import webdataset as wds
 from torch import Tensor
 
-from ldm.data.formats import CachedShard, CachedSplits, CacheIdentity, Counts, Manifest, ShardCard, Sums
+from ldm.data.formats import MANIFEST, CachedShard, CachedSplits, CacheIdentity, Counts, Manifest, ShardCard, Sums
 from ldm.data.samples import Contents, Part, Sample, Split
 from ldm.data.sources import Source
 from ldm.runtime.files import atomic_write, remove_leftovers, sha256
@@ -31,7 +31,6 @@ from ldm.runtime.files import atomic_write, remove_leftovers, sha256
 log = logging.getLogger(__name__)
 
 BLOCK = 1024  # images a tar member: large enough to be read fast, small enough to be held in memory
-MANIFEST = "manifest.json"
 AUTOENCODER_FILE = "autoencoder.ckpt"
 Encode = Callable[[Tensor], Tensor]  # image [B, 3, R, R] uint8 -> moments [B, 2C, h, w]
 _T = TypeVar("_T")

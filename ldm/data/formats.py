@@ -7,6 +7,8 @@ from pydantic import AfterValidator, Field, model_validator
 from ldm.runtime.ranges import Count, Natural, Positive
 from ldm.runtime.schema import ClassNames, FileName, Fingerprint, Finite, JsonFile, Part, Sha256, one_of
 
+MANIFEST = "manifest.json"
+
 
 class PackedShard(Part):
     """A tar of images: its file, images, and, since format 2, size and checksum."""

@@ -21,12 +21,11 @@ from ldm.data.samples import Part, Sample, Split, digest
 from ldm.data.shards import Shards
 from ldm.data.sources import Folder, Source
 from ldm.data.tars import INDEX, Shard
-from ldm.evaluation.result_files import SampleStamp
+from ldm.evaluation.result_files import SAMPLES, STAMP, SampleStamp
 from ldm.metrics.array_files import ArrayFile
 from ldm.metrics.statistics import Subset, pixel_hashes
 from ldm.runtime.files import sha256
 
-SAMPLES, STAMP = "samples.npz", "sample.json"
 Batches = Iterator[tuple[Tensor, Tensor]]  # images, uint8 [B, 3, H, W], and labels, long [B]
 Pixels = npt.NDArray[np.uint8]  # [N, H, W, 3]
 Labels = npt.NDArray[Any]  # [N], of any integer type

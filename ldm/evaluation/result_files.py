@@ -10,6 +10,7 @@ from ldm.runtime.ranges import Count, Natural, NonNegative
 from ldm.runtime.schema import Fingerprint, Finite, JsonFile
 from ldm.runtime.wrong import shown
 
+SAMPLES, STAMP = "samples.npz", "sample.json"
 RECONSTRUCTION = ("psnr", "ssim", "lpips", "rfd")  # the scores of reconstructions
 
 

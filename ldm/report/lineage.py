@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from ldm.data.cache_writer import MANIFEST
-from ldm.data.formats import Manifest
-from ldm.evaluation.image_sets import STAMP
-from ldm.evaluation.result_files import LikelihoodFile, MetricsFile, SampleStamp
+from ldm.data.formats import MANIFEST, Manifest
+from ldm.evaluation.result_files import STAMP, LikelihoodFile, MetricsFile, SampleStamp
 from ldm.report.facts import Lineage, Link, RecipeOf, Stage
 from ldm.report.places import beside, run_of
 from ldm.report.reading import LIKELIHOOD_FILE, METRICS_FILE, read_run

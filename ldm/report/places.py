@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+PAGE = "report.html"
+
 
 def places(run: Path, config: dict[str, Any], named: str) -> tuple[Path, ...]:
     """Where a path of a run's config may lie, the likeliest first.
@@ -37,5 +39,6 @@ def beside(run: Path) -> Iterator[Path]:
 
 
 def bytes_of(run: Path) -> int:
-    """Of all files in a folder; links are not followed."""
-    return sum(path.lstat().st_size for path in run.rglob("*") if path.is_file() and not path.is_symlink())
+    """Of all files in a folder but the page itself; links are not followed."""
+    files = (path for path in run.rglob("*") if path.is_file() and not path.is_symlink() and path.name != PAGE)
+    return sum(path.stat().st_size for path in files)

@@ -5,11 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ldm.data.cache_writer import MANIFEST
-from ldm.data.formats import Manifest
+from ldm.data.formats import MANIFEST, Manifest
 from ldm.evaluation.comparison import NETWORK_OF, numbers
-from ldm.evaluation.image_sets import SAMPLES, STAMP
-from ldm.evaluation.result_files import LikelihoodFile, MetricsFile, SampleStamp
+from ldm.evaluation.result_files import SAMPLES, STAMP, LikelihoodFile, MetricsFile, SampleStamp
 from ldm.report.facts import Cost, Link, Picture, Recipe, RecipeOf, Score, Stage
 from ldm.report.places import bytes_of, places
 from ldm.report.trained import short, trained_stage

@@ -73,7 +73,10 @@ def last_whole(run: Path, kind: str | None) -> tuple[dict[str, Any] | None, list
 def check_tensors(checkpoint: dict[str, Any], file: Path) -> None:
     """ValueError if what should be weights is something else."""
     for key in STATES:
-        for name, value in checkpoint.get(key, {}).items():
+        state = checkpoint.get(key, {})
+        if not isinstance(state, dict):
+            raise ValueError(f"{file}: {key} holds no weights: take another checkpoint of its run")
+        for name, value in state.items():
             if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.is_quantized:
                 raise ValueError(f"{file}: {name} is no plain tensor: take another checkpoint of its run")
 
@@ -105,7 +108,7 @@ def facts_of(card: AutoencoderCard | DiffusionCard) -> dict[str, Any]:
         shape = card.autoencoder
         facts |= {
             "latent channels": shape.get("latent_channels"),
-            "pixels per latent": 2 ** (len(shape["channel_mult"]) - 1) if "channel_mult" in shape else None,
+            "downsampling": 2 ** (len(shape["channel_mult"]) - 1) if "channel_mult" in shape else None,
         }
     facts["resolution"] = (card.preprocessing or {}).get("resolution")
     facts |= {"batches": card.batches_seen, "images": card.images_seen}

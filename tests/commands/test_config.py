@@ -109,7 +109,7 @@ def test_experiments_say_their_command_and_compose(name):
     parsed(primary, *overrides)
 
 
-NO_DEFAULTS = ("convert", "estimate", "pack", "reconstruct")  # of what they read
+NO_DEFAULTS = ("convert", "estimate", "pack", "reconstruct", "report")  # of what they read
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in NO_DEFAULTS])

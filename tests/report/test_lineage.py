@@ -5,33 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.tiny import inside, run_command
+from support.tiny import inside
 
 from ldm.checkpoint import load_autoencoder, load_diffusion
 from ldm.commands.recipes import lineage_of
 from ldm.evaluation.result_files import MetricsFile, SampleStamp
 
 CHAIN = ["autoencoder", "latents", "diffusion", "samples", "scores"]
-
-
-@pytest.fixture(scope="module")
-def whole(pipeline, tmp_path_factory):
-    """The tiny pipeline with samples and their scores."""
-    folder = tmp_path_factory.mktemp("whole")
-    shutil.copytree(pipeline, folder, dirs_exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        run_command("sample", "num=23", "sampler.steps=2", "guidance=1.5")
-        run_command("evaluate", "classifier=svc")
-    return folder
-
-
-@pytest.fixture
-def runs(whole, tmp_path, monkeypatch):
-    """A copy of it to work in."""
-    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return Path("runs")
 
 
 def kinds(lineage):
