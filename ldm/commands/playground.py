@@ -13,7 +13,7 @@ from ldm.commands.hydra_errors import explain, is_users
 from ldm.commands.options import Options, Text, Weights
 from ldm.commands.playground_studio import CommandStudio, ModelKeys
 from ldm.generate.model import AutoencoderModel
-from ldm.play.serving import Ended, address_of, keep_gradio_here, listening, serve
+from ldm.play.serving import Ended, address_of, exit_at_sigterm, keep_gradio_here, listening, serve
 from ldm.runtime.ranges import Count
 from ldm.runtime.ranks import pick_device
 from ldm.runtime.wrong import first_line
@@ -42,7 +42,7 @@ class PlaygroundOptions(Options):
 def main(options: PlaygroundOptions, run: Path) -> None:
     if find_spec("gradio") is None:
         raise ValueError("ldm playground needs gradio, which is not installed: pip install 'ldm[play]'")
-    with listening(options.host, options.port) as bound:  # first: a model takes longer to load
+    with exit_at_sigterm(), listening(options.host, options.port) as bound:  # first: a model takes longer to load
         keep_gradio_here(run / "uploads")
         ended = Ended()
         tabs = tabs_of(options, ended)

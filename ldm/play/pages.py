@@ -33,7 +33,6 @@ CSS = """
     .gradio-container .tab-container button { padding: 0 8px !important; }
 }
 .line textarea { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 13px; }
-@supports (field-sizing: content) { .line textarea { field-sizing: content; height: auto !important; } }
 .frame .icon-button-wrapper { opacity: 0; }
 .frame:hover .icon-button-wrapper, .frame:focus-within .icon-button-wrapper { opacity: 1; }
 footer { display: none !important; }
@@ -116,7 +115,7 @@ def interpolate_tab(studio: Studio, said: Said) -> None:
             button = gr.Button("Interpolate", variant="primary")
         with gr.Column(scale=3, min_width=300):
             frame = Frame("interpolation")
-            line = _line("The way on the command line, or its two ends")
+            line = _line("The way on the command line, or its two ends", lines=5)
 
     def settings_of(name: str, number: int, values: Sequence[Any]) -> Settings:
         return replace(controls.settings(values), classes=[name] if many else [], seed=number)
@@ -191,8 +190,8 @@ def _array(pixels: Tensor) -> np.ndarray:
     return pixels.permute(1, 2, 0).cpu().numpy()
 
 
-def _line(label: str) -> gr.Textbox:
-    return gr.Textbox(label=label, lines=2, interactive=False, buttons=["copy"], elem_classes="line")
+def _line(label: str, lines: int = 2) -> gr.Textbox:
+    return gr.Textbox(label=label, lines=lines, interactive=False, buttons=["copy"], elem_classes="line")
 
 
 def _on(event: Callable[..., Any], act: Callable[..., list[Any]], inputs: list[Any], outputs: list[Any], said: Said):

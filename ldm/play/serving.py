@@ -67,8 +67,18 @@ class Ended(threading.Event):
             raise InterruptedError("the playground has ended")
 
 
+@contextmanager
+def exit_at_sigterm() -> Iterator[None]:
+    """Within it, SIGTERM is SystemExit, so that whoever made temporary files can remove them."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def serve(app: Any, bound: socket.socket, ended: Ended) -> NoReturn:
-    """Answer browsers until Ctrl-C (KeyboardInterrupt) or SIGTERM (SystemExit).
+    """Answer browsers until Ctrl-C (KeyboardInterrupt) or SIGTERM (see `exit_at_sigterm`).
 
     app: of ASGI.
     """
@@ -79,10 +89,6 @@ def serve(app: Any, bound: socket.socket, ended: Ended) -> NoReturn:
             ended.set()
             super().handle_exit(sig, frame)
 
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        # a browser holds a stream open for as long as its page is: nobody waits for that
-        Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)).run([bound])
-        raise KeyboardInterrupt  # where a shell has had Ctrl-C ignored, uvicorn alone has heard of it
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    # a browser holds a stream open for as long as its page is: nobody waits for that
+    Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)).run([bound])
+    raise KeyboardInterrupt  # where a shell has had Ctrl-C ignored, uvicorn alone has heard of it

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,9 @@ LINE = "[...document.querySelectorAll('.line textarea')].find(x => x.offsetParen
 SENTENCE = "document.querySelector('.toast-body')?.innerText"
 
 
-def log_connections(file: Path) -> None:
-    """In the server's process, from here on: whom it connects to."""
+def prepare(file: Path, scratch: Path) -> None:
+    """In the server's process: a file says from here on whom it connects to, and temporary files lie in a folder."""
+    tempfile.tempdir = str(scratch)
 
     def audit(event, args):
         if event == "socket.connect" and isinstance(args[1], tuple):
@@ -42,10 +44,9 @@ def served(pipeline, tmp_path):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        first = partial(log_connections, tmp_path / "connections.txt")
-        there = {"TMPDIR": str(tmp_path / "scratch"), "PYTHONWARNINGS": "ignore"}
         (tmp_path / "scratch").mkdir(exist_ok=True)
-        process = processes.start(pipeline, "playground", [f"port={port}", "device=cpu", *options], there, first)
+        first = partial(prepare, tmp_path / "connections.txt", tmp_path / "scratch")
+        process = processes.start(pipeline, "playground", [f"port={port}", "device=cpu", *options], first=first)
         started.append(process)
         while process.is_alive():  # it listens before it loads the model
             with socket.socket() as call:
@@ -160,6 +161,7 @@ def test_a_person_plays_with_a_model(served, pipeline, tmp_path):
         assert asked == {urlsplit(url).netloc}
         assert tab.errors == []
     assert set((tmp_path / "connections.txt").read_text().split()) == {"127.0.0.1"}
+    assert len(list((tmp_path / "scratch").glob("ldm-*"))) == 1
     os.kill(process.pid, signal.SIGTERM)
     process.join()
     assert process.exitcode == 128 + signal.SIGTERM
@@ -188,6 +190,7 @@ def test_a_person_uploads_to_an_autoencoder(served, pipeline, tmp_path):
         assert page.picture("reconstruction") > 100
         assert page.said("reconstruction").startswith("PSNR ")
         tab.screenshot(tmp_path / "autoencoder.png")
+    assert len(list((tmp_path / "scratch").glob("ldm-*"))) == 1
     os.kill(process.pid, signal.SIGINT)
     process.join()
     assert process.exitcode == 128 + signal.SIGINT
