@@ -93,7 +93,9 @@ def report(command: str, options: Any, cost: Cost, given: EstimateOptions, devic
     share = given.share_of(device)
     trains = command.startswith("train-")
     what = "an image trained" if trains else "an image"
-    counted = f"{cost.flops / 1e9:,.3g} GFLOP {what}" if cost.flops else "FLOPs unknown: the network looks at values"
+    counted = (
+        f"{figures(cost.flops / 1e9)} GFLOP {what}" if cost.flops else "FLOPs unknown: the network looks at values"
+    )
     lines = [f"network   {cost.parameters / 1e6:,.1f} M parameters{' trained' * trains}; {counted}"]
     lines += [f"memory    {cost.peak / GIB:.2f} GiB: {memory_of(cost)}", f"          {verdict(cost, device)}"]
     if not cost.fits(device):
@@ -160,6 +162,11 @@ def time_of(command: str, options: Any, cost: Cost, device: Device, share: float
     passes = f"{options.steps:,} batches of {cost.a_step} x {cost.ranks}, " if command.startswith("train-") else ""
     said = f"{duration(hours)} for {passes}{cost.images:,} images"
     return said + (f"; {hours * cost.ranks:,.3g} device-hours" if cost.ranks > 1 else "")
+
+
+def figures(value: float) -> str:
+    """Three figures, and all those before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def duration(hours: float) -> str:

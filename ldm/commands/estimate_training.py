@@ -142,7 +142,7 @@ def turned(options: TrainAutoencoder | TrainDiffusionOptions, too_much: float) -
         count = next((n for n in counts if n >= too_much * options.accumulate), size)
         if count > options.accumulate:
             yield f"accumulate={count}", _with(options, accumulate=count)
-    elif (smaller := int(size / too_much)) >= 1:
+    elif (smaller := int(0.8 * size / too_much)) >= 1:  # what a step needs whatever its batch is among the activations
         yield f"batch_size={smaller}", _with(options, batch_size=smaller)
 
 
