@@ -30,7 +30,7 @@ DIFFUSION, AUTOENCODER = "train-diffusion", "train-autoencoder"
         (AUTOENCODER, ["data.root=photos"], "data=digits has no root: pass data=folder (or shards) data.root=photos"),
         ("sample", ["sampler=euler", "sampler.function.churn=1"], "pass sampler=heun sampler.function.churn=1"),
         (AUTOENCODER, ["data=folder"], "data.root has no value: pass data.root=... (the folder)"),
-        ("convert", [], "source has no value: pass source=... (to=ldm: a .ckpt or .safetensors file"),
+        ("reconstruct", [], "images has no value: pass images=... (a picture, or a folder of them"),
         (DIFFUSION, ["launcher=joblib"], "launcher=joblib is for a sweep, and would do nothing here: pass -m, too"),
         (DIFFUSION, ["trainer.gradient_clip_val=1"], "is added by +trainer.gradient_clip_val=1"),
         (DIFFUSION, ["steps=${nothing}"], "steps refers to ${nothing}, and there is no key nothing"),
