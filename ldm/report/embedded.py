@@ -9,7 +9,8 @@ from typing import NamedTuple
 from PIL import Image
 
 AS_IT_IS = 300_000  # bytes of a PNG that is taken as it is
-SIDES, QUALITY = (1600, 1120, 800, 560), 82  # of one that no lossless form makes small enough
+MANY = 1_000_000  # pixels above which a lossless form takes seconds
+SIDES, QUALITY = (1600, 1000, 560), 82  # of one that no lossless form makes small enough
 
 
 class Embedded(NamedTuple):
@@ -32,8 +33,7 @@ def embedded(path: Path) -> Embedded:
         raise ValueError(f"{path} is damaged or no picture ({error})") from None
     if len(content) <= AS_IT_IS:
         return Embedded(_uri(content, "png"), *image.size)
-    lossless = _webp(image, lossless=True)
-    if len(lossless) <= AS_IT_IS:
+    if image.width * image.height <= MANY and len(lossless := _webp(image, lossless=True)) <= AS_IT_IS:
         return Embedded(_uri(lossless, "webp"), *image.size)
     for side in SIDES:
         image.thumbnail((side, side))
@@ -45,7 +45,7 @@ def embedded(path: Path) -> Embedded:
 
 def _webp(image: Image.Image, lossless: bool) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format="WEBP", lossless=lossless, quality=QUALITY)
+    image.save(buffer, format="WEBP", lossless=lossless, quality=QUALITY, method=2)
     return buffer.getvalue()
 
 
