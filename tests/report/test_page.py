@@ -162,6 +162,7 @@ def test_a_point_of_a_sweep_has_an_equals_sign_in_its_name(runs):
     ("words", "said"),
     [
         (["runs/nowhere"], "runs/nowhere does not exist: name a run's folder"),
+        (["metrics"], "metrics does not exist: did you mean runs/metrics?"),
         (["runs"], "runs is no run: it has no config.yaml"),
         (["runs/metrics/metrics.json"], "is no folder: name a run's folder"),
         (["runs/metrics", "runs/samples"], "runs/samples is one too many: ldm report takes one run"),
