@@ -58,7 +58,8 @@ class Score:
 class Picture(NamedTuple):
     """A picture that a run has left.
 
-    kind: samples, trajectory, interpolation, reconstructions, progress (of samples), neighbours or pairs; said: below it
+    kind: samples, trajectory, interpolation, reconstructions, progress (of samples), neighbours or pairs
+    said: below it
     """
 
     kind: str
