@@ -74,6 +74,9 @@ def main(options: ReportOptions) -> None:
     file = run / PAGE if options.out is None else Path(options.out)
     if file.is_dir():
         raise ValueError(f"out={file} is a folder: name a file, as out={file / PAGE}")
+    below = Path("runs", options.source)
+    if not run.exists() and below.is_dir():
+        raise ValueError(f"{run} does not exist: did you mean {below}?")
     lineage = lineage_of(run)
     html = page(lineage).encode()
     with atomic_write(file) as stream:

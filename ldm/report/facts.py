@@ -56,7 +56,11 @@ class Score:
 
 
 class Picture(NamedTuple):
-    """A picture that a run has left. kind: samples, trajectory, reconstructions, progress (of samples), neighbours."""
+    """A picture that a run has left.
+
+    kind: samples, trajectory, interpolation, reconstructions, progress (of samples), neighbours or pairs
+    said: below it
+    """
 
     kind: str
     path: Path

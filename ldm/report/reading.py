@@ -31,9 +31,14 @@ def read_run(run: Path, recipe_of: RecipeOf) -> Stage:
 
 def other_stage(run: Path, recipe: Recipe) -> Stage:
     """Of a command that leaves neither model nor scores: the model that it was made from is followed."""
-    named = next((str(recipe.config[key]) for key in ("model", "source") if recipe.config.get(key)), None)
+    named = next(
+        (str(recipe.config[key]) for key in ("model", "source", "autoencoder") if recipe.config.get(key)), None
+    )
     links = () if named is None else (Link(MODELS, "", places(run, recipe.config, named), named),)
-    return Stage(kind="other", run=run, recipe=recipe, made_from=links, cost=Cost(disk_bytes=bytes_of(run)))
+    pairs = run / "pairs.png"
+    pictures = (Picture("pairs", pairs, "pictures and their reconstructions"),) if pairs.is_file() else ()
+    cost = Cost(disk_bytes=bytes_of(run))
+    return Stage(kind="other", run=run, recipe=recipe, made_from=links, pictures=pictures, cost=cost)
 
 
 def converted_stage(run: Path, recipe: Recipe) -> Stage:
@@ -85,6 +90,7 @@ def samples_stage(run: Path, recipe: Recipe) -> Stage:
         for kind, name, said in (
             ("samples", "grid", "samples, a row a class"),
             ("trajectory", "trajectory", "from noise to a sample: x_t above, the predicted x0 below"),
+            ("interpolation", "interpolation", "from one seed or class to another"),
         )
         if (run / f"{name}.png").is_file()
     ]

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.tiny import inside
+from support.tiny import inside, run_command
 
 from ldm.checkpoint import load_autoencoder, load_diffusion
 from ldm.commands.recipes import lineage_of
@@ -143,3 +143,18 @@ def test_what_is_no_run_is_refused(ldm, pipeline):
         with pytest.raises(ValueError, match=f"^{path} ") as info:
             lineage_of(path)
         assert "\n" not in str(info.value)
+
+
+def test_other_commands_lead_up_too(runs):
+    run_command("sample", "run=strips", "num=2", "sampler.steps=1", "guidance=1", "classes=[3,5]", "interpolation=3")
+    run_command("reconstruct", "run=pairs", "autoencoder=runs/autoencoder", "images=runs/samples/grid.png")
+    strips = lineage_of(runs / "strips")
+    assert [picture.kind for picture in strips.of_kind("samples")[0].pictures] == [
+        "samples",
+        "trajectory",
+        "interpolation",
+    ]
+    pairs = lineage_of(runs / "pairs")
+    assert kinds(pairs) == ["autoencoder", "other"]
+    assert [picture.kind for picture in pairs.of_kind("other")[0].pictures] == ["pairs"]
+    assert pairs.problems == ()

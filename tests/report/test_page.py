@@ -86,7 +86,8 @@ def test_the_page_has_all_that_a_colleague_asks(html):
         assert part in text
     assert "What is missing or damaged" not in text
     assert (
-        '<th scope="row">shard_size</th><td data-label="value">600</td><td data-label="default">4096</td>' in html
+        '<th scope="row">shard_size</th><td data-label="value"><span>600</span></td><td data-label="default"><span>4096</span></td>'
+        in html
     )  # what differs from the defaults
 
 
@@ -162,6 +163,7 @@ def test_a_point_of_a_sweep_has_an_equals_sign_in_its_name(runs):
     ("words", "said"),
     [
         (["runs/nowhere"], "runs/nowhere does not exist: name a run's folder"),
+        (["metrics"], "metrics does not exist: did you mean runs/metrics?"),
         (["runs"], "runs is no run: it has no config.yaml"),
         (["runs/metrics/metrics.json"], "is no folder: name a run's folder"),
         (["runs/metrics", "runs/samples"], "runs/samples is one too many: ldm report takes one run"),
