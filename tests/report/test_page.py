@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from support.browser import browser
 from support.refusals import contents
 from support.tiny import fails, run_command
 
@@ -214,27 +215,26 @@ CONTRAST = """(() => {
 def test_the_page_in_a_browser(runs, tmp_path, spoilt):
     """From disk, at the width of a phone and of a desk, light and dark: nothing is asked for, nothing complains,
     nothing is wider than the window, all pictures are shown, and texts stand out as WCAG 2 wants (4.5 : 1)."""
-    from support.chromium import chromium
-
     run = spoil(runs) if spoilt else runs / "metrics"
     run_command("report", str(run))
     file = run / "report.html"
     papers = {}
-    with chromium(tmp_path / "profile") as browser:
+    with browser() as tab:
         for width, height in ((390, 844), (1280, 900)):
             for scheme in ("light", "dark"):
-                browser.open(file, width, height, scheme)
-                assert browser.evaluate("document.title") == f"runs/{run.name}: report"
-                assert browser.requests() == [file.resolve().as_uri()]
-                assert browser.complaints() == []
-                browser.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true })")
-                assert browser.evaluate("document.documentElement.scrollWidth") <= width
-                assert browser.evaluate(TOO_WIDE) == []
-                sizes = browser.evaluate("[...document.images].map((image) => image.complete && image.naturalWidth)")
+                tab.open(file.resolve().as_uri(), width, height, scheme)
+                tab.wait("document.readyState === 'complete'")
+                assert tab.run("document.title") == f"runs/{run.name}: report"
+                assert tab.requests == [file.resolve().as_uri()]
+                assert tab.complaints == []
+                tab.run("document.querySelectorAll('details').forEach((each) => { each.open = true })")
+                assert tab.run("document.documentElement.scrollWidth") <= width
+                assert tab.run(TOO_WIDE) == []
+                sizes = tab.run("[...document.images].map((image) => image.complete && image.naturalWidth)")
                 assert len(sizes) == 6
                 assert all(sizes)
-                worst, of = browser.evaluate(CONTRAST)
+                worst, of = tab.run(CONTRAST)
                 assert worst >= 4.5, of
-                papers[scheme] = browser.evaluate("getComputedStyle(document.body).backgroundColor")
-                browser.screenshot(tmp_path / f"{width}-{scheme}.png")
+                papers[scheme] = tab.run("getComputedStyle(document.body).backgroundColor")
+                tab.screenshot(tmp_path / f"{width}-{scheme}.png")
     assert papers["light"] != papers["dark"]

@@ -22,6 +22,7 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--hide-scrollbars",
     "--no-first-run",
     "--remote-debugging-pipe",
 ]
@@ -29,15 +30,21 @@ PATIENCE = 120  # seconds that a page may take for anything, on a busy machine
 
 
 class Browser:
-    """One tab. `requests` are the URLs that it has asked for, `errors` what its console says went wrong."""
+    """One tab, as it has been since a page was opened.
+
+    requests:   the URLs that it has asked for, but for those that hold their data
+    errors:     exceptions of its scripts
+    complaints: all that its console says
+    """
 
     def __init__(self, to: int, back: int) -> None:
         self.to, self.back, self.rest, self.count = to, back, b"", 0
         self.requests: list[str] = []
         self.errors: list[str] = []
+        self.complaints: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session: str | None = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Network", "Runtime", "DOM"):
+        for domain in ("Page", "Network", "Runtime", "DOM", "Log"):
             self.call(f"{domain}.enable")
 
     session: str | None = None
@@ -64,17 +71,21 @@ class Browser:
         return json.loads(one)
 
     def _note(self, event: dict[str, Any]) -> None:
-        params = event.get("params", {})
-        if event.get("method") == "Network.requestWillBeSent":
-            self.requests.append(params["request"]["url"])
-        elif event.get("method") == "Network.webSocketCreated":
-            self.requests.append(params["url"])
-        elif event.get("method") == "Runtime.exceptionThrown":
+        method, params = event.get("method"), event.get("params", {})
+        url = {"Network.requestWillBeSent": params.get("request", params), "Network.webSocketCreated": params}
+        if method in url and not url[method]["url"].startswith("data:"):
+            self.requests.append(url[method]["url"])
+        if method == "Runtime.exceptionThrown":
             self.errors.append(json.dumps(params["exceptionDetails"])[:500])
+        if method in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"):
+            self.complaints.append(json.dumps(params)[:500])
 
-    def open(self, url: str, width: int = 1280, height: int = 900) -> None:
-        """Go to a page, in a window of this size; it may still be loading when this returns."""
+    def open(self, url: str, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
+        """Go to a page, in a window of this size, light or dark; it may still be loading when this returns."""
+        for noted in (self.requests, self.errors, self.complaints):
+            noted.clear()
         self.resize(width, height)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call("Page.navigate", url=url)
 
     def resize(self, width: int, height: int) -> None:
