@@ -127,7 +127,8 @@ class UNetConfig(DiffusersConfig):
             raise ValueError("attention_head_dim is null, not the size or the number of heads")
         if self.conditional and self.cross_attention_dim is None:
             raise ValueError("cross_attention_dim is missing, which a UNet2DConditionModel has")
-        _divided(self.block_out_channels, self.extra("norm_num_groups", 32))
+        groups = self.extra("norm_num_groups", 32)
+        _divided(self.block_out_channels, groups if type(groups) is int and groups > 0 else 32)
         return self
 
     @property
