@@ -19,7 +19,6 @@ from ldm.checkpoint import (
 )
 from ldm.commands.options import ObjectiveOptions, ResultOptions, Text
 from ldm.commands.recipes import lineage_of
-from ldm.commands.run_folder import CONFIG
 from ldm.data.cache_reader import LatentCache
 from ldm.exchange.autoencoder_weights import export_diffusers, import_autoencoder
 from ldm.exchange.hub import fetched, is_hub_id
@@ -30,7 +29,7 @@ from ldm.generate.loading import load_stages
 from ldm.models.unet import UNet
 from ldm.report.facts import Lineage
 from ldm.report.model_card import SAMPLES, Exported, model_card, sample_picture
-from ldm.runtime.files import atomic_write
+from ldm.runtime.files import CONFIG, atomic_write
 from ldm.runtime.ranges import Count, Positive
 from ldm.weights import weights_fingerprint
 

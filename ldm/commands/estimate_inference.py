@@ -20,7 +20,7 @@ from ldm.diffusion.path import LinearPath
 from ldm.diffusion.sampling import Sampling
 from ldm.diffusion.times import Uniform
 from ldm.diffusion.weighting import Unweighted
-from ldm.generate.model import LatentDiffusionModel
+from ldm.generate.model import LatentDiffusionModel, decoded_at_once
 from ldm.images import to_image, to_x
 from ldm.latents import LatentStats
 from ldm.models.autoencoder import Autoencoder
@@ -103,7 +103,7 @@ def sample_cost(options: SampleOptions, given: EstimateOptions, gpu: bool) -> Co
         precision=SINGLE,
         memory={
             "weights": stored(net) + stored(autoencoder),
-            "activations": max(alive, decoding_memory(autoencoder, batch, shape)),
+            "activations": max(alive, decoding_memory(autoencoder, min(batch, decoded_at_once(side)), shape)),
         },
         disk={"samples.npz": 3.0 * options.num * side**2},
         said=said,

@@ -19,6 +19,7 @@ from ldm.commands.training_options import TrainerOptions, TrainingOptions
 from ldm.data.cache_writer import AUTOENCODER_FILE
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.sampling import Sampling
+from ldm.generate.model import decoded_at_once
 from ldm.latents import LatentStats
 from ldm.losses.autoencoder_loss import AutoencoderLoss
 from ldm.models.autoencoder import Autoencoder
@@ -68,7 +69,8 @@ def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions,
     stats = LatentStats(torch.zeros(shape[0]), torch.ones(shape[0]))
     cache: Any = SimpleNamespace(stats=stats, latent_shape=shape, class_names=list(map(str, range(classes))))
     loaded: Any = SimpleNamespace(model=autoencoder)
-    drawn = SampleGrid(train_diffusion.generator_of(options, net, objective, sampling, cache, loaded)).columns
+    generator = train_diffusion.generator_of(options, net, objective, sampling, cache, loaded)
+    drawn = min(len(SampleGrid(generator).labels), decoded_at_once(generator.model.resolution))
     card = {"latent_shape": list(shape), "config": options.plain()}
     module = train_diffusion.module_of(options, net, objective, stats, card)
     batch = [_meta(options.batch_size, 2 * shape[0], *shape[1:], dtype=torch.float16)]

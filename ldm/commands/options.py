@@ -8,11 +8,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
 
-from ldm.commands.run_folder import CONFIG, plain, read_config, write_config
+from ldm.commands.run_folder import plain, read_config, write_config
 from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.sampling import Sampling
 from ldm.runtime.arguments import Node, arguments_of
-from ldm.runtime.files import flat
+from ldm.runtime.files import CONFIG, flat
 from ldm.runtime.ranges import Natural, Steps
 from ldm.runtime.targets import packages
 from ldm.runtime.wrong import ArgumentError, explain, read, shown

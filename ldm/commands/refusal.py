@@ -22,8 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.error_lines import USER_ERRORS
 from ldm.commands.hydra_errors import could_not_launch
-from ldm.commands.run_folder import CONFIG
 from ldm.commands.sweep_points import POINT
+from ldm.runtime.files import CONFIG
 
 
 @dataclass(frozen=True)

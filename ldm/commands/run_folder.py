@@ -14,9 +14,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ldm.runtime.files import atomic_write, write_once
+from ldm.runtime.files import CONFIG, atomic_write, write_once
 
-CONFIG = "config.yaml"
 LARGEST = 2**22  # bytes of one
 
 

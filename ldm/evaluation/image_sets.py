@@ -24,7 +24,7 @@ from ldm.data.tars import INDEX, Shard
 from ldm.evaluation.result_files import SAMPLES, STAMP, SampleStamp
 from ldm.metrics.array_files import ArrayFile
 from ldm.metrics.statistics import Subset, pixel_hashes
-from ldm.runtime.files import sha256
+from ldm.runtime.files import CONFIG, sha256
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # images, uint8 [B, 3, H, W], and labels, long [B]
 Pixels = npt.NDArray[np.uint8]  # [N, H, W, 3]
@@ -210,7 +210,7 @@ def open_set(path: Path, like: Source, key: Literal["samples", "reference"]) -> 
     prepared: dict[str, Any] = {"resolution": like.resolution, "resize": resize, "on_error": like.on_error}
     if (path / INDEX).exists():
         return SourceSet(Shards(root=str(path), **prepared), ("train", "val"), finished)
-    if (path / "config.yaml").exists():
+    if (path / CONFIG).exists():
         raise ValueError(f"{key}={path} holds no {SAMPLES}: run `ldm sample` first, or name another run")
     if any(path.glob("*.tar")):
         return SourceSet(TarFolder(root=str(path), **prepared), ("train",), finished)

@@ -20,7 +20,13 @@ from ldm.latents import LatentStats
 from ldm.models.autoencoder import Autoencoder
 from ldm.runtime.ranges import Count, Natural, checked
 
+PIXELS = 8 * 256**2  # that a decoder makes at once: of more, it would take more memory than training does
 Classes = Sequence[str | int] | Tensor | np.ndarray | str | int | None  # names or indices; None: all of them
+
+
+def decoded_at_once(resolution: int) -> int:
+    """How many images of so many pixels a side are decoded together."""
+    return max(1, PIXELS // resolution**2)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -170,8 +176,9 @@ class LatentDiffusionModel:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents, normalised, [B, C, h, w] -> images, uint8 [B, 3, H, W]."""
-        return to_image(self._stage1().decode(self.stats.denormalize(latents.to(self.device))))
+        """Latents, normalised, [B, C, h, w] -> images, uint8 [B, 3, H, W]; `decoded_at_once` at a time."""
+        parts = torch.split(self.stats.denormalize(latents.to(self.device)), decoded_at_once(self.resolution))
+        return torch.cat([to_image(self._stage1().decode(part)) for part in parts])
 
     def _stage1(self) -> Autoencoder:
         if self.autoencoder is None:

@@ -11,11 +11,11 @@ from ldm.evaluation.result_files import STAMP, LikelihoodFile, MetricsFile, Samp
 from ldm.report.facts import Lineage, Link, RecipeOf, Stage
 from ldm.report.places import beside, run_of
 from ldm.report.reading import LIKELIHOOD_FILE, METRICS_FILE, read_run
+from ldm.runtime.files import CONFIG
 
 ORDER = ("autoencoder", "latents", "diffusion", "samples", "scores", "likelihood", "other")
 WORDS = {"latents": "latent cache", "diffusion": "diffusion model", "scores": "scores"}
 PLURAL = ("latents", "samples", "scores")
-CONFIG = "config.yaml"
 MOST = 12  # runs downstream that are taken in
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+CONFIG = "config.yaml"  # of a run folder: who made it, and with which options
 TEMPORARY = ".tmp"  # how the names of files end that are being written
 
 

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
-from ldm.runtime.files import TEMPORARY, write_once
+from ldm.runtime.files import CONFIG, TEMPORARY, write_once
 from ldm.runtime.ranges import Count, Natural
 from ldm.runtime.schema import DamagedFileError, JsonFile
 
@@ -164,7 +164,7 @@ def remove_unfinished(folder: Path) -> None:
     as the points of a sweep, are not its own."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
-            if not any((path / name).exists() for name in ("config.yaml", ".lock")):
+            if not any((path / name).exists() for name in (CONFIG, ".lock")):
                 remove_unfinished(path)
         elif path.name.startswith(".") and path.name.endswith(TEMPORARY) and not path.name.startswith(".lock"):
             path.unlink(missing_ok=True)

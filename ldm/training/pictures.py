@@ -103,9 +103,7 @@ class SampleGrid(Callback):
     def _drawn(self, pl_module: LightningModule) -> Tensor | None:
         """The samples, uint8 [N, 3, H, W]; None, said in the log, of a network that makes none."""
         try:
-            latents, _ = self.generator.latents(range(len(self.labels)), self.labels.to(pl_module.device))
-            # a row at a time: all at once, a decoder at 256 pixels would take more memory than training does
-            return torch.cat([self.generator.model.decode(row) for row in torch.split(latents, self.columns)])
+            return self.generator.images(range(len(self.labels)), self.labels.to(pl_module.device))[0]
         except ValueError as error:
             log.warning("no samples are drawn: %s", error)
             return None

@@ -20,7 +20,6 @@ from ldm.runtime.ranks import mean_over_ranks
 from ldm.runtime.schema import JsonFile
 
 QUALITY = "quality.json"
-PIXELS = 8 * 256**2  # that are decoded at once
 TIMES = 10  # as many latents as samples are decoded for a reference, if there are
 
 
@@ -120,7 +119,7 @@ class SampleQuality(Callback):
         labels = model.in_turn(None, self.num)
         for indices in shares(self.num, rank, world, self.batch_size):
             wanted = torch.tensor([labels[i % self.num] for i in indices], device=device)
-            images = self._decoded_in_parts(self.generator.latents(indices, wanted)[0])
+            images = self.generator.images(indices, wanted)[0]
             ours = [k for k, i in enumerate(indices) if i < self.num]  # what lies beyond keeps the ranks in step
             if features is not None and ours:
                 moments.update(features(images[ours]))
@@ -134,11 +133,6 @@ class SampleQuality(Callback):
             found["class_accuracy"] = float(mean_over_ranks(right)) * world / self.num
         return found
 
-    def _decoded_in_parts(self, latents: Tensor) -> Tensor:
-        """Images of latents, so many at once that the decoder takes no more memory than for the grids of samples."""
-        at_once = max(1, PIXELS // self.generator.model.resolution**2)
-        return torch.cat([self.generator.model.decode(part) for part in torch.split(latents, at_once)])
-
     def _decoded(self) -> int:
         return min(TIMES * self.num, len(self.latents))
 
@@ -149,7 +143,7 @@ class SampleQuality(Callback):
         for start in range(0, len(own), self.batch_size):
             cached, *_ = self.latents.__getitems__([(0, i) for i in own[start : start + self.batch_size]])
             mean: Tensor = cached.float().chunk(2, dim=1)[0].to(device)
-            moments.update(features(self._decoded_in_parts(model.stats.normalize(mean))))
+            moments.update(features(model.decode(model.stats.normalize(mean))))
         return moments.statistics()
 
 

@@ -12,7 +12,8 @@ from support.refusals import assert_refused, contents
 from support.tiny import CPU, TINY_DIFFUSION, fails, inside
 
 from ldm.commands.refusal import Before
-from ldm.commands.run_folder import CONFIG, RunLog, own_id, read_config
+from ldm.commands.run_folder import RunLog, own_id, read_config
+from ldm.runtime.files import CONFIG
 from ldm.runtime.lock import held
 
 CONFIGS = {
