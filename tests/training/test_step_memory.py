@@ -73,7 +73,7 @@ def test_an_optimisers_state_is_so_many_numbers_a_parameter(optimizer, numbers):
 
 
 def test_checkpointing_trades_activations_alone():
-    words = ["batch_size=16", "net=small"]
+    words = ["batch_size=128", "net=small"]  # a step that needs more than the grid of samples that follows it
     plain, recomputed = (
         estimated("train-diffusion", *words),
         estimated("train-diffusion", *words, "net.checkpoint=true"),
