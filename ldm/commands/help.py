@@ -18,7 +18,7 @@ def help_text(command: str, words: list[str], width: int | None = None) -> str:
     groups = [group for group in config.chosen if config.choices(group)]
     packages = {config.package(group) for group in groups}
     of_command = {key: value for key, value in config.keys.items() if key.split(".")[0] not in packages}
-    runs = "launcher" in config.chosen  # `ldm estimate` and `ldm report` make no run, of which there could be sweeps
+    runs = "launcher" in config.chosen  # `ldm estimate` and `ldm report` make no run, `ldm playground` only one
     usage = " ".join([config.help["app_name"], *(["[GROUP=CHOICE]"] if groups else []), "[KEY=VALUE]"])
     lines = [f"usage: {usage}{' [-m]' * runs}", ""]
     lines += [config.help["header"].rstrip(), "", "Keys, with their values:", *_keys(config, of_command, width)]

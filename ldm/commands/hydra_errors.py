@@ -20,7 +20,6 @@ FLAGS = ("--run", "--cfg", "--info", "--package", "--resolve")  # Hydra's that l
 NO_SLURM = 'Could not detect "srun"'  # submitit's words
 MULTIRUN = {"-m", "--multirun"}
 SWEEPS = ("sweep", "launcher")  # groups that do nothing without -m
-SERVES = ("playground",)  # commands that go on until they are ended
 EXTRA = "pip install 'ldm[sweep]'"
 
 
@@ -46,10 +45,8 @@ def check_command_line(command: str, words: list[str]) -> None:
             raise ValueError(
                 f"{word} names no key: write KEY=VALUE" + f", as {word.lstrip('/')}" * word.startswith("/")
             )
-    if command in SERVES and MULTIRUN & set(words):
-        raise ValueError(
-            f"ldm {command} goes on until it is ended, so that no sweep would have a second point: leave -m out"
-        )
+    if "launcher" not in config.chosen and MULTIRUN & set(words):
+        raise ValueError(f"ldm {command} cannot be swept: leave -m out")
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     if parser.parse_args(words).shell_completion:
@@ -60,7 +57,7 @@ def check_command_line(command: str, words: list[str]) -> None:
                 _check_its_command(config, group, choice)
     for word in words:
         group, _, choice = word.partition("=")
-        if group in SWEEPS and choice not in ("", "null") and not MULTIRUN & set(words):
+        if group in SWEEPS and group in config.chosen and choice not in ("", "null") and not MULTIRUN & set(words):
             raise ValueError(f"{word} is for a sweep, and would do nothing here: pass -m, too")
 
 

@@ -1,18 +1,19 @@
 """A page in the browser to play with a model: samples, reconstructions, interpolations, two models side by side."""
 
 import logging
+import os
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ldm.checkpoint import kind_of, load_autoencoder
+from ldm.checkpoint import LoadedAutoencoder, kind_of, load_autoencoder
 from ldm.commands.hydra_errors import explain, is_users
 from ldm.commands.options import Options, Text, Weights
-from ldm.commands.playground_studio import CommandStudio, ModelKeys
-from ldm.generate.model import AutoencoderModel
+from ldm.commands.playground_studio import CommandStudio, ModelKeys, reconstruct_line
+from ldm.generate.model import AutoencoderModel, LatentDiffusionModel
 from ldm.play.serving import Ended, address_of, exit_at_sigterm, keep_gradio_here, listening, serve
 from ldm.runtime.ranges import Count
 from ldm.runtime.ranks import pick_device
@@ -60,12 +61,11 @@ def tabs_of(options: PlaygroundOptions, ended: Ended) -> "dict[str, Tab]":
     keys = {key: options.plain()[key] for key in ModelKeys.__annotations__}
     studio = CommandStudio(ModelKeys(**keys), options.seed, ended)
     own = studio.own
-    resize = (own.loaded.card["preprocessing"] or {}).get("resize")
     from ldm.play import pages  # with gradio, which takes seconds: not before the model is there
 
     return {
         "Sample": partial(pages.sample_tab, studio),
-        "Reconstruct": partial(pages.reconstruct_tab, own.model, own.model.resolution, resize),
+        "Reconstruct": reconstructing(options.run, own.autoencoder, own.model, own.model.resolution),
         "Interpolate": partial(pages.interpolate_tab, studio),
         "Compare": partial(pages.compare_tab, studio, options.model, options.other or ""),
     }
@@ -78,12 +78,24 @@ def tabs_of_autoencoder(options: PlaygroundOptions) -> "dict[str, Tab]":
             raise ValueError(f"model={options.model} holds an autoencoder: {key}= is for diffusion models")
     loaded = load_autoencoder(options.model)
     model = AutoencoderModel(loaded.model.to(pick_device(options.device)))
-    preparation = loaded.card["preprocessing"] or {}
     factor = loaded.model.downsample_factor
-    resolution = preparation.get("resolution", -(-UNSAID // factor) * factor)
+    resolution = (loaded.card["preprocessing"] or {}).get("resolution", -(-UNSAID // factor) * factor)
+    return {"Reconstruct": reconstructing(options.run, loaded, model, resolution)}
+
+
+def reconstructing(
+    run: str, loaded: LoadedAutoencoder, model: LatentDiffusionModel | AutoencoderModel, resolution: int
+) -> "Tab":
+    """The tab that does what `ldm reconstruct` does, at images of so many pixels a side."""
     from ldm.play import pages
 
-    return {"Reconstruct": partial(pages.reconstruct_tab, model, resolution, preparation.get("resize"))}
+    trained = loaded.card["preprocessing"] or {}
+    as_trained = trained.get("resolution") == resolution
+    given: dict[str, Any] = {"run": f"{run}-pairs", "autoencoder": os.path.relpath(loaded.path)}
+    if not as_trained:
+        given["resolution"] = resolution
+    sides = resolution, trained.get("resize") if as_trained else None
+    return partial(pages.reconstruct_tab, model, sides, partial(reconstruct_line, given))
 
 
 def said_of(error: Exception) -> str:

@@ -6,6 +6,7 @@ and the samples planned by that command's own function.
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -13,12 +14,12 @@ from typing import Any
 
 from hydra import compose
 
-from ldm.checkpoint import LoadedDiffusion, newest
+from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion, load_diffusion, newest
 from ldm.commands.config_files import CommandConfig, word
 from ldm.commands.error_lines import USER_ERRORS
 from ldm.commands.hydra_errors import explain
 from ldm.commands.options import Weights
-from ldm.commands.sample import SampleOptions, guidance_of, planned
+from ldm.commands.sample import SampleOptions, check_weak, guidance_of, planned
 from ldm.generate.loading import load_stages
 from ldm.generate.model import LatentDiffusionModel
 from ldm.play.serving import Ended
@@ -55,6 +56,7 @@ def words_of(settings: Settings) -> list[str]:
     said: dict[str, Any] = {"num": settings.num, "seed": settings.seed, "guidance": settings.guidance}
     said |= {"guidance_interval": [settings.low, settings.high]} if (settings.low, settings.high) != (0, 1) else {}
     said |= {"guidance_rescale": settings.rescale} if settings.rescale != 0 else {}
+    said |= {"weak": settings.weak} if settings.weak else {}
     groups = {"sampler": settings.sampler, "grid": settings.grid, "path": settings.path}
     said |= {group: choice for group, choice in groups.items() if choice != TRAINED}
     said |= {"sampler.steps": settings.steps} | ({"interpolation": settings.frames} if settings.frames else {})
@@ -70,11 +72,18 @@ def name_word(name: str) -> str:
     return f'"{escaped}"'
 
 
+def reconstruct_line(given: Mapping[str, Any], picture: str) -> str:
+    """The command that reconstructs a picture as the page does. picture: its path, as far as it is known."""
+    words = {**given, "images": picture or "PICTURE"}
+    return " ".join(["ldm reconstruct", *(shlex.quote(f"{key}={word(value)}") for key, value in words.items())])
+
+
 @dataclass(frozen=True)
 class Stages:
-    """Both stages of a model, with what its checkpoint says, and the checkpoint that was the newest at that time."""
+    """Both stages of a model, with what their checkpoints say, and the checkpoint that was the newest at that time."""
 
     loaded: LoadedDiffusion
+    autoencoder: LoadedAutoencoder
     model: LatentDiffusionModel
     newest: Path | None
 
@@ -92,6 +101,7 @@ class CommandStudio:
         self.keys, self.ended, self.lock = keys, ended, Lock()
         self.own = self._load(keys.model, keys.autoencoder)
         self.others: dict[str, Stages] = {}  # at most one, the last
+        self.weaker: tuple[str, Path | None, LoadedDiffusion] | None = None  # the last, by its path and checkpoint
         card, config = self.own.loaded.card, CommandConfig.of("sample", [])
         guided = card["label_dropout"] > 0
         self.choices = Choices(
@@ -112,7 +122,7 @@ class CommandStudio:
         loaded, stage1 = load_stages(path, self.keys.weights, autoencoder, self.keys.trust)
         model = LatentDiffusionModel.of(loaded, stage1, pick_device(self.keys.device))
         model.net.register_forward_pre_hook(self.ended.check)
-        return Stages(loaded, model, newest(Path(path)))
+        return Stages(loaded, stage1, model, newest(Path(path)))
 
     def stages(self, of: str) -> Stages:
         """Of another model, which is read again when it has been trained on; "" is the page's own."""
@@ -122,6 +132,17 @@ class CommandStudio:
             self.others.clear()
             self.others[of] = self._load(of, None)
         return self.others[of]
+
+    def weak(self, path: str | None, strong: LoadedDiffusion) -> LoadedDiffusion | None:
+        """The weaker model of autoguidance, if one is named; it, too, is read again when it has been trained on."""
+        if path is None:
+            return None
+        if self.weaker is None or self.weaker[:2] != (path, newest(Path(path))):
+            loaded = load_diffusion(path, self.keys.weights, self.keys.trust)
+            loaded.net.register_forward_pre_hook(self.ended.check)
+            self.weaker = path, newest(Path(path)), loaded
+        check_weak(path, self.weaker[2], strong)
+        return self.weaker[2]
 
     def line(self, settings: Settings, of: str = "", mark: str = "") -> str:
         words = [*self.keys.words(of, mark), *words_of(settings)]
@@ -138,7 +159,8 @@ class CommandStudio:
     def plan(self, settings: Settings, of: str = "") -> Plan:
         with self.lock:  # Hydra composes for one at a time
             options, stages = self.options(settings, of), self.stages(of)
-        guidance = guidance_of(options, stages.loaded, None, stages.model.device)
+            weak = self.weak(options.weak, stages.loaded)
+        guidance = guidance_of(options, stages.loaded, weak, stages.model.device)
         generator, labels = planned(options, stages.model, guidance)
         return Plan(generator=generator, labels=labels, batch_size=options.batch_size)
 

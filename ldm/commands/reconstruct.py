@@ -35,9 +35,9 @@ class ReconstructOptions(ResultOptions):
 
 def main(options: ReconstructOptions, run: Path) -> None:
     loaded = load_autoencoder(options.autoencoder)
-    side = resolution(options, loaded)
+    side, resize = preparation(options, loaded)
     check_batch(options.batch_size, 3, side, side)
-    pictures = Pictures(options.images, side, options.num)
+    pictures = Pictures(options.images, side, resize, options.num)
     pictures[0]  # of one picture, or of a folder of other files, it is said before anything is written
     model = AutoencoderModel(loaded.model.to(pick_device(options.device)))
     options.begin(run)
@@ -57,19 +57,21 @@ def main(options: ReconstructOptions, run: Path) -> None:
     print(f"{len(found)} pairs in {run}: pairs/, pairs.png, reconstructions.json; PSNR {mean:.2f} dB in the mean")
 
 
-def resolution(options: ReconstructOptions, loaded: LoadedAutoencoder) -> int:
-    """The side of the images, in pixels: as the options say, or that of the autoencoder's training.
+def preparation(options: ReconstructOptions, loaded: LoadedAutoencoder) -> tuple[int, int | None]:
+    """The side of the images, in pixels, and the shorter side to which they are resized before the crop (None: the
+    same): as the options say, or as in the autoencoder's training.
 
     Raises:
         ValueError: if nothing says it, or the autoencoder can't halve it so often.
     """
     factor = loaded.model.downsample_factor
-    side = options.resolution or (loaded.card.get("preprocessing") or {}).get("resolution")
+    trained = loaded.card.get("preprocessing") or {}
+    side = options.resolution or trained.get("resolution")
     if side is None:
         raise ValueError(f"{options.autoencoder} was imported, and says no resolution: pass resolution=PIXELS, as 256")
     if side % factor:
         raise ValueError(f"resolution={side} must be a multiple of {factor}, by which the autoencoder divides it")
-    return int(side)
+    return int(side), None if options.resolution else trained.get("resize")
 
 
 def reconstructed(

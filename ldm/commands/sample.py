@@ -156,14 +156,19 @@ def planned(options: SampleOptions, model: LatentDiffusionModel, guidance: Guida
 
 
 def load_weak(options: SampleOptions, loaded: LoadedDiffusion) -> LoadedDiffusion | None:
-    """The weaker model of autoguidance, if any; ValueError if it does not predict what the model predicts."""
+    """The weaker model of autoguidance, if any: see `check_weak`."""
     if options.weak is None:
         return None
     weak = load_diffusion(options.weak, options.weights, options.trust)
-    for key in ("latent_shape", "objective", "class_names"):
-        if weak.card[key] != loaded.card[key]:
-            raise ValueError(f"weak={options.weak} was trained with another {key}, or on other latents")
+    check_weak(options.weak, weak, loaded)
     return weak
+
+
+def check_weak(path: str, weak: LoadedDiffusion, strong: LoadedDiffusion) -> None:
+    """ValueError if the weak model does not predict what the strong one predicts."""
+    for key in ("latent_shape", "objective", "class_names"):
+        if weak.card[key] != strong.card[key]:
+            raise ValueError(f"weak={path} was trained with another {key}, or on other latents")
 
 
 def guidance_of(

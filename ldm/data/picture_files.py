@@ -16,17 +16,18 @@ class Pictures:
     Args:
         place:      a file, or a folder as `ldm.data.sources.Folder` has it
         resolution: R, in pixels
+        resize:     their shorter side before the crop; None = R
         most:       how many at most; None = all
 
     Raises:
         ValueError: naming the key images, if there are none; of a picture, when it is asked for, if it is damaged.
     """
 
-    def __init__(self, place: str, resolution: int, most: int | None = None) -> None:
+    def __init__(self, place: str, resolution: int, resize: int | None = None, most: int | None = None) -> None:
         file = Path(place)
         self.root = file.parent if file.is_file() else file
         self.paths = [file] if file.is_file() else [path for path, _ in list_images(place, "images").images][:most]
-        self.resolution = resolution
+        self.resolution, self.resize = resolution, resize
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -34,7 +35,7 @@ class Pictures:
     def __getitem__(self, index: int) -> tuple[str, Tensor]:
         path = self.paths[index]
         try:
-            view = center_of(path, self.resolution)
+            view = center_of(path, self.resolution, self.resize)
         except ValueError as error:
             raise ValueError(f"images={path} can't be decoded ({error}): remove it, or name another") from None
         return path.relative_to(self.root).as_posix(), view

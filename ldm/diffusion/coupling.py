@@ -8,7 +8,6 @@ label, which sampling does not know (the usual error of conditional OT-CFM).
 from typing import Literal, Protocol
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ldm.runtime.ranges import Count, Positive, checked
@@ -81,6 +80,8 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 def exact_assignment(cost: Tensor) -> Tensor:
     """The column of each row that makes the sum of cost [N, N] least: [N]."""
+    from scipy.optimize import linear_sum_assignment  # which takes a second to import
+
     return torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device=cost.device)
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from sklearn.svm import SVC
 from torch import Tensor
 
 from ldm.metrics.features import FromFile, Pixels
@@ -24,6 +23,8 @@ class PixelClassifier:
     identity = "SVC on grey 8x8 pixels"
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
+        from sklearn.svm import SVC  # which takes a second to import
+
         self.svc = SVC().fit(Pixels()(images).numpy(), labels.numpy())
 
     def predict(self, image: Tensor) -> Tensor:

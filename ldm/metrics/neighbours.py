@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 
@@ -59,6 +58,8 @@ class Neighbours:
         half): 0.5 for new images. Both also rise where samples are less various than the data, as guidance makes them;
         the picture tells which it is.
         """
+        from scipy.stats import mannwhitneyu  # which takes a second to import
+
         samples, held_out = self.nearest[: self.num], self.nearest[self.num :]
         pairs = len(samples) * len(held_out)
         return {

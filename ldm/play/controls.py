@@ -30,8 +30,9 @@ class Controls:
                 self.num = gr.Slider(1, MOST, min(10 * len(names), 20), step=1, label="Samples", min_width=140)
                 self.seed = gr.Number(choices.seed, precision=0, minimum=0, label="Seed", min_width=100)
         self.guidance = gr.Slider(
-            0, 10, choices.guidance, step=0.1, label="Guidance", interactive=choices.guided,
-            info="1: unguided" if choices.guided else "Unguided: trained with all labels (label_dropout=0)",
+            0, 10, choices.guidance, step=0.1, label="Guidance",
+            info="1: unguided" if choices.guided else "1: unguided. Trained with all labels (label_dropout=0): only a "
+            "weaker model guides it, see More",
         )  # fmt: skip
         with gr.Row():
             self.sampler = gr.Dropdown(list(choices.samplers), value=TRAINED, label="Sampler", min_width=140)
@@ -45,6 +46,9 @@ class Controls:
             with gr.Row():
                 self.grid = gr.Dropdown(list(choices.grids), value=TRAINED, label="Grid of times", min_width=140)
                 self.path = gr.Dropdown(list(choices.paths), value=TRAINED, label="Path", min_width=140)
+            self.weak = gr.Textbox(
+                label="Autoguidance by", placeholder="none; or a weaker model: runs/NAME, a checkpoint", max_lines=1
+            )
         self.sampler.change(
             lambda name: choices.samplers[name], self.sampler, self.steps, queue=False, show_progress="hidden",
             api_visibility="private",
@@ -55,14 +59,14 @@ class Controls:
         """In the order that `settings` takes their values in."""
         first = [self.classes, self.num, self.seed] if self.own else []
         of_sampling = [self.guidance, self.sampler, self.steps, self.low, self.high, self.rescale, self.grid, self.path]
-        return first + of_sampling
+        return [*first, *of_sampling, self.weak]
 
     def settings(self, values: Sequence[Any]) -> Settings:
         """What the widgets' values say."""
-        first = values[:-8] if self.own else ([], 1, self.choices.seed)
+        first = values[:-9] if self.own else ([], 1, self.choices.seed)
         classes, num, seed = first
-        guidance, sampler, steps, low, high, rescale, grid, path = values[-8:]
+        guidance, sampler, steps, low, high, rescale, grid, path, weak = values[-9:]
         return Settings(
             classes=classes, seed=seed, num=num, guidance=guidance, sampler=sampler, steps=steps,
-            low=low, high=high, rescale=rescale, grid=grid, path=path,
+            low=low, high=high, rescale=rescale, grid=grid, path=path, weak=weak.strip(),
         )  # fmt: skip

@@ -77,14 +77,20 @@ def sample_tab(studio: Studio, said: Said) -> None:
 
 
 def reconstruct_tab(
-    model: LatentDiffusionModel | AutoencoderModel, resolution: int, resize: int | None, said: Said
+    model: LatentDiffusionModel | AutoencoderModel,
+    sides: tuple[int, int | None],
+    line_of: Callable[[str], str],
+    said: Said,
 ) -> None:
+    """sides: of the image, and of the picture before it is cropped; line_of: the command, by the picture's name."""
+    resolution, resize = sides
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             gr.Markdown(f"A jpg, png or webp picture. Its centre is taken, at {resolution} x {resolution} pixels.")
             upload = gr.File(label="Picture", height=160)
         with gr.Column(scale=3, min_width=300):
             frame = Frame("reconstruction")
+            line = _line("On the command line, but for the picture's folder")
 
     def reconstruct(file: str | None) -> list[Any]:
         if file is None:
@@ -96,6 +102,7 @@ def reconstruct_tab(
         return shown(drawing.reconstruction(model, image))
 
     _on(upload.change, reconstruct, [upload], frame.parts, said)
+    _show_lines([upload], lambda file: line_of(Path(file).name if file else ""), line)
 
 
 def interpolate_tab(studio: Studio, said: Said) -> None:

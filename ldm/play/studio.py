@@ -17,6 +17,7 @@ class Settings:
 
     classes:   by name; none is all of them, in turn
     low, high: the interval of times in which guidance acts
+    weak:      a weaker model that guides in place of the unlabelled branch; "" is none
     frames:    of an interpolation beside the samples; 0 is none
     """
 
@@ -31,6 +32,7 @@ class Settings:
     rescale: float
     grid: str
     path: str
+    weak: str = ""
     frames: int = 0
 
 

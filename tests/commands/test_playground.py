@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from PIL import Image
 from support.config import CONF
 from support.refusals import contents
 from support.tiny import fails, inside
@@ -17,7 +19,8 @@ from support.tiny import fails, inside
 from ldm.commands import playground
 from ldm.commands.playground_studio import CommandStudio, ModelKeys, words_of
 from ldm.commands.refusal import scratch_folder
-from ldm.play import drawing
+from ldm.data.picture_files import center_of
+from ldm.play import drawing, pages
 from ldm.play.serving import Ended
 from ldm.play.studio import Settings
 
@@ -34,6 +37,7 @@ OTHERS = {
     "noise on the way": {"sampler": "ddpm", "steps": 3, "guidance": 1.5},
     "another path": {"sampler": "dpmpp_2m", "steps": 4, "path": "cosine", "grid": "shifted"},
     "guided at some times": {"low": 0.25, "high": 0.75, "rescale": 0.5, "steps": 4},
+    "guided by a weaker model": {"weak": "runs/diffusion/checkpoints/00000002.ckpt", "steps": 4},
 }
 
 
@@ -89,6 +93,8 @@ def test_the_choices_are_those_of_conf(studio):
         ({"guidance": 1, "rescale": 0.5}, "guidance=1 is unguided, so that guidance_rescale=0.5 would do nothing"),
         ({"grid": "uniform", "path": "ve", "steps": 20}, "sampler and path do not fit"),
         ({"low": 0.8, "high": 0.2}, "guidance_interval=[0.8, 0.2] must be two times"),
+        ({"weak": "runs/none"}, "runs/none holds no checkpoint"),
+        ({"weak": "runs/diffusion", "guidance": 1}, "guidance=1 is unguided, so that weak=runs/diffusion would do"),
         ({"seed": None}, "seed=null must be a whole number"),
         ({"classes": ["cat"]}, "of their names: 0, 1, 2"),
         ({"sampler": "magic"}, "sampler=magic is no choice of ldm sample"),
@@ -118,6 +124,25 @@ def test_another_model_is_read_again_when_it_has_been_trained_on(studio, pipelin
         studio.plan(PLAIN, "runs/none")
 
 
+def test_the_line_repeats_the_reconstruction(studio, pipeline, ldm, tmp_path, monkeypatch):
+    """The tab is caught on its way to the page, so that its own picture can be compared with the command's."""
+    monkeypatch.setattr(pages, "reconstruct_tab", lambda model, sides, line, said: (model, sides, line))
+    picture = tmp_path / "a picture.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 61, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(picture)
+    own = studio.own
+    for resolution in (own.model.resolution, 2 * own.model.resolution):
+        tab = playground.reconstructing("play", own.autoencoder, own.model, resolution)
+        model, sides, line = tab(playground.said_of)
+        image = center_of(picture, *sides)
+        wanted = torch.cat([image, model.decode(model.encode(image[None]))[0]], dim=2)
+        _, command, *words = shlex.split(line(str(picture)))
+        ldm(command, *words, "overwrite=true", "device=cpu")
+        made = np.asarray(Image.open("runs/play-pairs/pairs/a picture.png")).astype(int)
+        assert np.abs(made - wanted.permute(1, 2, 0).numpy()).max() <= 1
+    assert line("").endswith(f"resolution={resolution} images=PICTURE")
+
+
 def test_faults_of_ours_are_not_the_user_s(caplog):
     assert playground.said_of(KeyError("x")).startswith("a fault of ldm, of which the terminal says more: KeyError")
     assert "a fault of ldm" in caplog.text
@@ -130,7 +155,7 @@ def test_refusals_leave_nothing(ldm, pipeline, monkeypatch):
         port = taken.getsockname()[1]
         assert f"port={port} is in use on 127.0.0.1" in fails("playground", f"port={port}")
     assert "runs/none holds no checkpoint" in fails("playground", "model=runs/none")
-    assert "leave -m out" in fails("playground", "-m", "weights=ema,raw")
+    assert "ldm playground cannot be swept: leave -m out" in fails("playground", "-m", "weights=ema,raw")
     assert "weights= is for diffusion models" in fails("playground", "model=runs/autoencoder", "weights=raw")
     monkeypatch.setattr(playground, "find_spec", lambda name: None)
     assert fails("playground").endswith("pip install 'ldm[play]'")

@@ -1,16 +1,21 @@
 """`ldm reconstruct`: pairs of pictures; and what `ldm sample` writes beside its samples.npz."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.config import parsed
 from support.refusals import contents
 from support.tiny import fails, inside
 
+from ldm.checkpoint import load_autoencoder
+from ldm.commands.reconstruct import preparation
 from ldm.commands.sample import folder_names
+from ldm.data.picture_files import Pictures
 from ldm.generate.loading import load_model
 
 
@@ -39,6 +44,19 @@ def test_a_pair_is_the_picture_and_what_the_autoencoder_makes_of_it(ldm, photos)
         error = np.mean((image.astype(float) - image_hat) ** 2)
         assert found["psnr"][name] == pytest.approx(10 * np.log10(255**2 / error), abs=0.02)
     assert found["mean_psnr"] == pytest.approx(np.mean(list(found["psnr"].values())))
+
+
+def test_pictures_are_prepared_as_in_the_autoencoders_training(photos):
+    """One that was trained on crops out of larger pictures sees such crops, unless another side is asked for."""
+    file = max(Path("runs/autoencoder/checkpoints").glob("[0-9]*.ckpt"))
+    loaded = load_autoencoder(file)
+    trained = loaded.card | {"preprocessing": loaded.card["preprocessing"] | {"resize": 40}}
+    for words, sides in (([], (32, 40)), (["resolution=32"], (32, None))):
+        options = parsed("reconstruct", "run=x", f"images={photos}", *words)
+        assert preparation(options, replace(loaded, card=trained)) == sides
+    _, view = Pictures(str(photos), 32, 40)[0]
+    whole = Pictures(str(photos), 40)[0][1]  # 40 x 64 pixels, of which the short side stays
+    assert torch.equal(view, whole[:, 4:36, 4:36])
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,7 @@ def test_a_person_uploads_to_an_autoencoder(served, pipeline, tmp_path):
         page.upload(picture)
         assert page.picture("reconstruction") > 100
         assert page.said("reconstruction").startswith("PSNR ")
+        assert tab.wait(LINE).endswith("images=a.png")
         tab.screenshot(tmp_path / "autoencoder.png")
     assert len(list((tmp_path / "scratch").glob("ldm-*"))) == 1
     os.kill(process.pid, signal.SIGINT)
