@@ -15,6 +15,7 @@ from ldm.runtime.schema import ClassNames, Fingerprint, Finite, Part, problem
 BUILT_BY_ANYONE = ("ldm.models", "ldm.diffusion")  # what a card may name without trust
 DEEPEST = 40  # levels of dicts and lists: a card has about six
 MOST_LATENT = 2**24  # numbers in one latent: 4 x 2,048 x 2,048
+USUAL_GUIDANCE = 2.0  # where neither a card nor a call says
 Node = dict[str, Any]
 
 
@@ -55,6 +56,22 @@ class AutoencoderCard(_Card):
     scaling: Scaling | None = None
 
 
+class StudentCard(Part):
+    """Of a few-step student.
+
+    method:       what it was trained by
+    teacher:      from whom it has learned, if from anybody
+    guidance:     that it has learned, and needs no second network for; 1 for none
+    guidance_max: where it takes the scale as a condition, the highest; guidance is the lowest
+    """
+
+    method: Node
+    teacher: Fingerprint | None = None
+    teacher_path: str | None = None
+    guidance: Finite = 1.0
+    guidance_max: Finite | None = None
+
+
 class DiffusionCard(_Card):
     """Of stage 2. net and objective name what they are built of."""
 
@@ -69,6 +86,7 @@ class DiffusionCard(_Card):
     class_names: ClassNames
     autoencoder: Fingerprint
     autoencoder_path: str
+    student: StudentCard | None = None
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -176,3 +194,50 @@ def _advice(foreign: dict[str, str], words: str) -> str:
     if any(package in sys.stdlib_module_names or not package.isidentifier() for package in packages):
         return "no model needs that"
     return f"{words} trust=[{','.join(packages)}] (code of that package then runs, with the arguments given there)"
+
+
+def usual_guidance(card: dict[str, Any]) -> float:
+    """The scale where a call says none: that of the samples in training, or else USUAL_GUIDANCE; 1 where a model can't
+    be guided, or not further."""
+    said = card.get("config", {}).get("guidance")
+    scale = USUAL_GUIDANCE if said is None else float(said)
+    lowest, highest = learned_guidance(card)
+    if highest is not None:
+        return min(max(scale, lowest), highest)
+    return scale if can_be_guided(card) else 1.0
+
+
+def can_be_guided(card: dict[str, Any]) -> bool:
+    """Whether a model was trained without labels, too, and has learned no guidance of its own."""
+    return card["label_dropout"] > 0 and learned_guidance(card) == (1.0, None)
+
+
+def check_guidance(card: dict[str, Any], scale: float, *, weak: bool) -> None:
+    """Hold a scale of guidance to what a model has learned.
+
+    Args:
+        card:  of the model
+        scale: 1 is unguided
+        weak:  whether a weaker model takes the place of the unlabelled branch
+
+    Raises:
+        ValueError: for a scale that it can't have.
+    """
+    lowest, highest = learned_guidance(card)
+    if highest is not None:
+        if not lowest <= scale <= highest:
+            raise ValueError(
+                f"guidance={scale:g} must lie in [{lowest:g}, {highest:g}], which this student has learned"
+            )
+    elif scale != 1 and lowest != 1:
+        raise ValueError(f"guidance={scale:g} would guide again a student that has learned {lowest:g}: pass guidance=1")
+    elif scale != 1 and not weak and card["label_dropout"] == 0:
+        raise ValueError(
+            f"guidance={scale:g} needs label_dropout > 0 in training: pass guidance=1, or weak= a weaker model"
+        )
+
+
+def learned_guidance(card: dict[str, Any]) -> tuple[float, float | None]:
+    """The scale of guidance that a student has from its training, 1 for none; and the end of a range that it takes."""
+    student = card.get("student") or {}
+    return float(student.get("guidance", 1.0)), student.get("guidance_max")

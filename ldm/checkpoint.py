@@ -93,14 +93,19 @@ def find(path: Path, kind: str | None) -> tuple[Path, dict[str, Any]]:
         if not path.exists():
             raise ValueError(f"{path} holds no checkpoint ({FOLDER}/*.ckpt): train it first, or name another run")
         return path, read(path, kind)
-    files = saved(path)
-    for file in reversed(files):
+    damaged: list[DamagedError] = []
+    for file in reversed(saved(path)):
         try:
-            return file, read(file, kind)
+            found = read(file, kind)
         except DamagedError as error:
-            log.warning("%s: going back to the one before it", error)
-    damaged = f" that is whole: all {len(files)} are damaged" if files else ""
-    raise ValueError(f"{path} holds no checkpoint ({FOLDER}/*.ckpt){damaged}: train it first, or name another run")
+            damaged.append(error)
+        else:
+            for why in damaged:
+                log.warning("%s: going back to the one before it", why)
+            return file, found
+    if damaged:
+        raise ValueError(f"{path} holds no checkpoint that is whole: {damaged[0]}: train it again, or name another run")
+    raise ValueError(f"{path} holds no checkpoint ({FOLDER}/*.ckpt): train it first, or name another run")
 
 
 def newest(run: Path) -> Path | None:

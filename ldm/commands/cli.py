@@ -11,6 +11,7 @@ COMMANDS = {
     "train-autoencoder": "stage 1: train the autoencoder on images",
     "cache-latents": "encode images once, into latent shards",
     "train-diffusion": "stage 2: train the diffusion or flow U-Net on cached latents",
+    "distill": "students that sample in fewer steps, each taught by the one before",
     "sample": "generate images: samples.npz, grid.png, trajectory.png",
     "reconstruct": "pictures beside what an autoencoder makes of them",
     "playground": "a page in the browser to play with a model",

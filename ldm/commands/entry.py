@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 TRACE = "HYDRA_FULL_ERROR"
 
-TRAINS = ("train_autoencoder", "train_diffusion", "probe")  # they own the signals
+TRAINS = ("train_autoencoder", "train_diffusion", "distill", "probe")  # they own the signals
 RESUMES = dict.fromkeys(TRAINS, "; the same command goes on from the last checkpoint")
 RESUMES["cache_latents"] = "; the same command goes on with the shards that are missing"
 

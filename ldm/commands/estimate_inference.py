@@ -1,13 +1,14 @@
 """What encoding a data set and sampling cost."""
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ldm.card import build_from_card
+from ldm.card import USUAL_GUIDANCE, build_from_card, usual_guidance
 from ldm.checkpoint import CARD, find
 from ldm.commands.cache_latents import CacheLatentsOptions
 from ldm.commands.estimate_options import EstimateOptions
@@ -82,14 +83,16 @@ def counted(data: dict[str, Any], given: EstimateOptions, said: list[str]) -> in
 def sample_cost(options: SampleOptions, given: EstimateOptions, gpu: bool) -> Cost:  # noqa: ARG001
     """Of `ldm sample`."""
     said: list[str] = []
-    net, objective, sampling, shape, autoencoder = _model(options, given, said)
+    model = _model(options, given, said)
+    net, shape, autoencoder = model.net, model.shape, model.autoencoder
     function, steps, grid = build(options.sampler.function), options.sampler.steps, build(options.grid)
-    calls = evaluations(objective, sampling, (function, steps, grid, build(options.path)))
-    branches = 1 if options.guidance == 1 else 2
+    calls = evaluations(model.objective, model.sampling, (function, steps, grid, build(options.path)))
+    scale = model.guidance if options.guidance is None else options.guidance
+    branches = 1 if scale == 1 or getattr(net, "takes_guidance", False) else 2
     batch = min(options.batch_size, options.num)
     x_t, t, y = torch.empty(1, *shape), torch.empty(1), torch.zeros(1, dtype=torch.long)
     flops = calls * branches * forward_flops(net, x_t, t, y) + forward_flops(autoencoder.decoder, x_t)
-    guidance = Guidance(scale=options.guidance)
+    guidance = Guidance(scale=scale)
     inputs = [tensor.expand(batch, *tensor.shape[1:]).to("meta") for tensor in (x_t, t, y)]
     alive = evaluation_memory(net, lambda net, *x_t_y: guidance(net, 0)(*x_t_y), *inputs)
     said.append(f"{calls} evaluations of the denoiser, each of {branches} network pass{'es' * (branches > 1)}")
@@ -110,25 +113,40 @@ def sample_cost(options: SampleOptions, given: EstimateOptions, gpu: bool) -> Co
     )
 
 
-def _model(
-    options: SampleOptions, given: EstimateOptions, said: list[str]
-) -> tuple[nn.Module, Objective, Sampling, tuple[int, ...], Autoencoder]:
+@dataclass(frozen=True)
+class _Model:
+    """Both stages on the meta device, and how they are sampled where nothing else is said."""
+
+    net: nn.Module
+    autoencoder: Autoencoder
+    shape: tuple[int, ...]
+    objective: Objective = FLOW
+    sampling: Sampling = Sampling()  # noqa: RUF009  # frozen
+    guidance: float = USUAL_GUIDANCE
+
+
+def _model(options: SampleOptions, given: EstimateOptions, said: list[str]) -> _Model:
     """The model's parts on the meta device: as its card has them or, where it is not there, as net= and ae= say."""
-    objective, sampling = FLOW, Sampling()
+    usual: dict[str, Any] = {}
     if Path(options.model).exists():
         file, checkpoint = find(Path(options.model), "diffusion")
         card = checkpoint[CARD]
         node, shape = card["net"], tuple(card["latent_shape"])
-        objective = checked_objective(build_from_card(card["objective"], options.trust, str(file)))
-        sampling = Sampling(**build_from_card(card.get("sampling", {}), options.trust, str(file)))
+        usual = {
+            "objective": checked_objective(build_from_card(card["objective"], options.trust, str(file))),
+            "sampling": Sampling(**build_from_card(card.get("sampling", {}), options.trust, str(file))),
+            "guidance": usual_guidance(card),
+        }
         path: str | Path | None = options.autoencoder or file.parents[1] / card["autoencoder_path"]
     else:
         shape, classes, _ = given.shape_of_latents(options.model, said)
-        said.append(f"the network is that of net=, sampled by {sampling.function.__name__} where nothing else is said")
+        said.append(
+            f"the network is that of net=, sampled by {Sampling().function.__name__} where nothing else is said"
+        )
         node, path = given.net | {"in_channels": shape[0], "num_classes": classes}, options.autoencoder
     arguments = given.shape_of_autoencoder(path, said)
     with torch.device("meta"):
-        return build_from_card(node, options.trust), objective, sampling, shape, Autoencoder(**arguments)
+        return _Model(build_from_card(node, options.trust), Autoencoder(**arguments), shape, **usual)
 
 
 class _Silent(nn.Module):
@@ -136,7 +154,7 @@ class _Silent(nn.Module):
 
     null_class = 1
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:  # noqa: ARG002
         return torch.zeros_like(x_t)
 
 

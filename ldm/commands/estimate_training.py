@@ -1,5 +1,6 @@
 """What both stages' training costs: what the commands build, built on the meta device, and one step of it traced."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.card import build_from_card, check_trust
+from ldm.card import build_from_card, check_trust, usual_guidance
 from ldm.commands import train_autoencoder, train_diffusion
 from ldm.commands.estimate_inference import decoding_memory, stored
 from ldm.commands.estimate_options import EstimateOptions
@@ -42,7 +43,11 @@ def train_autoencoder_cost(options: TrainAutoencoder, given: EstimateOptions, gp
     with torch.device("meta"):
         autoencoder = Autoencoder(**train_autoencoder.shape_of(options, regularizer))
         discriminator = PatchDiscriminator(**options.discriminator)
-    loss = AutoencoderLoss(**options.loss | {"perceptual_pretrained": False}, regularizer=regularizer)
+    logging.disable(logging.WARNING)  # LPIPS' weights here are random ones, whatever the command will have
+    try:
+        loss = AutoencoderLoss(**options.loss | {"perceptual_pretrained": False}, regularizer=regularizer)
+    finally:
+        logging.disable(logging.NOTSET)
     side = options.data["resolution"]
     if side % autoencoder.downsample_factor:
         raise ValueError(f"data.resolution={side} is not a multiple of the factor {autoencoder.downsample_factor}")
@@ -54,6 +59,8 @@ def train_autoencoder_cost(options: TrainAutoencoder, given: EstimateOptions, gp
 
 def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions, gpu: bool) -> Cost:
     """Of `ldm train-diffusion`."""
+    if options.objective.student is not None:
+        raise ValueError("ldm estimate knows no students yet: estimate their teacher's training, which needs less")
     parts = {"net": options.net, "objective": options.objective.card(), "sampling": options.objective.sampling}
     check_trust(parts, options.trust)
     objective = checked_objective(build_from_card(parts["objective"], options.trust))
@@ -69,7 +76,8 @@ def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions,
     stats = LatentStats(torch.zeros(shape[0]), torch.ones(shape[0]))
     cache: Any = SimpleNamespace(stats=stats, latent_shape=shape, class_names=list(map(str, range(classes))))
     loaded: Any = SimpleNamespace(model=autoencoder)
-    generator = train_diffusion.generator_of(options, net, objective, sampling, cache, loaded)
+    scale = usual_guidance({"label_dropout": options.label_dropout, "config": {"guidance": options.guidance}})
+    generator = train_diffusion.generator_of(options, net, objective, sampling, cache, loaded, scale)
     drawn = min(len(SampleGrid(generator).labels), decoded_at_once(generator.model.resolution))
     card = {"latent_shape": list(shape), "config": options.plain()}
     module = train_diffusion.module_of(options, net, objective, stats, card)

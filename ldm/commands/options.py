@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Pri
 from ldm.commands.run_folder import plain, read_config, write_config
 from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.sampling import Sampling
-from ldm.runtime.arguments import Node, arguments_of
+from ldm.runtime.arguments import Node, arguments_of, check_node
 from ldm.runtime.files import CONFIG, flat
 from ldm.runtime.ranges import Natural, Steps
 from ldm.runtime.targets import packages
@@ -160,17 +160,34 @@ class SamplerOptions(Group):
     steps: Steps | None
 
 
-class ObjectiveOptions(Group):
-    """conf/objective: the arguments of `Objective`, and the sampling that fits it."""
+StudentNode = Annotated[
+    dict[str, Any] | None, AfterValidator(lambda node: check_node(node, ("objective", "teacher")) if node else None)
+]
 
-    path: Node
-    parameterization: Parameterization
-    weighting: Node
-    time_sampler: Node
+
+class ObjectiveOptions(Group):
+    """conf/objective: the arguments of `Objective`, the sampling that fits it, and the student whose target has no
+    closed form, if any. What is null is the teacher's."""
+
+    path: Node | None
+    parameterization: Parameterization | None
+    weighting: Node | None
+    time_sampler: Node | None
     coupling: Node | None = None
-    unit_input: bool = False
+    unit_input: bool | None = False
+    average: bool = False
+    student: StudentNode = None
     sampling: Annotated[dict[str, Any], arguments_of(Sampling)]
 
-    def card(self) -> dict[str, Any]:
-        """The objective's own arguments, as a checkpoint's card has them."""
-        return self.model_dump(exclude={"sampling"}, exclude_unset=True)
+    def card(self, teachers: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The objective's own arguments, as a checkpoint's card has them.
+
+        Raises:
+            ValueError: if something is left to a teacher, and there is none.
+        """
+        own = self.model_dump(exclude={"sampling", "student"}, exclude_unset=True)
+        open_keys = [key for key, value in own.items() if value is None and key != "coupling"]
+        if open_keys and teachers is None:
+            raise ValueError(f"objective.{open_keys[0]} is null, which is the teacher's: pass teacher=RUN")
+        inherited = {key: teachers[key] for key in open_keys if teachers and key in teachers}
+        return {key: value for key, value in own.items() if value is not None} | inherited

@@ -110,7 +110,7 @@ class CommandStudio:
             grids=first(TRAINED, config.choices("grid")),
             paths=first(TRAINED, config.choices("path")),
             seed=seed,
-            guidance=config.keys["guidance"] if guided else 1.0,
+            guidance=self.own.model.scale,
             guided=guided,
         )
 

@@ -16,6 +16,7 @@ from annotated_types import Interval
 from pydantic import model_validator
 from torch import Tensor
 
+from ldm.card import check_guidance, usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion, load_diffusion
 from ldm.commands.options import Free, LoggedOptions, ResultOptions, SamplerOptions, Text, Weights, build
 from ldm.commands.run_folder import build_loggers
@@ -46,7 +47,7 @@ class SampleOptions(ResultOptions, LoggedOptions):
     num: Count
     classes: list[str | int] | str | int | None
     weights: Weights
-    guidance: NonNegative
+    guidance: NonNegative | None
     guidance_interval: tuple[Share, Share]
     guidance_rescale: Share
     weak: Text | None
@@ -84,6 +85,7 @@ def main(options: SampleOptions, run: Path) -> None:
     save_samples(run / "samples.npz", samples, labels)
     stamp = stamp_of(options, loaded, autoencoder, weak, run) | {
         **generator.sampling.describe(),
+        "guidance": generator.guidance.scale,  # guided, two networks are evaluated for an evaluation of the denoiser
         "classes": "all, in turn" if options.classes is None else model.labels(options.classes),
         "evaluations": evaluations,
         "precision": precision(device),
@@ -174,14 +176,13 @@ def check_weak(path: str, weak: LoadedDiffusion, strong: LoadedDiffusion) -> Non
 def guidance_of(
     options: SampleOptions, loaded: LoadedDiffusion, weak: LoadedDiffusion | None, device: torch.device
 ) -> Guidance:
-    """Guidance as the options say; ValueError where the model has never seen a sample without its label."""
-    if options.guidance != 1 and weak is None and loaded.card["label_dropout"] == 0:
-        raise ValueError(
-            f"guidance={options.guidance:g} needs label_dropout > 0 in training: pass guidance=1, or weak= a weaker "
-            "model"
-        )
+    """Guidance as the options say; ValueError where the model can't be guided so."""
+    scale = usual_guidance(loaded.card) if options.guidance is None else options.guidance
+    check_guidance(loaded.card, scale, weak=weak is not None)
+    if scale == 1 and weak is not None:
+        raise ValueError(f"guidance=1 is unguided, so that weak={options.weak} would do nothing: pass guidance=")
     return Guidance(
-        scale=options.guidance,
+        scale=scale,
         interval=options.guidance_interval,
         rescale=options.guidance_rescale,
         weak=None if weak is None else weak.net.to(device),
@@ -238,10 +239,10 @@ def stamp_of(
         "preprocessing": loaded.card["preprocessing"],
         "weights": options.weights,
         "path": given["path"] or "as trained",
-        "guidance": options.guidance,  # guided, two networks are evaluated for an evaluation of the denoiser
         "guidance_interval": given["guidance_interval"],
         "guidance_rescale": options.guidance_rescale,
         "weak": None if weak is None else weak.fingerprint,
         "seed": options.seed,
         "batches_trained": loaded.card["batches_seen"],
+        "student": loaded.card.get("student"),
     }

@@ -62,6 +62,8 @@ class StageOneOptions(TrainingOptions):
             )
         if self.loss.get("r1", 0) > 0 and self.discriminator.get("norm") == "batch":
             raise ValueError("loss.r1 needs logits of one image each: pass discriminator.norm=group, spectral or none")
+        measured = [f"val/{name}" for name in ("loss", "psnr", "ssim", "lpips", "l1", *["rfd"] * bool(self.features))]
+        self.check_best(measured, "features= adds val/rfd")
         if self.trained == "decoder" and self.init is None:
             raise ValueError("trained=decoder needs an encoder that is trained already: pass init=RUN")
         self._check_trainer()

@@ -1,20 +1,20 @@
 """Stage 2: train the diffusion or flow-matching network on cached latents."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
 from annotated_types import Interval
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 from torch import nn
 
-from ldm.card import build_from_card, check_trust
+from ldm.card import build_from_card, check_trust, usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, load_diffusion, matching_autoencoder, newest
 from ldm.commands.next_step import say_next
 from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, Text, build
 from ldm.commands.run_folder import build_loggers
+from ldm.commands.students import check_latents, load_teacher, net_of, schooling_of
 from ldm.commands.training_options import TrainingOptions
 from ldm.data.cache_reader import CachedMoments, LatentCache, Verify
 from ldm.data.cache_writer import AUTOENCODER_FILE
@@ -22,13 +22,14 @@ from ldm.data.formats import MANIFEST
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.sampling import Sampling
+from ldm.diffusion.student import Student
 from ldm.generate.generator import Generator
 from ldm.generate.model import LatentDiffusionModel
 from ldm.latents import LatentStats
 from ldm.metrics.classifier import FileClassifier
 from ldm.metrics.features import load_features
 from ldm.metrics.statistics import known_statistics
-from ldm.runtime.arguments import Choice, arguments_of, node_with
+from ldm.runtime.arguments import Choice, arguments_of, check_node
 from ldm.runtime.files import sha256
 from ldm.runtime.loggers import artifact
 from ldm.runtime.ranges import Natural, NonNegative, Several, Share
@@ -45,6 +46,10 @@ from ldm.training.run import Tracking, fit
 from ldm.training.sample_quality import Judges, SampleQuality
 from ldm.training.schedule import Schedule
 
+NetNode = Annotated[
+    dict[str, Any], AfterValidator(lambda node: check_node(node, ("in_channels", "num_classes")) if node else node)
+]  # {} is the teacher's
+
 
 class TrainDiffusionOptions(TrainingOptions):
     """conf/train_diffusion.yaml, which says what each key means."""
@@ -52,12 +57,13 @@ class TrainDiffusionOptions(TrainingOptions):
     latents: Annotated[Text, Free()]  # the card holds fingerprints of these two
     autoencoder: Annotated[Text | None, Free()]
     verify: Annotated[Verify, Free()]
-    net: Annotated[dict[str, Any], node_with("in_channels", "num_classes"), Free("checkpoint")]  # memory for time
+    net: Annotated[NetNode, Free("checkpoint")]  # memory for time
     objective: Annotated[ObjectiveOptions, Free("sampling")]
     sampler: Annotated[SamplerOptions, Free()]
     grid: Annotated[Choice, Free()]
     label_dropout: Share
-    guidance: Annotated[NonNegative, Free()]
+    teacher: Annotated[Text | None, Free()]
+    guidance: Annotated[NonNegative | None, Free()]
     features: Annotated[Text | None, Free()]
     classifier: Annotated[Text | None, Free()]
     reference: Annotated[Text | None, Free()]
@@ -67,29 +73,44 @@ class TrainDiffusionOptions(TrainingOptions):
     rollback_lr: Annotated[float, Interval(gt=0, le=1), Free()]
 
     @model_validator(mode="after")
+    def _best_is_measured(self) -> Self:
+        measured = ["val/loss", *["val/fd"] * bool(self.features), *["val/class_accuracy"] * bool(self.classifier)]
+        self.check_best(measured, "features= adds val/fd, classifier= val/class_accuracy")
+        return self
+
+    @model_validator(mode="after")
     def _guidance_is_learned(self) -> Self:
-        if self.guidance != 1 and self.label_dropout == 0:
+        if self.guidance not in (1, None) and self.label_dropout == 0:
             raise ValueError(f"guidance={self.guidance:g} of the sample grids needs label_dropout > 0: pass guidance=1")
         return self
 
 
 def main(options: TrainDiffusionOptions, run: Path) -> float | None:
-    parts = {"net": options.net, "objective": options.objective.card(), "sampling": options.objective.sampling}
+    teacher = None if options.teacher is None else load_teacher(options)
+    learned = options.objective.card(None if teacher is None else teacher.card["objective"])
+    own_net = net_of(options, teacher)
+    parts = {"net": own_net, "objective": learned, "sampling": options.objective.sampling}
     check_trust(parts, options.trust)
-    objective = checked_objective(build_from_card(parts["objective"], options.trust))
+    objective = checked_objective(build_from_card(learned, options.trust))
     sampling = Sampling(**build_from_card(parts["sampling"], options.trust))
+    schooling = schooling_of(options, objective, teacher, run)
     cache = LatentCache(options.latents, options.verify)
+    if teacher is not None:
+        check_latents(options, teacher, cache)
     autoencoder = matching_autoencoder(options.autoencoder, AUTOENCODER_FILE, cache.folder, cache.manifest.autoencoder)
-    shape = {"in_channels": cache.latent_shape[0], "num_classes": len(cache.class_names)}
+    shape = {"in_channels": cache.latent_shape[0], "num_classes": len(cache.class_names)} | schooling.net
     seed_from(options.seed)
-    net: nn.Module = build_from_card(options.net | shape, options.trust)
+    net: nn.Module = build_from_card(own_net | shape, options.trust)
     check_network(net, cache.latent_shape, shape["num_classes"], training_device(options))
-    if options.init is not None and newest(run) is None:  # else the run has weights of its own
-        start_from(options.init, net, options.trust)
-    generator = generator_of(options, net, objective, sampling, cache, autoencoder)
+    if newest(run) is None:  # else the run has weights of its own
+        schooling.start(options, net, teacher)
+    card = card_of(options, cache, autoencoder, run) | {"net": own_net | shape, "objective": learned}
+    card |= schooling.card
+    generator = generator_of(options, net, objective, sampling, cache, autoencoder, usual_guidance(card))
     quality = sample_quality(options, generator, cache)
-    card = card_of(options, cache, autoencoder, run) | {"net": options.net | shape}
-    module = module_of(options, net, objective, cache.stats, card)
+    for judged in quality:
+        judged.check_goes_on(run)
+    module = module_of(options, net, objective, cache.stats, card, schooling.student)
     fit(
         module,
         LatentData(
@@ -116,7 +137,12 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
 
 
 def module_of(
-    options: TrainDiffusionOptions, net: nn.Module, objective: Objective, stats: LatentStats, card: dict[str, Any]
+    options: TrainDiffusionOptions,
+    net: nn.Module,
+    objective: Objective,
+    stats: LatentStats,
+    card: dict[str, Any],
+    student: Student | None = None,
 ) -> DiffusionModule:
     """What Lightning trains."""
     return DiffusionModule(
@@ -128,6 +154,7 @@ def module_of(
         guard=StepGuard(**options.guard),
         rollbacks=options.rollbacks,
         rollback_lr=options.rollback_lr,
+        student=student,
         schedules={"lr": Schedule(steps=options.steps, **options.schedule)},
         seed=options.seed,
         batch_size=options.batch_size,
@@ -142,7 +169,6 @@ def card_of(
     """What a checkpoint says of itself, but for its network."""
     return {
         "kind": "diffusion",
-        "objective": options.objective.card(),
         "sampling": options.objective.sampling,
         "trust": list(options.trust),
         "label_dropout": options.label_dropout,
@@ -163,6 +189,7 @@ def generator_of(
     sampling: Sampling,
     cache: LatentCache,
     autoencoder: LoadedAutoencoder,
+    guidance: float,
 ) -> Generator:
     """How samples of the network as it is are drawn: for its grids and its scores."""
     model = LatentDiffusionModel(
@@ -173,7 +200,7 @@ def generator_of(
         latent_shape=cache.latent_shape,
         class_names=cache.class_names,
         sampling=sampling,
-        scale=options.guidance,
+        scale=guidance,
     )
     generator = model.generator(
         sampler=build(options.sampler.function),
@@ -217,13 +244,3 @@ def sample_quality(options: TrainDiffusionOptions, generator: Generator, cache: 
 def training_device(options: TrainDiffusionOptions) -> torch.device:
     """Where this rank will train."""
     return pick_device("cpu" if options.trainer.accelerator == "cpu" else "auto")
-
-
-def start_from(path: str, net: nn.Module, trust: str | Sequence[str]) -> None:
-    """Copy a trained or imported network's weights."""
-    loaded = load_diffusion(path, trust=trust)
-    try:
-        net.load_state_dict(loaded.net.state_dict())
-    except RuntimeError:
-        shape = {key: value for key, value in loaded.card["net"].items() if key != "_target_"}
-        raise ValueError(f"init={path} has another shape: choose the net= of {shape}") from None

@@ -1,5 +1,6 @@
 """The options that both stages' training has."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -74,6 +75,11 @@ class TrainingOptions(LoggedOptions):
     schedule: ScheduleOptions
     lr_per_image: Positive | None
     optimizer: Optimizer
+
+    def check_best(self, measured: Sequence[str], more: str) -> None:
+        """ValueError if keep_best is none of the figures that a validation will measure."""
+        if self.keep_best not in (None, *measured):
+            raise ValueError(f"keep_best={self.keep_best} must be one of {', '.join(measured)} ({more})")
 
     def plan(self, run: Path) -> Plan:
         """How far training goes, and what it saves on the way."""

@@ -107,13 +107,15 @@ class CacheWriter:
         if part.content() != card.content:
             log.warning("%s: pictures were replaced under their names, and are encoded again", part.name)
             return False
+        remove_leftovers(self.folder / f"{part.name}.json")
         card.model_copy(update={"files": part.files()}).write(self.folder / f"{part.name}.json")
         return True
 
     def write(self, part: Part) -> None:
         """Encode one part, and write its tar, then its card: a card says that its tar is complete."""
         sums, count, tar_path = _Sums(), 0, self.folder / f"{part.name}.tar"
-        remove_leftovers(tar_path)
+        for path in (tar_path, self.folder / f"{part.name}.json"):
+            remove_leftovers(path)
         files, contents = part.files(), Contents()
         with atomic_write(tar_path) as file, wds.TarWriter(file, encoder=False, mtime=0) as tar:
             for i, (moments, labels) in enumerate(self._blocks(contents.of(part.samples()))):

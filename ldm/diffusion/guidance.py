@@ -52,17 +52,19 @@ class Guidance:
 
     def __call__(self, net: Net, null_class: int) -> Net:
         """The guided network."""
+        if getattr(net, "takes_guidance", False):
+            return self._told(net)
         if self.scale == 1.0:
             return net
 
-        def guided(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        def guided(x_t: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
+            second = {} if s is None else {"s": s}
             if self.interval != (0.0, 1.0) and not self._acts(float(t[0])):  # a batch is at one time
-                return net(x_t, t, y)
+                return net(x_t, t, y, **second)
             if self.weak is not None:
-                good, worse = net(x_t, t, y), self.weak(x_t, t, y)
+                good, worse = net(x_t, t, y, **second), self.weak(x_t, t, y, **second)
             else:
-                labels = torch.cat([y, torch.full_like(y, null_class)])
-                good, worse = net(torch.cat([x_t, x_t]), torch.cat([t, t]), labels).chunk(2)
+                good, worse = with_and_without(net, null_class, x_t, t, y, s)
             output = torch.lerp(worse, good, self.scale)
             if self.rescale > 0:
                 ratio = _std(good) / _std(output)
@@ -70,6 +72,29 @@ class Guidance:
             return output
 
         return guided
+
+    def _told(self, net: Net) -> Net:
+        """A network that takes the scale as a condition, and was trained to be guided by it (Meng et al. 2023)."""
+        if (self.interval, self.rescale, self.weak) != ((0.0, 1.0), 0.0, None):
+            raise ValueError(
+                "this student takes guidance= as a condition, in which there is no guidance_interval=, "
+                "guidance_rescale= or weak=: leave them out"
+            )
+
+        def told(x_t: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
+            return net(x_t, t, y, **({} if s is None else {"s": s}), w=torch.full_like(t, self.scale))
+
+        return told
+
+
+def with_and_without(
+    net: Net, null_class: int, x_t: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A network's outputs with the labels and without, in one batched call."""
+    labels = torch.cat([y, torch.full_like(y, null_class)])
+    second = {} if s is None else {"s": torch.cat([s, s])}
+    good, worse = net(torch.cat([x_t, x_t]), torch.cat([t, t]), labels, **second).chunk(2)
+    return good, worse
 
 
 def _std(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@ training and sampling cannot drift apart."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from ldm.diffusion.parameterization import (
     angle,
     determinant,
     scale,
+    secants,
     solve,
     target_coefficients,
 )
@@ -22,13 +24,28 @@ from ldm.diffusion.path import Coefficients, Path, log_snr, time_at
 from ldm.diffusion.times import TimeSampler
 from ldm.diffusion.weighting import Weighting
 
-Net = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t [B,C,H,W], t [B], y [B]) -> [B,C,H,W]
-Denoise = Callable[[Tensor, Tensor], Prediction]  # (x_t [B,C,H,W], t []) -> Prediction
+Net = Callable[..., Tensor]  # (x_t [B,C,H,W], t [B], y [B]) -> [B,C,H,W]; with s= [B], where it has learned averages
+
+
+class Denoise(Protocol):
+    """(x_t [B,C,H,W], t) -> Prediction: the two ends of the path through x_t.
+
+    Times are [] or [B]. With a second time s, the ends of a path through x_t and the state at s, where a network has
+    learned to say that (`Objective.average`); others disregard it.
+    """
+
+    def __call__(self, x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Prediction: ...
 
 
 def expand(t: Tensor, like: Tensor) -> Tensor:
-    """[B] -> [B, 1, 1, 1], to broadcast over `like`."""
-    return t.reshape(-1, *[1] * (like.dim() - 1))
+    """[B] -> [B, 1, 1, 1], to broadcast over `like`; [] stays."""
+    return t.reshape(-1, *[1] * (like.dim() - 1)) if t.dim() else t
+
+
+def coefficients(path: Path, t: Tensor, like: Tensor) -> Coefficients:
+    """The path at times [] or [B], to be multiplied by `like`; computed in the times' own type."""
+    c = path(expand(t, like))
+    return Coefficients(*(value.to(like.dtype) for value in c)) if t.dim() else c
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +61,8 @@ class Objective:
         unit_input:       whether the network sees x_t / sqrt(alpha^2 + sigma^2) and the angle
                           (2 / pi) atan(sigma / alpha) in place of x_t and t: EDM's c_in and a bounded c_noise, for
                           paths that do not preserve variance
+        average:          whether the network takes a second time s <= t, and then regresses the average velocity from s
+                          to t (Geng et al. 2025, eq. 3), (x_t - x_s) / (t - s), whose limit is the velocity
     """
 
     path: Path
@@ -52,11 +71,14 @@ class Objective:
     time_sampler: TimeSampler
     coupling: Coupling = field(default_factory=Independent)
     unit_input: bool = False
+    average: bool = False
 
     def __post_init__(self) -> None:
         if self.parameterization not in PARAMETERIZATIONS:
             known = ", ".join(PARAMETERIZATIONS)
             raise ValueError(f"parameterization={self.parameterization} must be one of {known}")
+        if self.average and (self.parameterization != "velocity" or self.unit_input):
+            raise ValueError("average=true is of velocities: pass parameterization=velocity and unit_input=false")
         c = self.path(torch.ones((), dtype=torch.float64))
         if determinant(c, *target_coefficients(c, self.parameterization)).abs() < 1e-6:
             raise ValueError(
@@ -76,26 +98,33 @@ class Objective:
             t:   times, [B]; None = drawn from the global generator
             eps: noise that is paired with x0 already, like x0; None = drawn from the global generator, then paired
         """
-        t = self.time_sampler(len(x0), self.path, x0.device) if t is None else t  # [B]
+        t = self.times(len(x0), x0.device) if t is None else t  # [B]
         eps = self.coupling(x0, torch.randn_like(x0), y) if eps is None else eps  # [B, C, H, W]
         c = self.path(expand(t, x0))  # [B, 1, 1, 1] each
         a, b = target_coefficients(c, self.parameterization)
-        output = net(*self._input(c, c.alpha * x0 + c.sigma * eps, t), y)
+        output = net(*self.input(c, c.alpha * x0 + c.sigma * eps, t), y)
         error = (output - (a * x0 + b * eps)).square().flatten(1).mean(1)
         snr, gain = (c.alpha / c.sigma) ** 2, (c.sigma / determinant(c, a, b)) ** 2
         return self.weighting(error, snr.flatten(), gain.flatten()), t
 
+    def times(self, n: int, device: torch.device) -> Tensor:
+        """[n] times at which it is trained."""
+        return self.time_sampler(n, self.path, device)
+
     def denoiser(self, net: Net, y: Tensor) -> Denoise:
         """Wrap `net`, conditioned on y [B], as (x_t, t) -> Prediction(x0, eps)."""
 
-        def denoise(x_t: Tensor, t: Tensor) -> Prediction:
-            c = self.path(t)
-            output = net(*self._input(c, x_t, t.expand(len(x_t))), y)
-            return solve(c, *target_coefficients(c, self.parameterization), x_t, output)
+        def denoise(x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Prediction:
+            c = coefficients(self.path, t, x_t)
+            seen, time = self.input(c, x_t, t.expand(len(x_t)))
+            if s is None or not self.average:
+                return solve(c, *target_coefficients(c, self.parameterization), x_t, net(seen, time, y))
+            a, b = secants(c, coefficients(self.path, s, x_t), expand(t - s, x_t))
+            return solve(c, a, b, x_t, net(seen, time, y, s=s.expand(len(x_t)).to(time)))
 
         return denoise
 
-    def _input(self, c: Coefficients, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def input(self, c: Coefficients, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """What the network sees: the state, and the time [B]."""
         if self.unit_input:
             x_t, t = x_t / scale(c), angle(c).flatten().expand(len(x_t))
@@ -107,9 +136,10 @@ def on_path(denoise: Denoise, trained: Path, path: Path) -> Denoise:
     """A denoiser of the path `trained` as one of another: at the time with the same log-SNR, where the state differs by
     a factor only (Karras et al. 2022, section 3 and appendix C)."""
 
-    def remapped(x_t: Tensor, t: Tensor) -> Prediction:
-        c = path(t)
-        there = time_at(trained, log_snr(c))
-        return denoise(x_t * (scale(trained(there)) / scale(c)).to(x_t.dtype), there)
+    def remapped(x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Prediction:
+        there = time_at(trained, log_snr(path(t)))
+        grow = scale(trained(there)) / scale(path(t))
+        then = None if s is None else time_at(trained, log_snr(path(s)))
+        return denoise(x_t * expand(grow, x_t).to(x_t.dtype), there, then)
 
     return remapped

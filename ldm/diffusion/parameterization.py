@@ -45,6 +45,14 @@ def target_coefficients(c: Coefficients, parameterization: Parameterization) -> 
     return c.dalpha, c.dsigma
 
 
+def secants(now: Coefficients, then: Coefficients, span: Tensor) -> tuple[Tensor, Tensor]:
+    """(a, b) of the average velocity a x0 + b eps from `then`, `span` earlier, to now: slopes of secants, not tangents.
+
+    So the solve with them has x_t and the state at `then` on one path.
+    """
+    return (now.alpha - then.alpha) / span, (now.sigma - then.sigma) / span
+
+
 def determinant(c: Coefficients, a: Tensor, b: Tensor) -> Tensor:
     """Determinant of [[alpha, sigma], [a, b]]: -sigma for x0, alpha for eps, 1 for v on a variance-preserving path."""
     return c.alpha * b - c.sigma * a

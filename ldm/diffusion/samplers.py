@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from ldm.diffusion.exponential import Step
 from ldm.diffusion.objective import Denoise
 from ldm.diffusion.ode import Flow, euler_step, heun_step, midpoint_step, rk4_step, solve, third_order_step
 from ldm.diffusion.parameterization import velocity
@@ -165,12 +166,12 @@ def dopri5(
 
 def dpmpp_2m(denoise: Denoise, path: Path, x: Tensor, times: Tensor) -> Tensor:
     """DPM-Solver++ (2M): order 2 from one evaluation a step and the one before (Lu et al. 2022, algorithm 2)."""
-    before: _Step | None = None
+    before: Step | None = None
     for t, s in pairwise(times):
         data = denoise(x, t).x0
         if s == 0:
             return data
-        step = _Step(path(t), path(s), data, before)
+        step = Step(path(t), path(s), data, before)
         x = step.to(x, step.extrapolated())
         before = step
     return x
@@ -178,12 +179,12 @@ def dpmpp_2m(denoise: Denoise, path: Path, x: Tensor, times: Tensor) -> Tensor:
 
 def dpmpp_2m_sde(denoise: Denoise, path: Path, x: Tensor, times: Tensor, *, noise: Noise = torch.randn_like) -> Tensor:
     """SDE-DPM-Solver++ (2M), midpoint form (Lu et al. 2022, eq. 18): the ancestral process with steps of order 2."""
-    before: _Step | None = None
+    before: Step | None = None
     for t, s in pairwise(times):
         data = denoise(x, t).x0
         if s == 0:
             return data
-        step = _Step(path(t), path(s), data, before)
+        step = Step(path(t), path(s), data, before)
         now, then, share = step.now, step.then, -torch.expm1(-2 * step.h)  # of the noise's variance that is drawn anew
         x = then.sigma / now.sigma * torch.exp(-step.h) * x + then.alpha * share * step.extrapolated()
         x = x + then.sigma * share.sqrt() * noise(x)
@@ -194,7 +195,7 @@ def dpmpp_2m_sde(denoise: Denoise, path: Path, x: Tensor, times: Tensor, *, nois
 def unipc(denoise: Denoise, path: Path, x: Tensor, times: Tensor) -> Tensor:
     """UniPC-2, B2(h): DPM-Solver++ (2M) as the predictor, each of whose steps is corrected by the evaluation that the
     next one makes anyway (Zhao et al. 2023, algorithm 1): order 3 for the price of 2M."""
-    before: _Step | None = None
+    before: Step | None = None
     start = x
     for t, s in pairwise(times):
         data = denoise(x, t).x0
@@ -202,40 +203,40 @@ def unipc(denoise: Denoise, path: Path, x: Tensor, times: Tensor) -> Tensor:
             return data
         if before is not None:
             x = before.to(start, before.corrected(data))
-        step = _Step(path(t), path(s), data, before)
+        step = Step(path(t), path(s), data, before)
         start, x = x, step.to(x, step.extrapolated())
         before = step
     return x
 
 
-class _Step:
-    """A step of h in log(alpha / sigma), with the x0 that is predicted at its start, and the step before it."""
+# jumps of few-step students
 
-    def __init__(self, now: Coefficients, then: Coefficients, data: Tensor, before: "_Step | None") -> None:
-        self.now, self.then, self.data = now, then, data
-        self.h = 0.5 * (log_snr(then) - log_snr(now))  # infinite from alpha = 0
-        self.rise: Tensor | None = None  # of x0 over a step, seen from the step before
-        if before is not None:
-            self.ratio = before.h / self.h
-            self.rise = (data - before.data) / self.ratio
 
-    def to(self, x: Tensor, data: Tensor) -> Tensor:
-        """The exact step for a constant x0."""
-        return self.then.sigma / self.now.sigma * x - self.then.alpha * torch.expm1(-self.h) * data
+@checked
+def jump(
+    denoise: Denoise,
+    path: Path,
+    x: Tensor,
+    times: Tensor,
+    *,
+    renoise: bool = False,
+    noise: Noise = torch.randn_like,
+) -> Tensor:
+    """x_s = alpha_s x0 + sigma_s eps, the ends that the network predicts for the jump from t to s: by an average
+    velocity where it has learned one (`Objective.average`), else DDIM's step.
 
-    def extrapolated(self) -> Tensor:
-        """x0 half-way, on the line through this step's x0 and that of the step before."""
-        return self.data if self.rise is None else self.data + 0.5 * self.rise
-
-    def corrected(self, there: Tensor) -> Tensor:
-        """x0 averaged over the step, with the prediction at its end: weights that make powers of h exact."""
-        if self.rise is None:
-            return self.data + 0.5 * (there - self.data)
-        exchanged = torch.expm1(-self.h)  # phi_1(-h), times -h
-        first = exchanged / -self.h - 1
-        b1, b2 = first / exchanged, 2 * (first / -self.h - 0.5) / exchanged
-        past = (b1 - b2) / (1 + self.ratio)
-        return self.data + past * self.rise + (b1 - past) * (there - self.data)
+    Args:
+        renoise: jump to the data each time, and from there to s by fresh noise: multistep consistency sampling (Song et
+                 al. 2023, algorithm 1)
+        noise:   x -> standard normal of x's shape
+    """
+    for t, s in pairwise(times):
+        prediction = denoise(x, t, times[-1] if renoise else s)
+        if s == 0:
+            return prediction.x0
+        then = path(s)
+        x = then.alpha * prediction.x0 + then.sigma * (noise(x) if renoise else prediction.eps)
+    return x
 
 
 # stochastic flows

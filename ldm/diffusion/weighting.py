@@ -35,6 +35,31 @@ class MinSNR:
         return snr.clamp(max=self.gamma) * gain * error
 
 
+class TruncatedSNR:
+    """w = max(snr, 1): the larger of x0's error and eps' (Salimans & Ho 2022, eq. 9): errors count at pure noise, too,
+    where a student of few steps makes nearly all of its image."""
+
+    def __call__(self, error: Tensor, snr: Tensor, gain: Tensor) -> Tensor:
+        return snr.clamp(min=1) * gain * error
+
+
+class Adaptive:
+    """error / (error + floor)^power, whose denominator is held fixed: large errors do not drown the others (Geng et al.
+    2025, eq. 22).
+
+    Args:
+        power: 0 is the error itself, 1 gives each sample nearly the same gradient
+        floor: keeps the denominator from 0
+    """
+
+    @checked
+    def __init__(self, *, power: NonNegative = 1.0, floor: Positive = 1e-3) -> None:
+        self.power, self.floor = power, floor
+
+    def __call__(self, error: Tensor, snr: Tensor, gain: Tensor) -> Tensor:
+        return error / (error.detach() + self.floor) ** self.power
+
+
 class SoftMinSNR:
     """w = snr gamma / (snr + gamma): min-SNR without its corner (Crowson et al. 2024, section 3.3)."""
 

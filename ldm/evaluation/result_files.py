@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from ldm.card import not_plain
+from ldm.card import StudentCard, not_plain
 from ldm.runtime.files import flat
 from ldm.runtime.ranges import Count, Natural, NonNegative
 from ldm.runtime.schema import Fingerprint, Finite, JsonFile
@@ -19,6 +19,7 @@ class SampleStamp(JsonFile):
 
     sha256:      the first digits of that file's
     evaluations: of the denoiser, for each image; guided, each is of two networks
+    student:     of a few-step student, its method and its teacher
     """
 
     fix: ClassVar[str] = "sample again, or remove it, where only the images are wanted"
@@ -42,6 +43,7 @@ class SampleStamp(JsonFile):
     weak: Fingerprint | None
     seed: Natural
     batches_trained: Natural
+    student: StudentCard | None = None
     evaluations: NonNegative
     precision: str
 

@@ -35,5 +35,10 @@ def fetched(source: str, part: str) -> Path:
     except Exception as error:  # of the network, of the hub, of its cache
         raise ValueError(
             f"source={source} is neither a file here nor to be had from the hub ({type(error).__name__}: "
-            f"{first_line(error)[:160]}): put its {CONFIG} and {WEIGHTS} into a folder, and pass source=FOLDER"
+            f"{_sentence(error)}): put its {CONFIG} and {WEIGHTS} into a folder, and pass source=FOLDER"
         ) from None
+
+
+def _sentence(error: Exception) -> str:
+    """The first sentence of what an exception says."""
+    return first_line(error).partition(". ")[0].removesuffix(".")[:300]

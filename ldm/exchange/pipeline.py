@@ -120,9 +120,17 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             return_dict:         whether to return diffusers' ImagePipelineOutput or a tuple
 
         Raises:
-            ValueError: for a class that there is not, or guidance of a model that was never trained without labels.
+            ValueError: for a class that there is not, guidance of a model that was never trained without labels, no
+                steps, generators of other images, or an output_type that there is not.
         """
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        if steps < 1:
+            raise ValueError(f"num_inference_steps={steps} must be at least 1")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type={output_type} must be pil, np, pt or latent")
         labels = torch.tensor(self.labels(classes), device=self._execution_device)
+        if isinstance(generator, list) and len(generator) != len(labels):
+            raise ValueError(f"{len(generator)} generators are not one for each of {len(labels)} images")
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         if scale != 1 and not self.config.guidable:
             raise ValueError("this model was never trained without labels: pass guidance_scale=1")
@@ -131,7 +139,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=labels.device, dtype=torch.float32)
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents are {list(latents.shape)}, and should be {list(shape)}")
-        self._set_timesteps(self.config.num_inference_steps if num_inference_steps is None else num_inference_steps)
+        self._set_timesteps(steps)
         x = latents.to(labels.device, torch.float32) * self._start()
         draws = "generator" in inspect.signature(self.scheduler.step).parameters
         for i, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
@@ -147,11 +155,12 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As every pipeline does, and this file beside it."""
-        super().save_pretrained(save_directory, *args, **kwargs)
+        """As every pipeline does, and this file beside it: first, since push_to_hub=True uploads at the end."""
         target = Path(save_directory, "pipeline.py")
         if target.resolve() != Path(__file__).resolve():
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(__file__, target)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def _set_timesteps(self, steps: int) -> None:
         if hasattr(self.scheduler, "alphas_cumprod"):  # in float32 the errors of a thousand factors add up

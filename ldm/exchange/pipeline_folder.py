@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
+from ldm.card import can_be_guided, usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
 from ldm.exchange import autoencoder_weights, unet_names, unet_shapes
 from ldm.exchange.diffusers_folders import AutoencoderConfig, UNetConfig, write_diffusers
@@ -75,7 +76,6 @@ class PipelineExport:
     def index(self) -> dict[str, Any]:
         """model_index.json: the parts' classes, and the arguments of the pipeline."""
         card = self.loaded.card
-        guidable = card["label_dropout"] > 0
         return {
             "_class_name": ["pipeline", "LatentDiffusionPipeline"],
             "_diffusers_version": "0.32.0",
@@ -83,12 +83,12 @@ class PipelineExport:
             "vae": ["diffusers", "AutoencoderKL"],
             "scheduler": ["diffusers", self.scheduler.config["_class_name"]],
             "id2label": {str(i): name for i, name in enumerate(card["class_names"])},
-            "guidable": guidable,
+            "guidable": can_be_guided(card),
             "clock": self.scheduler.clock,
             "path_shift": self.scheduler.path_shift,
             "time_offset": float(card["net"].get("time_offset", 0.0)),
             **self.beyond,
-            "guidance_scale": float(card.get("config", {}).get("guidance", 1.0)) if guidable else 1.0,
+            "guidance_scale": usual_guidance(card),
             "num_inference_steps": self.scheduler.steps,
         }
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldm.card import usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.objective import Objective
@@ -58,7 +59,6 @@ class LatentDiffusionModel:
     ) -> "LatentDiffusionModel":
         """Of a checkpoint and its autoencoder."""
         card = loaded.card
-        guidance = card.get("config", {}).get("guidance", 1.0) if card["label_dropout"] > 0 else 1.0
         return cls(
             net=loaded.net.to(device),
             objective=loaded.objective,
@@ -67,7 +67,7 @@ class LatentDiffusionModel:
             latent_shape=tuple(card["latent_shape"]),
             class_names=card["class_names"],
             sampling=loaded.sampling,
-            scale=guidance,
+            scale=usual_guidance(card),
         )
 
     def __repr__(self) -> str:

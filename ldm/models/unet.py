@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm.models.layers import check_factors, group_norm, zero_init
-from ldm.models.unet_layers import EPS, TIME_SCALE, LayerMaker, Stack, Stem, time_embedding
+from ldm.models.unet_layers import EPS, TIME_SCALE, LayerMaker, ScalarEmbedding, Stack, Stem, time_embedding
 from ldm.runtime.ranges import Blocks, Count, Fraction, Multipliers, Natural
+
+GUIDANCE_SCALE = 0.1  # guidance of 1 to 11 is embedded as a time of 0 to 1
 
 
 class UNet(nn.Module):
@@ -42,6 +44,8 @@ class UNet(nn.Module):
         resblock_updown:       change the resolution by residual blocks, as ADM does, not by plain layers
         conv_resample:         whether a convolution goes with each such plain layer
         qk_norm:               normalise queries and keys (root mean square, learned scale), for half precision
+        second_time:           it takes s [B], too, where t - s is embedded; the embedding starts at zero
+        takes_guidance:        it takes a guidance scale w [B], too, likewise: a student that was taught to be guided
         time_offset:           the network sees the timestep 1000 t - time_offset; 1 for published weights, which count
                                from 0
         checkpoint:            recompute activations in the backward pass: less memory for about a third more time
@@ -68,6 +72,8 @@ class UNet(nn.Module):
         resblock_updown: bool = False,
         conv_resample: bool = True,
         qk_norm: bool = False,
+        second_time: bool = False,
+        takes_guidance: bool = False,
         time_offset: float = 0.0,
         checkpoint: bool = False,
     ) -> None:
@@ -87,6 +93,9 @@ class UNet(nn.Module):
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
         )
+        self.takes_guidance = takes_guidance
+        self.second_embed = ScalarEmbedding(model_channels, emb_channels) if second_time else None
+        self.guidance_embed = ScalarEmbedding(model_channels, emb_channels) if takes_guidance else None
         self.label_emb = nn.Embedding(num_classes + 1, emb_channels if label_as == "embedding" else context_dim or 0)
         make = LayerMaker(
             emb_channels=emb_channels,
@@ -147,7 +156,14 @@ class UNet(nn.Module):
         return [module for module in self.modules() if isinstance(module, Stack)]
 
     def forward(
-        self, x_t: Tensor, t: Tensor, y: Tensor, context: Tensor | None = None, concat: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        y: Tensor,
+        context: Tensor | None = None,
+        concat: Tensor | None = None,
+        s: Tensor | None = None,
+        w: Tensor | None = None,
     ) -> Tensor:
         f = self.downsample_factor
         if x_t.shape[-1] % f or x_t.shape[-2] % f:
@@ -155,6 +171,7 @@ class UNet(nn.Module):
         if (0 if concat is None else concat.shape[1]) != self.concat_channels:
             raise ValueError(f"the network wants {self.concat_channels} channels of concat beside x_t")
         emb, context = self._embed(t, y, context, x_t.dtype)
+        emb = self._embed_further(emb, t, s, w)
         recompute = self.checkpoint and torch.is_grad_enabled()
         h, skips = x_t if concat is None else torch.cat([x_t, concat], dim=1), []
         for block in self.input_blocks:
@@ -176,3 +193,15 @@ class UNet(nn.Module):
         if (context is None) != (self.context_dim is None):
             raise ValueError("the network wants a context exactly where net.context_dim is given")
         return emb, context
+
+    def _embed_further(self, emb: Tensor, t: Tensor, s: Tensor | None, w: Tensor | None) -> Tensor:
+        """The embedding with those of the second time (None: s = t) and of guidance (None: w = 1)."""
+        for key, value, embed in (("second_time", s, self.second_embed), ("takes_guidance", w, self.guidance_embed)):
+            if value is not None and embed is None:
+                raise ValueError(f"the network was not built with net.{key}=true")
+        if self.second_embed is not None:
+            emb = emb + self.second_embed(torch.zeros_like(t) if s is None else t - s, emb.dtype)
+        if self.guidance_embed is not None:
+            told = torch.zeros_like(t) if w is None else GUIDANCE_SCALE * (w - 1)
+            emb = emb + self.guidance_embed(told, emb.dtype)
+        return emb

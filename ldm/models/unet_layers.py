@@ -28,6 +28,17 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+class ScalarEmbedding(nn.Sequential):
+    """A further number a sample, [B] in about [0, 1], as an embedding [B, E] that starts at zero."""
+
+    def __init__(self, dim: int, emb_channels: int) -> None:
+        super().__init__(nn.Linear(dim, emb_channels), nn.SiLU(), zero_init(nn.Linear(emb_channels, emb_channels)))
+        self.dim = dim
+
+    def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:  # type: ignore[override]
+        return super().forward(time_embedding(value, self.dim).to(dtype))
+
+
 Resample = Literal["up", "down", "none"]
 
 

@@ -47,7 +47,7 @@ class Controls:
                 self.grid = gr.Dropdown(list(choices.grids), value=TRAINED, label="Grid of times", min_width=140)
                 self.path = gr.Dropdown(list(choices.paths), value=TRAINED, label="Path", min_width=140)
             self.weak = gr.Textbox(
-                label="Autoguidance by", placeholder="none; or a weaker model: runs/NAME, a checkpoint", max_lines=1
+                "", label="Autoguidance by", placeholder="none; or a weaker model: runs/NAME, a checkpoint", max_lines=1
             )
         self.sampler.change(
             lambda name: choices.samplers[name], self.sampler, self.steps, queue=False, show_progress="hidden",
@@ -68,5 +68,5 @@ class Controls:
         guidance, sampler, steps, low, high, rescale, grid, path, weak = values[-9:]
         return Settings(
             classes=classes, seed=seed, num=num, guidance=guidance, sampler=sampler, steps=steps,
-            low=low, high=high, rescale=rescale, grid=grid, path=path, weak=weak.strip(),
+            low=low, high=high, rescale=rescale, grid=grid, path=path, weak=(weak or "").strip(),
         )  # fmt: skip

@@ -26,7 +26,8 @@ MONO = ("ui-monospace", "Menlo", "Consolas", "monospace")
 KEPT = 3600  # seconds after which uploads and pictures are deleted
 CSS = """
 .gradio-container, .gradio-container .main, .gradio-container .tabs, .gradio-container .tab-wrapper { min-width: 0 }
-.gradio-container { max-width: 1180px !important; margin: 0 auto; }
+.gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto; }
+.gradio-container .main, .gradio-container .tabs, .gradio-container .tabitem { width: 100% }
 .gradio-container .main { padding: 16px !important; }
 @media (max-width: 480px) {
     .gradio-container .main { padding: 8px !important; }
@@ -111,7 +112,7 @@ def interpolate_tab(studio: Studio, said: Said) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             ends = []
-            for end, name, number in (("From", names[0], seed), ("To", names[-1], seed + 1)):
+            for end, name, number in (("From", names[0], seed), ("To", names[-1], seed if many else seed + 1)):
                 with gr.Row():
                     ends += [
                         gr.Dropdown(names, value=name, label=f"{end} class", min_width=140, visible=many),

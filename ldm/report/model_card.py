@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm import __version__
 from ldm.report.facts import Lineage, Score, Stage
 from ldm.runtime.files import flat
 
@@ -97,6 +98,12 @@ def what_it_is(lineage: Lineage, exported: Exported) -> str:
                 ("parameters", *(number(lineage, kind, "parameters") for kind in ("autoencoder", "diffusion"))),
                 ("images seen", *(cost(lineage, kind, "images") for kind in ("autoencoder", "diffusion"))),
                 ("hours of training", *(hours(lineage, kind) for kind in ("autoencoder", "diffusion"))),
+                ("batches", *(setting(lineage, kind, "steps") for kind in ("autoencoder", "diffusion"))),
+                ("batch size", *(setting(lineage, kind, "batch_size") for kind in ("autoencoder", "diffusion"))),
+                (
+                    "learning rate",
+                    *(setting(lineage, kind, "optimizer", "lr") for kind in ("autoencoder", "diffusion")),
+                ),
                 ("objective", "", objective(lineage)),
             ],
         ),
@@ -147,7 +154,8 @@ def recipes(lineage: Lineage) -> str:
     """The commands of the runs that lead to the model, to be repeated."""
     kinds = ("autoencoder", "latents", "diffusion")
     lines = [stage.recipe.line for kind in kinds for stage in lineage.of_kind(kind) if stage.recipe is not None]
-    return "## How it was made\n\n```sh\n" + "\n".join(lines) + "\n```" if lines else ""
+    made = f"By ldm {__version__}, by these commands; what they do not say is as that version has it."
+    return f"## How it was made\n\n{made}\n\n```sh\n" + "\n".join(lines) + "\n```" if lines else ""
 
 
 def scores(lineage: Lineage) -> str:
@@ -160,6 +168,7 @@ def scores(lineage: Lineage) -> str:
     if not groups:
         return "## Scores\n\nNone: no `ldm evaluate` of samples of this model lay beside it."
     parts = ["## Scores", "A score may be compared with others only where all that it depends on is the same."]
+    parts += sampled(lineage)
     for what, members in groups.items():
         common = {
             key: value
@@ -172,6 +181,19 @@ def scores(lineage: Lineage) -> str:
         parts.append(table([("score", "value", "depends also on")], rows))
         parts.append(f"{what}; all depend on {depends(common, {})}." if common else f"{what}.")
     return "\n\n".join(parts)
+
+
+def sampled(lineage: Lineage) -> list[str]:
+    """How each set of samples was drawn, a sentence each."""
+    said = []
+    for stage in lineage.of_kind("samples"):
+        if "sampler" in (facts := stage.facts):
+            weights = "averaged" if facts["weights"] == "ema" else "raw"
+            said.append(
+                f"Samples in {plain(str(stage.run.name))}: {facts['samples']:,} by {plain(str(facts['sampler']))} in "
+                f"{facts['steps']} steps, guidance {facts['guidance']:g}, seed {facts['seed']}, {weights} weights."
+            )
+    return said
 
 
 def depends(named: dict[str, Any], common: dict[str, Any]) -> str:
@@ -193,6 +215,17 @@ def objective(lineage: Lineage) -> str:
 def number(lineage: Lineage, kind: str, fact: str) -> str:
     values = [stage.facts[fact] for stage in lineage.of_kind(kind) if isinstance(stage.facts.get(fact), int)]
     return f"{values[0]:,}" if values else UNSAID
+
+
+def setting(lineage: Lineage, kind: str, *keys: str) -> str:
+    """A value of a stage's config."""
+    for stage in lineage.of_kind(kind):
+        node: Any = {} if stage.recipe is None else stage.recipe.config
+        for key in keys:
+            node = node.get(key) if isinstance(node, dict) else None
+        if isinstance(node, int | float):
+            return f"{node:,}" if isinstance(node, int) else f"{node:g}"
+    return UNSAID
 
 
 def cost(lineage: Lineage, kind: str, name: str) -> str:

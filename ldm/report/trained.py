@@ -9,8 +9,10 @@ import torch
 
 from ldm.card import ANY_CARD, AutoencoderCard, DiffusionCard
 from ldm.checkpoint import AUTOENCODER_PREFIX, CARD, NET_PREFIX, read, saved
+from ldm.metrics.quality_stamp import QUALITY, QualityStamp
 from ldm.report.facts import Cost, Link, Picture, Recipe, Series, Stage
 from ldm.report.places import bytes_of, places
+from ldm.runtime.files import flat
 from ldm.runtime.tables import number, readable_rows
 from ldm.runtime.targets import TARGET
 from ldm.weights import part_of, state_fingerprint
@@ -40,6 +42,14 @@ def trained_stage(run: Path, kind: str | None, recipe: Recipe) -> Stage:
     prefix = PREFIX[card.kind]
     states = [part_of(checkpoint[key], prefix) for key in STATES if key in checkpoint]
     facts = facts_of(card) | {"parameters": sum(tensor.numel() for tensor in states[0].values())}
+    if (run / QUALITY).is_file():
+        try:
+            judged = QualityStamp.read(run / QUALITY).model_dump(exclude={"checksum"})
+            facts |= {
+                f"scored while training: {key}": value for key, value in flat(judged).items() if value is not None
+            }
+        except ValueError as error:
+            problems.append(str(error))
     steps = recipe.config.get("steps")
     if isinstance(steps, int | float) and card.batches_seen < steps:
         problems.append(f"{run} is not finished: {card.batches_seen:,} of {steps:,.0f} batches are saved")
@@ -103,6 +113,7 @@ def facts_of(card: AutoencoderCard | DiffusionCard) -> dict[str, Any]:
             "classes": len(card.class_names),
             "class names": card.class_names,
             "label dropout": card.label_dropout,
+            "student": None if card.student is None else short(card.student.method),
         }
     else:
         shape = card.autoencoder
@@ -134,6 +145,10 @@ def links_of(card: AutoencoderCard | DiffusionCard, run: Path, config: dict[str,
         at = str(config.get("autoencoder") or card.autoencoder_path)
         nearby = (run / card.autoencoder_path, *places(run, config, at))
         links.append(Link(("autoencoder",), card.autoencoder, nearby, at))
+        if card.student is not None and card.student.teacher is not None and card.student.teacher_path is not None:
+            named = str(config.get("teacher") or card.student.teacher_path)
+            nearby = (run / card.student.teacher_path, *places(run, config, named))
+            links.append(Link(("diffusion",), card.student.teacher, nearby, named))
     return tuple(links)
 
 

@@ -5,6 +5,8 @@
     weighting(error [B], snr [B], gain [B]) -> loss [B]
     net = Net(in_channels=C, num_classes=K, **keys of its yaml)
     net(x_t [B, C, h, w], t [B], y [B]) -> [B, C, h, w]           y is never None; net.null_class = K is "no label"
+    net(x_t, t, y, s=s [B])                                       of objective=meanflow: built with second_time=True
+    net(x_t, t, y, w=w [B])                                       of guidance as a condition: with takes_guidance=True
     net.fsdp_blocks                                               optional: modules that FSDP gathers one at a time
     grid(path, steps, t_max) -> times [steps + 1]                 falling, from t_max or just below to 0
     sampler(denoise, path, x [B, C, h, w], times) -> [B, C, h, w]
@@ -74,7 +76,7 @@ class _SaysZero(nn.Module):
         super().__init__()
         self.null_class = null_class
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
         return torch.zeros_like(x_t)
 
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from ldm.diffusion.guidance import drop_labels
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.parameterization import angle
+from ldm.diffusion.student import Student
 from ldm.latents import LatentStats, sample_moments
 from ldm.runtime.ranks import mean_over_ranks
 from ldm.training.gradients import StepGuard
@@ -45,9 +46,9 @@ class TimeBins:
 
 
 class DiffusionModule(ProgressModule):
-    """Fresh posterior samples and label dropout, then the objective.
+    """Fresh posterior samples and label dropout, then the objective, or what a student regresses in its place.
 
-    A weighting that learns (`LearnedUncertainty`) is trained, saved and averaged with the network.
+    A weighting that learns (`LearnedUncertainty`) is trained, saved and averaged with the network; a teacher is not.
 
     Args:
         guard: between the gradients and the step.
@@ -68,6 +69,7 @@ class DiffusionModule(ProgressModule):
         guard: StepGuard,
         rollbacks: int = 0,
         rollback_lr: float = 1.0,
+        student: Student | None = None,
         **progress: Any,
     ) -> None:
         super().__init__(**progress)
@@ -76,6 +78,7 @@ class DiffusionModule(ProgressModule):
             raise ValueError(f"label_dropout={label_dropout} must lie in [0, 1]")
         self.net, self.objective, self.stats, self.label_dropout = net, objective, stats, label_dropout
         self.weighting = objective.weighting if isinstance(objective.weighting, nn.Module) else nn.Identity()
+        self.student = student
         self.make_optimizer = optimizer
         self.bins = {"train": TimeBins(), "val": TimeBins()}
 
@@ -90,11 +93,17 @@ class DiffusionModule(ProgressModule):
     def on_fit_start(self) -> None:
         # once: a copy in every step would wait for the GPU
         self.stats = LatentStats(self.stats.mean.to(self.device), self.stats.std.to(self.device))
+        if self.student is not None and self.student.teacher is not None:
+            self.student.teacher.net.to(self.device)
 
     def flops_per_image(self) -> float:
-        """Three forward passes: a backward one costs two."""
+        """Three forward passes, as a backward one costs two, and those behind a student's target."""
         x_t, t, y = torch.empty(1, *self.card["latent_shape"]), torch.empty(1), torch.zeros(1, dtype=torch.long)
-        return 3 * forward_flops(self.net, x_t, t, y)
+        own, taught = (0.0, 0.0) if self.student is None else self.student.passes
+        flops = (3 + own) * forward_flops(self.net, x_t, t, y)
+        if self.student is None or self.student.teacher is None:
+            return flops
+        return flops + taught * forward_flops(self.student.teacher.net, x_t, t, y)
 
     def rate_factors(self) -> dict[str, float]:
         return {name: self.rollback_lr**self.rollbacks * factor for name, factor in super().rate_factors().items()}
@@ -152,11 +161,14 @@ class DiffusionModule(ProgressModule):
         n, shape, device = len(moments), (moments.shape[1] // 2, *moments.shape[2:]), moments.device
         spread, normal = (self._rows(n, lambda n: torch.randn(n, *shape, device=device)) for _ in range(2))
         x0 = self.stats.normalize(sample_moments(moments, spread))  # [B, C, h, w]
-        t = self._rows(n, lambda n: self.objective.time_sampler(n, self.objective.path, device))  # [B]
+        drawn = self._rows(n, lambda n: (self.student or self.objective).times(n, device))  # [B], or [B, k]
         eps = self.objective.coupling(x0, normal, y) if eps is None else eps
         if stage == "train":
             seed_from(self.seed, 3, self.batches_seen, self.global_rank)  # each rank's own, for dropout
-        loss, t = self.objective.loss(self.net, x0, y, t=t, eps=eps)  # [B] each
+        if self.student is None:
+            loss, t = self.objective.loss(self.net, x0, y, t=drawn, eps=eps)  # [B] each
+        else:
+            loss, t = self.student.loss(self.net, x0, y, drawn=drawn, eps=eps, batch=self.batches_seen)
         # EDM's times lie next to 0, where its noise levels do not
         self.bins[stage].add(loss, angle(self.objective.path(t)) if self.objective.unit_input else t)
         return loss.mean()

@@ -1,13 +1,13 @@
 """What a validation of stage 2 measures of the averaged weights' samples."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from pydantic import ConfigDict
 from torch import Tensor
 
 from ldm.data.cache_reader import CachedMoments
@@ -15,21 +15,12 @@ from ldm.generate.generator import Generator
 from ldm.metrics.classifier import Classifier
 from ldm.metrics.features import Extractor
 from ldm.metrics.frechet import frechet_distance
+from ldm.metrics.quality_stamp import QUALITY, QualityStamp
 from ldm.metrics.statistics import Moments, Statistics
 from ldm.runtime.ranks import mean_over_ranks
-from ldm.runtime.schema import JsonFile
+from ldm.runtime.wrong import shown
 
-QUALITY = "quality.json"
 TIMES = 10  # as many latents as samples are decoded for a reference, if there are
-
-
-class QualityStamp(JsonFile):
-    """quality.json: what val/fd and val/class_accuracy of a run depend on."""
-
-    model_config = ConfigDict(extra="allow")
-    fix: ClassVar[str] = "remove it: the run writes it anew when it goes on"
-
-    samples: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +69,18 @@ class SampleQuality(Callback):
         self.judges, self.latents = judges, latents
         self.reference = judges.reference
         self.found: dict[str, float] = {}
+
+    def check_goes_on(self, run: Path) -> None:
+        """ValueError if the run's earlier figures depend on something else, so that no curve could hold both."""
+        if not (run / QUALITY).exists():
+            return
+        before, now = QualityStamp.read(run / QUALITY).model_dump(), json.loads(json.dumps(self.stamp()))
+        for key, value in now.items():
+            if before.get(key) != value:
+                raise ValueError(
+                    f"{run} has figures of samples with {key}={shown(before.get(key))}, beside which none with "
+                    f"{shown(value)} can stand: leave it as it was, or choose another run="
+                )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:

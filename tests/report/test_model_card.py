@@ -8,6 +8,7 @@ from markdown_it import MarkdownIt
 from support.tiny import run_command
 from support.whole_models import write_model
 
+import ldm as package
 from ldm.report.facts import Lineage
 from ldm.report.model_card import Exported, model_card, sample_picture
 
@@ -46,6 +47,9 @@ def test_of_a_run_it_has_samples_recipes_scores_and_what_they_depend_on(runs):
     for said in ("<code>frechet_distance</code>", "ldm train-autoencoder", "ldm cache-latents", "ldm train-diffusion"):
         assert said in page
     assert "samples 23" in page
+    assert "23 by heun in 2 steps" in page
+    assert f"By ldm {package.__version__}" in page
+    assert "<td>learning rate</td>" in page
     assert "velocity on LinearPath" in page
     assert "1,500" in page  # training images
     assert "license" not in front(card)  # it is the user's to fill in

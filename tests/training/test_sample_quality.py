@@ -106,7 +106,7 @@ def test_statistics_of_real_images_can_be_the_reference(judged, ldm):
         (["features=pixels", "scored=1"], "scored=1 must be at least 2"),
         (["features=pixels", "reference=few.npz"], "reference= has 3 features an image, features= 64"),
         (["reference=few.npz"], "reference= is of a Frechet distance: pass features=, too"),
-        (["keep_best=val/fd", "every=2", "steps=2"], "keep_best=val/fd is measured by no validation of this run"),
+        (["keep_best=val/fd", "every=2", "steps=2"], "keep_best=val/fd must be one of val/loss (features= adds val/fd"),
     ],
 )
 def test_mistakes(words, said, ldm, pipeline):

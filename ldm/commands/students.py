@@ -1,0 +1,173 @@
+"""What `ldm train-diffusion` needs for a student: its teacher, and whether the two fit."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ldm.card import build_from_card, learned_guidance
+from ldm.checkpoint import LoadedDiffusion, load_diffusion
+from ldm.diffusion.objective import Objective
+from ldm.diffusion.progressive import Progressive
+from ldm.diffusion.student import Student, Teacher
+from ldm.runtime.arguments import hints_of
+from ldm.runtime.targets import TARGET
+
+if TYPE_CHECKING:
+    from ldm.commands.train_diffusion import TrainDiffusionOptions
+    from ldm.data.cache_reader import LatentCache
+
+FURTHER = ("second_embed.", "guidance_embed.")  # weights that start at zero, and that a teacher need not have
+
+
+def load_teacher(options: "TrainDiffusionOptions") -> LoadedDiffusion:
+    """Whom teacher= names; ValueError if the objective has nobody to teach."""
+    if options.objective.student is None:
+        raise ValueError(f"teacher={options.teacher} would teach nobody: choose objective=progressive or consistency")
+    return load_diffusion(str(options.teacher), trust=options.trust)
+
+
+def net_of(options: "TrainDiffusionOptions", teacher: LoadedDiffusion | None) -> dict[str, Any]:
+    """The network's node: net=teacher is the teacher's."""
+    if options.net:
+        return options.net
+    if teacher is None:
+        raise ValueError("net=teacher is a student's, whose teacher= is named: choose another net=")
+    return dict(teacher.card["net"])
+
+
+def check_latents(options: "TrainDiffusionOptions", teacher: LoadedDiffusion, cache: "LatentCache") -> None:
+    """ValueError if the teacher was trained on other latents or classes."""
+    card, manifest = teacher.card, cache.manifest
+    pairs = (
+        ("latents of another autoencoder", card["autoencoder"], manifest.autoencoder),
+        ("latents of another shape", card["latent_shape"], list(cache.latent_shape)),
+        ("latents of other means and deviations", card["stats"], {"mean": manifest.mean, "std": manifest.std}),
+        ("other classes", list(card["class_names"]), list(cache.class_names)),
+    )
+    for what, its, ours in pairs:
+        if its != ours:
+            raise ValueError(f"teacher={options.teacher} was trained on {what} than those of latents={options.latents}")
+
+
+@dataclass(frozen=True)
+class Schooling:
+    """A student, and what its training differs in from that of any network.
+
+    student: None where the objective has a closed form
+    net:     further arguments of its network
+    card:    what its checkpoints say, beside
+    """
+
+    student: Student | None
+    net: dict[str, Any]
+    card: dict[str, Any]
+
+    def start(self, options: "TrainDiffusionOptions", net: nn.Module, teacher: LoadedDiffusion | None) -> None:
+        """Give a network the weights that a new run starts with: those of init= or, in progressive distillation, of the
+        teacher."""
+        if options.init is not None:
+            start_from(load_diffusion(options.init, trust=options.trust), net, f"init={options.init}")
+        elif teacher is not None and isinstance(self.student, Progressive):
+            start_from(teacher, net, f"teacher={options.teacher}")
+
+
+def schooling_of(
+    options: "TrainDiffusionOptions", objective: Objective, teacher: LoadedDiffusion | None, run: Path
+) -> Schooling:
+    """How the objective's student is trained.
+
+    Raises:
+        ValueError: if the student can't learn from this teacher, or not on this trainer.
+    """
+    net = {"second_time": True} if objective.average else {}
+    node = options.objective.student
+    if node is None:
+        if objective.average:
+            raise ValueError("objective.average=true is learned by a student: choose objective=meanflow")
+        return Schooling(None, net, {})
+    make = build_from_card({**node, "_partial_": True}, options.trust)
+    takes = hints_of(make.func).get("teacher")
+    if teacher is None and takes is Teacher:
+        raise ValueError(f"{make.func.__name__} learns from a teacher: pass teacher=RUN")
+    if teacher is not None and takes is None:
+        raise ValueError(f"teacher={options.teacher}: {make.func.__name__} learns without one: leave it out, or init=")
+    _check_derivative(options, node)
+    asked, most = float(node.get("guidance", 1.0)), node.get("guidance_max")
+    given: dict[str, Any] = {"objective": objective}
+    if teacher is not None:
+        _check_guided(str(options.teacher), teacher.card, asked, most)
+        null = len(teacher.card["class_names"])
+        given["teacher"] = Teacher(net=teacher.net, objective=teacher.objective, null_class=null)
+        if make.func is Progressive:
+            _check_same(options, objective, teacher)
+        if asked == 1 and most is None:
+            asked, most = learned_guidance(teacher.card)
+    net |= {"takes_guidance": True} if most is not None else {}
+    whose = {
+        "teacher": None if teacher is None else teacher.fingerprint,
+        "teacher_path": None
+        if teacher is None
+        else os.path.relpath(Path(str(options.teacher)).resolve(), run.resolve()),
+    }
+    card = {"student": {"method": node, **whose, "guidance": asked, "guidance_max": most}}
+    return Schooling(make(**given), net, card)
+
+
+def _check_derivative(options: "TrainDiffusionOptions", node: dict[str, Any]) -> None:
+    if node.get("derivative", "difference") != "exact":
+        return
+    for key, value in (("compile", options.trainer.compile), ("strategy", options.trainer.strategy == "fsdp")):
+        if value:
+            raise ValueError(
+                f"trainer.{key}={getattr(options.trainer, key)} leaves the network no forward mode: pass "
+                "objective.student.derivative=difference"
+            )
+
+
+def _check_guided(path: str, card: dict[str, Any], asked: float, most: float | None) -> None:
+    lowest, highest = learned_guidance(card)
+    wanted = f"objective.student.guidance={asked:g}" + (f" to {most:g}" if most is not None else "")
+    if (asked, most) == (1, None):
+        if highest is not None:
+            raise ValueError(
+                f"teacher={path} takes guidance of {lowest:g} to {highest:g}: pass objective.student.guidance= (and "
+                "guidance_max=) within that"
+            )
+    elif highest is not None:
+        if asked < lowest or (most or asked) > highest:
+            raise ValueError(f"{wanted}: teacher={path} takes guidance of {lowest:g} to {highest:g} alone")
+    elif lowest != 1:
+        raise ValueError(f"{wanted}: teacher={path} has learned guidance of {lowest:g} already: leave it out")
+    elif card["label_dropout"] == 0:
+        raise ValueError(f"{wanted}: teacher={path} was never trained without labels (label_dropout=0): leave it out")
+
+
+def _check_same(options: "TrainDiffusionOptions", objective: Objective, teacher: LoadedDiffusion) -> None:
+    """What progressive distillation takes over from the teacher."""
+    card, own = teacher.card["objective"], options.objective.card(teacher.card["objective"])
+    for key in ("path", "parameterization", "unit_input"):
+        if own.get(key, False) != card.get(key, False):
+            raise ValueError(
+                f"teacher={options.teacher} was trained with objective.{key}={card.get(key, False)}, which its student "
+                "shares: leave it null"
+            )
+    if objective.average:
+        raise ValueError("objective.average=true is of average velocities, not of a teacher's steps: leave it out")
+
+
+def start_from(loaded: LoadedDiffusion, net: nn.Module, said: str) -> None:
+    """Copy a network's weights; a second time and a guidance that it does not know start at zero.
+
+    Raises:
+        ValueError: that begins with `said`, as init=runs/flow, if it has another shape.
+    """
+    try:
+        missing, foreign = net.load_state_dict(loaded.net.state_dict(), strict=False)
+    except RuntimeError:
+        missing, foreign = [""], []
+    if foreign or not all(name.startswith(FURTHER) for name in missing):
+        shape = {key: value for key, value in loaded.card["net"].items() if key != TARGET}
+        raise ValueError(f"{said} has another shape: choose the net= of {shape}")

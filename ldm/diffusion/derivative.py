@@ -1,0 +1,43 @@
+"""The derivative of a network along a direction in (x_t, t), which the targets of MeanFlow and of consistency need."""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Derivative = Literal["exact", "difference"]
+STEP = 5e-3  # of the central difference, in units of t: rounding of float32 and the third derivative both stay small
+
+
+@torch.no_grad()
+def along(
+    function: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, dx: Tensor, dt: Tensor, method: Derivative
+) -> tuple[Tensor, Tensor]:
+    """function(x, t) and its derivative along (dx, dt), without gradients by parameters.
+
+    Args:
+        function: (x [B, ...], t [B]) -> [B, ...]
+        x, t:     where
+        dx, dt:   the direction, of their shapes
+        method:   "exact" is forward-mode differentiation, in which attention is computed plainly, as its fused kernels
+                  have no forward mode; "difference" is (f(z + h d) - f(z - h d)) / 2 h with h = STEP, for networks that
+                  cannot be differentiated so: compiled or sharded ones
+    """
+    if method == "difference":
+        higher, lower = (function(x + h * dx, t + h * dt) for h in (STEP, -STEP))
+        return function(x, t), (higher - lower) / (2 * STEP)
+    _load_forward_mode()
+    with sdpa_kernel(SDPBackend.MATH):
+        return torch.func.jvp(function, (x, t), (dx, dt))  # type: ignore[return-value]
+
+
+@cache
+def _load_forward_mode() -> None:
+    """At its first use torch compiles rules by torch.jit.script, which it calls deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
+        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))

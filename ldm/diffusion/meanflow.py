@@ -1,0 +1,89 @@
+"""MeanFlow: a student of the average velocity, which one evaluation walks from noise to data."""
+
+import torch
+from torch import Tensor, nn
+
+from ldm.diffusion.derivative import Derivative, along
+from ldm.diffusion.guidance import with_and_without
+from ldm.diffusion.objective import Objective, expand
+from ldm.runtime.ranges import NonNegative, Share, checked
+
+
+class MeanFlow:
+    """The average velocity from s to t, by the identity u = v - (t - s) du/dt (Geng et al. 2025, eq. 6-11).
+
+    du/dt is the network's own derivative along (v, 1), held fixed. One evaluation then makes a sample.
+
+    Args:
+        objective:  with average=true
+        same:       share of samples with s = t, where the target is the velocity itself
+        guidance:   of the velocity that is averaged: 1 is none (their appendix B.1)
+        mix:        their kappa: the share of that in which the network's own labelled velocity stands for the sample's
+        derivative: see `ldm.diffusion.derivative`
+    """
+
+    teacher = None
+
+    @checked
+    def __init__(
+        self,
+        *,
+        objective: Objective,
+        same: Share = 0.75,
+        guidance: NonNegative = 1.0,
+        mix: Share = 0.0,
+        derivative: Derivative = "exact",
+    ) -> None:
+        if not objective.average:
+            raise ValueError("MeanFlow learns averages: pass objective.average=true")
+        if mix == 1:
+            raise ValueError("mix=1 would leave nothing of the data in the target: pass less")
+        self.objective, self.same, self.guidance, self.mix = objective, same, guidance, mix
+        self.derivative: Derivative = derivative
+
+    @property
+    def passes(self) -> tuple[float, float]:
+        return 3 * (1 - self.same) + (0 if self.guidance == 1 else 2), 0.0  # a derivative costs three, in either way
+
+    def times(self, n: int, device: torch.device) -> Tensor:
+        """[n, 2]: t and s, of the objective's times the later and the earlier, or the same twice."""
+        first, second = (self.objective.time_sampler(n, self.objective.path, device) for _ in range(2))
+        same = torch.rand(n, device=device) < self.same
+        t = torch.where(same, first, torch.maximum(first, second))
+        return torch.stack([t, torch.where(same, first, torch.minimum(first, second))], dim=1)
+
+    def loss(
+        self, net: nn.Module, x0: Tensor, y: Tensor, *, drawn: Tensor, eps: Tensor, batch: int
+    ) -> tuple[Tensor, Tensor]:
+        t, s = drawn.unbind(1)
+        c = self.objective.path(expand(t, x0))
+        x_t, v = c.alpha * x0 + c.sigma * eps, c.dalpha * x0 + c.dsigma * eps
+        target = self.target(net, x_t, self._guided(net, x_t, t, y, v), t, s, y)
+        seen, time = self.objective.input(c, x_t, t)
+        error = (net(seen, time, y, s=s.to(time)) - target).square().flatten(1).mean(1)
+        return self.objective.weighting(error, ((c.alpha / c.sigma) ** 2).flatten(), torch.ones_like(error)), t
+
+    @torch.no_grad()
+    def target(self, net: nn.Module, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
+        """v - (t - s) du/dt, [B, ...]; where s = t it is v to the bit, and nothing is differentiated."""
+        apart = (s < t).nonzero().flatten()
+        if len(apart) == 0:
+            return v
+        then, label = s[apart], y[apart]
+
+        def average(x_t: Tensor, t: Tensor) -> Tensor:
+            return net(x_t, t, label, s=then)
+
+        _, slope = along(average, x_t[apart], t[apart], v[apart], torch.ones_like(then), self.derivative)
+        return v.index_add(0, apart, -expand(t - s, v)[apart] * slope.to(v.dtype))
+
+    @torch.no_grad()
+    def _guided(self, net: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """The velocity that is averaged: guided, where a label is there."""
+        if self.guidance == 1:
+            return v
+        null_class = int(net.null_class)  # type: ignore[arg-type]
+        labelled, free = with_and_without(net, null_class, x_t, t, y, t)
+        own = self.guidance * (1 - self.mix)  # their omega, of which guidance = omega / (1 - kappa)
+        guided = own * v + self.mix * labelled + (1 - own - self.mix) * free
+        return torch.where(expand(y == null_class, v), v, guided.to(v.dtype))

@@ -1,0 +1,96 @@
+"""Students: networks that sample in few steps. Each says what they regress, where an `Objective` has a closed form.
+
+What all share stays in the objective: the path, the parameterization, the weighting, the times. What differs is a class
+in a file of its own (progressive, meanflow, consistency): `loss` at times that `times` has drawn. A student is sampled
+by its objective's denoiser, as any network.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ldm.diffusion.guidance import with_and_without
+from ldm.diffusion.objective import Net, Objective, expand, on_path
+from ldm.diffusion.parameterization import Prediction
+from ldm.diffusion.path import Path
+
+
+class Student(Protocol):
+    """What stage 2 trains where the target is in no closed form."""
+
+    objective: Objective  # by which it is sampled
+    teacher: "Teacher | None"
+
+    @property
+    def passes(self) -> tuple[float, float]:
+        """Forward passes an image behind the target: of the network itself, and of the teacher."""
+
+    def times(self, n: int, device: torch.device) -> Tensor:
+        """[n, k] random numbers, of which the first are the times."""
+
+    def loss(
+        self, net: nn.Module, x0: Tensor, y: Tensor, *, drawn: Tensor, eps: Tensor, batch: int
+    ) -> tuple[Tensor, Tensor]:
+        """The losses [B] and the times [B].
+
+        net:   (x_t, t, y) -> like x_t
+        x0:    clean latents [B, C, H, W], with labels y [B] and noise eps
+        drawn: [B, k], of `times`
+        batch: how many batches came before
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A trained network that students learn from; it is held fixed.
+
+    null_class: its label of images without one; None where it was never trained without, and can't be guided
+    """
+
+    net: nn.Module
+    objective: Objective
+    null_class: int | None
+
+    def predict(self, x_t: Tensor, t: Tensor, y: Tensor, scale: Tensor | None, path: Path | None = None) -> Prediction:
+        """Both ends of the path through x_t [B, ...] at times t [B].
+
+        scale: of guidance, [B]; None: unguided
+        path:  on which x_t lies; None: the teacher's own
+        """
+
+        def guided(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            if scale is not None and getattr(self.net, "takes_guidance", False):  # a student itself
+                return self.net(x_t, t, y, w=scale.to(t))
+            if scale is None or self.null_class is None:
+                return self.net(x_t, t, y)
+            good, worse = with_and_without(self.net, self.null_class, x_t, t, y)
+            return torch.lerp(worse, good, expand(scale, x_t).to(good))
+
+        denoise = self.objective.denoiser(guided, y)
+        return (denoise if path is None else on_path(denoise, self.objective.path, path))(x_t, t)
+
+
+def guides(guidance: float, most: float | None) -> bool:
+    """Whether a teacher is guided."""
+    return (guidance, most) != (1, None)
+
+
+def scales_of(guidance: float, most: float | None, n: int, device: torch.device) -> Tensor:
+    """[n], float64: the scale of guidance, or scales drawn evenly from it to most."""
+    share = torch.zeros(n, device=device) if most is None else torch.rand(n, device=device)
+    return guidance + ((most or guidance) - guidance) * share.double()
+
+
+def told(net: Net, scale: Tensor, most: float | None) -> Net:
+    """The network as it is, or, where guidance has a range, told the scale."""
+    if most is None:
+        return net
+    return lambda x_t, t, y: net(x_t, t, y, w=scale.to(t))
+
+
+def check_range(guidance: float, most: float | None) -> None:
+    """ValueError where a range of scales is none."""
+    if most is not None and most <= guidance:
+        raise ValueError(f"guidance_max={most:g} must be more than guidance={guidance:g}, or null")
