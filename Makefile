@@ -18,7 +18,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-demo: $(STAMP) ## digits -> autoencoder -> latents -> flow U-Net -> samples -> metrics -> report.html, into runs/ (about 4 minutes)
+demo: $(STAMP) ## digits -> autoencoder -> latents -> flow U-Net -> samples -> metrics -> report.html, into runs/ (4 to 9 minutes)
 	$(BIN)/ldm train-autoencoder
 	$(BIN)/ldm cache-latents
 	$(BIN)/ldm train-diffusion

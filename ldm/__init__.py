@@ -18,7 +18,7 @@ def load(
     run: str | Path,
     *,
     device: str = "auto",
-    weights: str = "ema",
+    weights: str | float = "ema",
     autoencoder: str | None = None,
     trust: Sequence[str] = (),
 ) -> "LatentDiffusionModel | AutoencoderModel":
@@ -26,7 +26,8 @@ def load(
 
     run:          of `ldm train-diffusion`: it samples, encodes and decodes; of `ldm train-autoencoder`: the latter two
     device:       "cpu", "cuda", "cuda:1", ...; "auto" is the GPU if there is one
-    weights:      "ema", the average, or "raw", those of the last batch; of stage 2
+    weights:      of stage 2: "ema", the average, or "raw", those of the last batch; or 0.1, an average of that width
+                  which `ldm average` has made
     autoencoder:  stage 1, where it no longer lies at the place that stage 2 has recorded
     trust:        packages, beside ldm, whose code the model may be built from: it then runs
 

@@ -33,6 +33,7 @@ from ldm.weights import Undrawn, check_weights, check_zip, part_of, weights_fing
 
 log = logging.getLogger(__name__)
 
+AVERAGES = "averages"  # of a run, by their widths
 CARD = "ldm"
 FOLDER = "checkpoints"
 AUTOENCODER_PREFIX = "autoencoder."  # of stage 1's tensors in a state_dict, where the discriminator's are, too
@@ -170,20 +171,24 @@ def load_autoencoder(path: str | Path) -> LoadedAutoencoder:
     return LoadedAutoencoder(file, model, checkpoint[CARD], weights_fingerprint(model))
 
 
-def load_diffusion(path: str | Path, weights: str = "ema", trust: str | Sequence[str] = ()) -> LoadedDiffusion:
+def load_diffusion(path: str | Path, weights: str | float = "ema", trust: str | Sequence[str] = ()) -> LoadedDiffusion:
     """Rebuild a stage-2 model.
 
     Args:
         path: a checkpoint file or a run folder.
-        weights: "ema", the averaged ones, or "raw", those of the last step.
+        weights: "ema", the averaged ones, or "raw", those of the last step; or the width of an average that
+            `ldm average` has made of a run, as 0.1.
         trust: packages, beside ldm, whose code the model may be built from.
 
     Raises:
         ValueError: if there is no such checkpoint, or it names code of other packages.
     """
+    path = Path(path)
+    if isinstance(weights, float | int):
+        path, weights = averaged_file(path, weights), "ema"
     if weights not in ("ema", "raw"):
-        raise ValueError(f"weights={weights} must be ema or raw")
-    file, checkpoint = find(Path(path), "diffusion")
+        raise ValueError(f"weights={weights} must be ema, raw or the width of an average, as 0.1")
+    file, checkpoint = find(path, "diffusion")
     card = checkpoint[CARD]
     # cards from before there was a sampling mean the defaults
     parts = {"objective": card["objective"], "sampling": card.get("sampling", {})}
@@ -213,6 +218,16 @@ def load_diffusion(path: str | Path, weights: str = "ema", trust: str | Sequence
         raise ValueError(f"{file}: of its card, {error}") from None
     run = file.parents[1] if len(file.parents) > 1 else file.absolute().parents[1]
     return LoadedDiffusion(run, net, objective, sampling, stats, card, weights_fingerprint(net))
+
+
+def averaged_file(run: Path, width: float, there: bool = True) -> Path:
+    """Where `ldm average` writes the average of this width of a run; ValueError if it should be there, and is not."""
+    file = run / AVERAGES / f"sigma_rel-{width:g}.ckpt"
+    if there and run.is_dir() and not file.exists():
+        raise ValueError(f"{file} is not there: ldm average model={run} sigma_rel=[{width:g}] makes it")
+    if not run.is_dir():
+        raise ValueError(f"weights={width:g} is an average of a run, and {run} is a file: name the run's folder")
+    return file
 
 
 def matching_autoencoder(

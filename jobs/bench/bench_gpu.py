@@ -36,7 +36,7 @@ from timing import Task, middle
 
 from ldm.checkpoint import LoadedAutoencoder, export_autoencoder
 from ldm.commands.run_folder import plain
-from ldm.data.cache_writer import AUTOENCODER_FILE
+from ldm.data.shard_writer import AUTOENCODER_FILE
 from ldm.models.autoencoder import Autoencoder
 from ldm.weights import weights_fingerprint
 

@@ -11,28 +11,26 @@ from torch import Tensor
 from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, load_autoencoder
 from ldm.commands.options import LoggedOptions, Text, Workers, build
 from ldm.commands.run_folder import build_loggers
-from ldm.data.cache_writer import AUTOENCODER_FILE, CacheWriter, cache_identity
+from ldm.data.cache_writer import CacheWriter, cache_identity
 from ldm.data.formats import MANIFEST, Manifest
+from ldm.data.shard_writer import AUTOENCODER_FILE, ShardWriter
 from ldm.data.sources import Source
 from ldm.images import to_x
 from ldm.runtime.arguments import Node
 from ldm.runtime.bars import track
 from ldm.runtime.files import sha256
-from ldm.runtime.loggers import artifact, record
+from ldm.runtime.loggers import Artifact, artifact, record
 from ldm.runtime.memory import check_batch
 from ldm.runtime.ranges import Count
 from ldm.runtime.ranks import launch, pick_device
 
 
-class CacheLatentsOptions(LoggedOptions):
-    """conf/cache_latents.yaml, which says what each key means."""
+class SlicedOptions(LoggedOptions):
+    """Of a command whose shards several tasks share."""
 
-    data: Node
-    autoencoder: Text
     slice: str
     shard_size: Count
     batch_size: Count
-    num_workers: Annotated[Workers, Ge(1)]
     device: str
 
     def slot(self, rank: int) -> str:
@@ -40,8 +38,15 @@ class CacheLatentsOptions(LoggedOptions):
         return f"slice-{index}-of-{count}-rank-{rank}"
 
 
+class CacheLatentsOptions(SlicedOptions):
+    """conf/cache_latents.yaml, which says what each key means."""
+
+    data: Node
+    autoencoder: Text
+    num_workers: Annotated[Workers, Ge(1)]
+
+
 def main(options: CacheLatentsOptions, run: Path) -> None:
-    index, count = parse_slice(options.slice)
     source: Source = build(options.data)
     check_batch(options.batch_size, 3, source.resolution, source.resolution)
     autoencoder = load_autoencoder(options.autoencoder)
@@ -54,6 +59,19 @@ def main(options: CacheLatentsOptions, run: Path) -> None:
         batch_size=options.batch_size,
         num_workers=options.num_workers,
     )
+    manifest = write_share(writer, options, autoencoder, run)
+    source.report_skipped()
+    if manifest is not None:
+        count = manifest.count
+        print(f"{run}: {count.train} + {count.val} images as moments {manifest.shape}, manifest.json")
+        report(options, run, manifest, artifact("autoencoder", autoencoder.fingerprint, autoencoder.path))
+
+
+def write_share(
+    writer: ShardWriter, options: SlicedOptions, autoencoder: LoadedAutoencoder, run: Path
+) -> Manifest | None:
+    """Write the shards of this task that are missing; the manifest, once all are there."""
+    index, count = parse_slice(options.slice)
     start = launch()  # ranks share a slice as slices share the cache: they need not know of each other
     share = [part for _, part in writer.parts()][index::count][start.rank :: start.world]
     todo = [part for part in share if not writer.is_done(part)]
@@ -63,14 +81,12 @@ def main(options: CacheLatentsOptions, run: Path) -> None:
         options.begin(run)
         if not (run / AUTOENCODER_FILE).exists():  # its run may train on, and prune the checkpoint that these came from
             export_autoencoder(autoencoder, run / AUTOENCODER_FILE)
-    for part in track(todo, "encoding shards", hidden=start.rank != 0):
+    for part in track(todo, "writing shards", hidden=start.rank != 0):
         writer.write(part)
-    source.report_skipped()
     manifest = writer.merge()
     if manifest is None:
         print(f"{run}: rank {start.rank} of slice {options.slice} is done; manifest.json follows when all are")
-    else:
-        report(options, run, manifest, autoencoder)
+    return manifest
 
 
 def encoder(autoencoder: LoadedAutoencoder, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -84,14 +100,12 @@ def encoder(autoencoder: LoadedAutoencoder, device: torch.device) -> Callable[[T
     return encode
 
 
-def report(options: CacheLatentsOptions, run: Path, manifest: Manifest, autoencoder: LoadedAutoencoder) -> None:
-    """Say what the cache holds, on the terminal and to the loggers."""
-    count = manifest.count
-    print(f"{run}: {count.train} + {count.val} images as moments {manifest.shape}, manifest.json")
+def report(options: SlicedOptions, run: Path, manifest: Manifest, used: Artifact) -> None:
+    """Tell the loggers what the cache is made from, and what it holds."""
     record(
         build_loggers(options.logger, run),
         options.plain(),
-        used=[artifact("autoencoder", autoencoder.fingerprint, autoencoder.path)],
+        used=[used],
         made=[artifact("latents", sha256(run / MANIFEST), run)],
         scores={f"latent_{what}/{c}": v for what in ("mean", "std") for c, v in enumerate(getattr(manifest, what))},
     )

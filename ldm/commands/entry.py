@@ -33,7 +33,7 @@ TRACE = "HYDRA_FULL_ERROR"
 
 TRAINS = ("train_autoencoder", "train_diffusion", "distill", "probe")  # they own the signals
 RESUMES = dict.fromkeys(TRAINS, "; the same command goes on from the last checkpoint")
-RESUMES["cache_latents"] = "; the same command goes on with the shards that are missing"
+RESUMES["cache_latents"] = RESUMES["cache_pairs"] = "; the same command goes on with the shards that are missing"
 
 
 def enter(command: str) -> None:

@@ -17,7 +17,7 @@ from ldm.commands.options import build
 from ldm.commands.train_autoencoder import TrainAutoencoder
 from ldm.commands.train_diffusion import TrainDiffusionOptions
 from ldm.commands.training_options import TrainerOptions, TrainingOptions
-from ldm.data.cache_writer import AUTOENCODER_FILE
+from ldm.data.shard_writer import AUTOENCODER_FILE
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.sampling import Sampling
 from ldm.generate.model import decoded_at_once

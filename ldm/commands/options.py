@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
+from annotated_types import Interval
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
@@ -150,7 +151,7 @@ def _served(workers: int) -> int:
 
 
 Workers = Annotated[Natural, AfterValidator(_served)]  # processes or threads that read data
-Weights = Literal["ema", "raw"]
+Weights = Literal["ema", "raw"] | Annotated[float, Interval(gt=0, lt=1)]  # or the width of an average
 
 
 class SamplerOptions(Group):

@@ -9,6 +9,7 @@ from torch import nn
 
 from ldm.card import build_from_card, learned_guidance
 from ldm.checkpoint import LoadedDiffusion, load_diffusion
+from ldm.diffusion.coupling import Taught
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.progressive import Progressive
 from ldm.diffusion.student import Student, Teacher
@@ -36,6 +37,29 @@ def net_of(options: "TrainDiffusionOptions", teacher: LoadedDiffusion | None) ->
     if teacher is None:
         raise ValueError("net=teacher is a student's, whose teacher= is named: choose another net=")
     return dict(teacher.card["net"])
+
+
+def reflow_card(
+    options: "TrainDiffusionOptions", objective: Objective, cache: "LatentCache", run: Path
+) -> dict[str, Any]:
+    """What a student of cached pairs says of itself; nothing for other latents.
+
+    Raises:
+        ValueError: if the latents are pairs and the objective is for images, or the other way round.
+    """
+    pairs, taught = cache.manifest.pairs, isinstance(objective.coupling, Taught)
+    if taught and pairs is None:
+        raise ValueError(
+            f"objective=reflow learns pairs, not the images of latents={options.latents}: ldm cache-pairs first"
+        )
+    if pairs is None:
+        return {}
+    if not taught:
+        raise ValueError(f"latents={options.latents} are a teacher's pairs: choose objective=reflow, or others")
+    method = {TARGET: f"{Taught.__module__}.{Taught.__name__}", "pairs": pairs.train, "sampler": pairs.sampler}
+    path = os.path.relpath(Path(options.latents, pairs.teacher_path).resolve(), run.resolve())
+    learned = {"guidance": pairs.guidance, "guidance_max": None}
+    return {"student": {"method": method, "teacher": pairs.teacher, "teacher_path": path, **learned}}
 
 
 def check_latents(options: "TrainDiffusionOptions", teacher: LoadedDiffusion, cache: "LatentCache") -> None:

@@ -1,6 +1,7 @@
 """Stage 2: train the diffusion or flow-matching network on cached latents."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -14,11 +15,11 @@ from ldm.checkpoint import LoadedAutoencoder, load_diffusion, matching_autoencod
 from ldm.commands.next_step import say_next
 from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, Text, build
 from ldm.commands.run_folder import build_loggers
-from ldm.commands.students import check_latents, load_teacher, net_of, schooling_of
+from ldm.commands.students import check_latents, load_teacher, net_of, reflow_card, schooling_of
 from ldm.commands.training_options import TrainingOptions
 from ldm.data.cache_reader import CachedMoments, LatentCache, Verify
-from ldm.data.cache_writer import AUTOENCODER_FILE
 from ldm.data.formats import MANIFEST
+from ldm.data.shard_writer import AUTOENCODER_FILE
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.sampling import Sampling
@@ -41,11 +42,13 @@ from ldm.training.data_modules import LatentData
 from ldm.training.diffusion_module import DiffusionModule
 from ldm.training.gradients import StepGuard
 from ldm.training.pictures import SampleGrid
+from ldm.training.power_function import WIDEST
 from ldm.training.progress import seed_from
 from ldm.training.run import Tracking, fit
 from ldm.training.sample_quality import Judges, SampleQuality
 from ldm.training.schedule import Schedule
 
+Width = Annotated[float, Interval(gt=0, le=WIDEST)]  # sigma_rel of an average
 NetNode = Annotated[
     dict[str, Any], AfterValidator(lambda node: check_node(node, ("in_channels", "num_classes")) if node else node)
 ]  # {} is the teacher's
@@ -64,6 +67,7 @@ class TrainDiffusionOptions(TrainingOptions):
     label_dropout: Share
     teacher: Annotated[Text | None, Free()]
     guidance: Annotated[NonNegative | None, Free()]
+    power_ema: list[Width]
     features: Annotated[Text | None, Free()]
     classifier: Annotated[Text | None, Free()]
     reference: Annotated[Text | None, Free()]
@@ -97,6 +101,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     cache = LatentCache(options.latents, options.verify)
     if teacher is not None:
         check_latents(options, teacher, cache)
+    reflow = reflow_card(options, objective, cache, run)
     autoencoder = matching_autoencoder(options.autoencoder, AUTOENCODER_FILE, cache.folder, cache.manifest.autoencoder)
     shape = {"in_channels": cache.latent_shape[0], "num_classes": len(cache.class_names)} | schooling.net
     seed_from(options.seed)
@@ -105,7 +110,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     if newest(run) is None:  # else the run has weights of its own
         schooling.start(options, net, teacher)
     card = card_of(options, cache, autoencoder, run) | {"net": own_net | shape, "objective": learned}
-    card |= schooling.card
+    card |= schooling.card | reflow
     generator = generator_of(options, net, objective, sampling, cache, autoencoder, usual_guidance(card))
     quality = sample_quality(options, generator, cache)
     for judged in quality:
@@ -121,7 +126,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
             seed=options.seed,
             overfit=options.overfit,
         ),
-        options.plan(run),
+        replace(options.plan(run), power_ema=options.power_ema),
         networks=[net],
         callbacks=[SampleGrid(generator), *quality],
         tracking=Tracking(

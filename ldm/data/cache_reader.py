@@ -19,6 +19,7 @@ from ldm.data.formats import MANIFEST, CachedShard, Manifest, Verified
 from ldm.data.order import Key
 from ldm.data.samples import Split
 from ldm.diffusion.coupling import Coupling
+from ldm.diffusion.noise import IndexedNoise
 from ldm.latents import LatentStats
 from ldm.runtime.files import existing_folder, sha256
 
@@ -95,22 +96,34 @@ class PairedNoise:
     def __init__(self, coupling: Coupling, stats: LatentStats, seed: int) -> None:
         self.coupling, self.stats, self.seed = coupling, stats, seed
 
-    def __call__(self, moments: Tensor, labels: Tensor, key: Key) -> Tensor:
+    def __call__(self, moments: Tensor, labels: Tensor, keys: list[Key]) -> Tensor:
         mean = self.stats.normalize(moments.float().chunk(2, dim=1)[0])
-        drawn = np.random.default_rng((self.seed, *key)).standard_normal(tuple(mean.shape), dtype=np.float32)
+        drawn = np.random.default_rng((self.seed, *keys[0])).standard_normal(tuple(mean.shape), dtype=np.float32)
         return self.coupling(mean, torch.from_numpy(drawn), labels)
+
+
+class TaughtNoise:
+    """The noise that a teacher's samples were made from: of a split whose first sample has the index `first`."""
+
+    def __init__(self, seed: int, first: int) -> None:
+        self.seed, self.first = seed, first
+
+    def __call__(self, moments: Tensor, labels: Tensor, keys: list[Key]) -> Tensor:  # noqa: ARG002
+        indices = [self.first + index for _, index in keys]
+        return IndexedNoise(self.seed, indices).draw((moments.shape[1] // 2, *moments.shape[2:]))
 
 
 class CachedMoments(Dataset[Any]):
     """A split's moments, a batch at a time: `__getitems__(keys)` -> (moments [B, 2C, h, w] fp16, labels [B]).
 
     The view alternates with the epoch: each image is mirrored in every other epoch, and half of them are in each.
-    With `noise`, a batch has a third tensor: the noise paired with it.
+    With `noise`, a batch has a third tensor: the noise paired with it. Of a teacher's pairs, it always has.
     """
 
     def __init__(self, cache: LatentCache, split: Split, noise: PairedNoise | None = None) -> None:
-        self.noise = noise
-        manifest = cache.manifest
+        manifest, pairs = cache.manifest, cache.manifest.pairs
+        taught = None if pairs is None else TaughtNoise(pairs.seed, 0 if split == "train" else pairs.train)
+        self.noise = taught or noise
         shards: list[CachedShard] = getattr(manifest.shards, split)
         self.paths = [cache.folder / shard.name for shard in shards]
         self.ends = list(accumulate(shard.count for shard in shards))
@@ -134,7 +147,7 @@ class CachedMoments(Dataset[Any]):
             moments[i] = block.moments[row - block.start, (epoch + index) % self.views]
             labels[i] = block.labels[row - block.start]
         batch = torch.from_numpy(moments), torch.from_numpy(labels)
-        return batch if self.noise is None else (*batch, self.noise(*batch, keys[0]))
+        return batch if self.noise is None else (*batch, self.noise(*batch, keys))
 
 
 def _allow_files(count: int) -> None:

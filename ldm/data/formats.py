@@ -48,6 +48,22 @@ class ShardIndex(JsonFile):
 Shape = Annotated[list[Count], Field(min_length=3, max_length=3)]  # of an image's moments: 2C, h, w
 
 
+class Pairs(Part):
+    """Of a cache of a teacher's samples: how they were drawn, each from the noise of its index.
+
+    train, val: how many; those held out have the indices after the others
+    """
+
+    teacher: Fingerprint
+    teacher_path: str
+    sampler: dict[str, Any]
+    grid: dict[str, Any]
+    guidance: Finite
+    seed: Natural
+    train: Count
+    val: Natural
+
+
 class CacheIdentity(Part):
     """What all shards of a cache have in common."""
 
@@ -57,6 +73,7 @@ class CacheIdentity(Part):
     views: Annotated[int, one_of(1, 2)]
     dtype: Literal["float16"]
     class_names: ClassNames
+    pairs: Pairs | None = None
 
     def difference(self, wanted: "CacheIdentity") -> str:
         """Say in words what differs: "views is 1, not 2"."""

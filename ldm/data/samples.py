@@ -57,14 +57,15 @@ class Contents:
     """A digest of the bytes and labels of samples, taken while somebody reads them."""
 
     def __init__(self) -> None:
-        self.total = hashlib.sha256()
+        self.total, self.any = hashlib.sha256(), False
 
     def of(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """The samples, noted as they pass."""
         for sample in samples:
+            self.any = True
             self.total.update(hashlib.sha256(sample.data).digest() + str(sample.label).encode())
             yield sample
 
     def digest(self) -> str:
-        """Sixteen hexadecimal digits, of those that have passed."""
-        return self.total.hexdigest()[:16]
+        """Sixteen hexadecimal digits, of those that have passed; "" if none has."""
+        return self.total.hexdigest()[:16] if self.any else ""

@@ -34,6 +34,12 @@ class Independent:
         return eps
 
 
+class Taught(Independent):
+    """The noise that a teacher has made each latent of: cached pairs bring it (Reflow, Liu et al. 2023)."""
+
+    ahead = True
+
+
 class OptimalTransport:
     """The permutation that makes the batch's squared distances, class by class, least (Tong et al. 2024; Pooladian et
     al. 2023): straighter paths, and a gradient of less variance.

@@ -139,7 +139,7 @@ def on_path(denoise: Denoise, trained: Path, path: Path) -> Denoise:
     def remapped(x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Prediction:
         there = time_at(trained, log_snr(path(t)))
         grow = scale(trained(there)) / scale(path(t))
-        then = None if s is None else time_at(trained, log_snr(path(s)))
-        return denoise(x_t * expand(grow, x_t).to(x_t.dtype), there, then)
+        x_t = x_t * expand(grow, x_t).to(x_t.dtype)
+        return denoise(x_t, there) if s is None else denoise(x_t, there, time_at(trained, log_snr(path(s))))
 
     return remapped

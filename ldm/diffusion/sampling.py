@@ -33,7 +33,7 @@ class Record:
     states: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # (t, x_t, x0), [keep, C, h, w] each
 
     def __call__(self, x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Prediction:
-        prediction = self.denoise(x_t, t, s)
+        prediction = self.denoise(x_t, t) if s is None else self.denoise(x_t, t, s)
         self.evaluations += 1
         if self.keep:
             self.states.append((t, x_t[: self.keep], prediction.x0[: self.keep]))

@@ -33,7 +33,7 @@ class SampleStamp(JsonFile):
     class_names: list[str]
     classes: list[int | str] | int | str
     preprocessing: dict[str, Any] | None
-    weights: Literal["ema", "raw"]
+    weights: Literal["ema", "raw"] | float
     path: dict[str, Any] | str
     sampler: dict[str, Any]
     grid: dict[str, Any] | str
@@ -125,5 +125,5 @@ class LikelihoodFile(JsonFile):
     model_config = ConfigDict(extra="allow")
     fix: ClassVar[str] = "run `ldm likelihood` again"
 
-    weights: Literal["ema", "raw"]
+    weights: Literal["ema", "raw"] | float
     __pydantic_extra__: dict[str, JsonValue]

@@ -16,7 +16,7 @@ from ldm.runtime.ranks import pick_device
 
 
 def load_model(
-    run: str | Path, *, device: str, weights: str, autoencoder: str | None, trust: Sequence[str]
+    run: str | Path, *, device: str, weights: str | float, autoencoder: str | None, trust: Sequence[str]
 ) -> LatentDiffusionModel | AutoencoderModel:
     """What `ldm.load` says."""
     where = pick_device(device)
@@ -28,7 +28,7 @@ def load_model(
 
 
 def load_stages(
-    run: str | Path, weights: str, autoencoder: str | None, trust: Sequence[str]
+    run: str | Path, weights: str | float, autoencoder: str | None, trust: Sequence[str]
 ) -> tuple[LoadedDiffusion, LoadedAutoencoder]:
     """A diffusion model, and the autoencoder of its latents: see `load_diffusion` and `matching_autoencoder`."""
     loaded = load_diffusion(run, weights, trust)

@@ -128,10 +128,10 @@ class DiffusionModule(ProgressModule):
         self.log_terms("train", {"loss": loss.detach()})
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """The same loss on held-out latents with labels, at times and with noise that are the same every time."""
-        moments, y = batch
-        self.log_terms("val", {"loss": self._loss("val", moments, y)}, images=len(y))
+        moments, y, *noise = batch
+        self.log_terms("val", {"loss": self._loss("val", moments, y, *noise)}, images=len(y))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

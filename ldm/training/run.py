@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ldm.training.curves import Curves, validated
 from ldm.training.ema import EMA
 from ldm.training.gradients import DivergenceError
 from ldm.training.lightning_internals import ignore_known_warnings, plain_interrupts
+from ldm.training.power_averages import PowerAverages
 from ldm.training.progress import ProgressModule
 from ldm.training.resume import Rollbacks, resume_point, roll_back
 from ldm.training.saves import Saves
@@ -41,6 +42,7 @@ class Plan:
         keep_best : a figure of the validation, of whose checkpoints the best stays, too; None = no such
         ema_decay : of the weights' average; 0 = none, so that validation and samples use the raw weights
         trainer   : conf/trainer's options: Lightning's own, channels_last and compile
+        power_ema : widths of averages that are kept beside, see `PowerAverages`; none is none
         free      : keys of the config that the same run may change when it goes on
     """
 
@@ -52,6 +54,7 @@ class Plan:
     ema_decay: float
     trainer: dict[str, Any]
     free: frozenset[str] = frozenset()
+    power_ema: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         if self.steps % self.stretch:
@@ -152,6 +155,7 @@ def _trainer(
     saves = Saves(plan.run, plan.steps, plan.stretch, plan.keep)
     module.after_batch = saves.after_batch
     best = [] if plan.keep_best is None else [KeepBest(plan.keep_best)]
+    powers = [PowerAverages(plan.power_ema)] if plan.power_ema else []
     console = Console(plan.run, plan.steps, plan.stretch, resume)
     return make_trainer(
         options,
@@ -164,7 +168,7 @@ def _trainer(
         logger=[CSVLogger(plan.run, name="csv"), *loggers],
         enable_checkpointing=False,
         enable_progress_bar=False,  # `Console` has its own
-        callbacks=[EMA(plan.ema_decay), *callbacks, Curves(), Speed(), console, saves, *best],
+        callbacks=[EMA(plan.ema_decay), *powers, *callbacks, Curves(), Speed(), console, saves, *best],
     )
 
 

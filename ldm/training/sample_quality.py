@@ -107,12 +107,13 @@ class SampleQuality(Callback):
     ) -> None:
         if batch_idx == 0:  # at the validation's end the averaged weights may have been swapped out already
             with torch.no_grad(), torch.autocast(pl_module.device.type, enabled=False):
-                self.found = self._measured(pl_module.device, trainer.global_rank, trainer.world_size)
+                self.found = self.measured(pl_module.device, trainer.global_rank, trainer.world_size)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pl_module.log_dict({f"val/{name}": value for name, value in self.found.items()})
 
-    def _measured(self, device: torch.device, rank: int, world: int) -> dict[str, float]:
+    def measured(self, device: torch.device, rank: int = 0, world: int = 1) -> dict[str, float]:
+        """fd and class_accuracy, as far as somebody judges them, of this rank's share and the others'."""
         model, features, classifier = self.generator.model, self.judges.features, self.judges.classifier
         model.autoencoder.to(device)  # type: ignore[union-attr]
         if features is not None:

@@ -11,6 +11,8 @@ from support.tiny import CPU, TINY_DIFFUSION, fails
 
 import ldm as package
 from ldm.checkpoint import load_diffusion, newest, read
+from ldm.data.cache_reader import CachedMoments, LatentCache
+from ldm.diffusion.noise import IndexedNoise
 
 TRAIN = [word for word in TINY_DIFFUSION if not word.startswith(("net.", "sampler"))] + CPU
 PROGRESSIVE = ["train-diffusion", *TRAIN, "objective=progressive", "net=teacher"]
@@ -103,6 +105,44 @@ def test_consistency_trains_and_samples(there, taught):
     assert (stamp("two")["student"]["teacher"] is None) == (not taught)
     card = read(newest(Path("runs/consistent")), "diffusion")
     assert not [name for name in card["state_dict"] if "teacher" in name]  # it is not saved again
+
+
+PAIRS = [
+    "cache-pairs",
+    "teacher=runs/diffusion",
+    "num=24",
+    "held_out=8",
+    "shard_size=10",
+    "batch_size=7",
+    "sampler.steps=2",
+]
+
+
+def test_reflow_learns_the_noise_and_what_the_teacher_made_of_it(there):
+    there(*PAIRS, "run=pairs", "slice=1/2")
+    assert not Path("runs/pairs/manifest.json").exists()
+    there(*PAIRS, "run=pairs", "slice=0/2")
+    cache = LatentCache("runs/pairs", "full")
+    model = package.load("runs/diffusion")
+    generator = model.generator(steps=2, seed=0)
+    for split, first, index in (("train", 0, 0), ("train", 0, 21), ("val", 24, 5)):
+        moments, label, noise = CachedMoments(cache, split).__getitems__([(3, index)])
+        assert label.tolist() == [(first + index) % 10]
+        latents, _ = generator.latents([first + index], label)
+        stored = cache.stats.normalize(moments.float().chunk(2, dim=1)[0])
+        torch.testing.assert_close(stored, latents, rtol=0, atol=5e-3)  # half precision
+        assert torch.equal(noise, IndexedNoise(0, [first + index]).draw(model.latent_shape))
+        assert moments.chunk(2, dim=1)[1].abs().max() == 0
+    there("train-diffusion", *TRAIN, "net.model_channels=24", "run=reflow", "objective=reflow", "latents=runs/pairs",
+          "init=runs/diffusion")  # fmt: skip
+    said = load_diffusion("runs/reflow").card["student"]
+    assert (said["teacher"], said["guidance"]) == (load_diffusion("runs/diffusion").fingerprint, 2.0)
+    there("sample", "model=runs/reflow", "num=2")
+    assert (stamp()["evaluations"], stamp()["guidance"]) == (1, 1.0)
+    assert "are a teacher's pairs" in fails("train-diffusion", *TRAIN, "run=x", "latents=runs/pairs")
+    assert "learns pairs, not the images of" in fails("train-diffusion", *TRAIN, "run=x", "objective=reflow")
+    assert "shards of another cache" in fails(*PAIRS, "run=pairs", "guidance=1")
+    assert "24 + 8 pairs" not in fails(*PAIRS, "run=more", "teacher=runs/none")
 
 
 def test_the_same_command_resumes_and_another_teacher_is_another_run(there):

@@ -1,0 +1,188 @@
+"""Writes the latent cache: all shards, or those that a rerun or a task of a job array still has to write.
+
+    FOLDER/train-000000.tar   up to BLOCK images a member: KEY.moments.npy, fp16 [n, views, 2C, h, w]; KEY.labels.npy
+    FOLDER/train-000000.json  the shard's identity, count, size, checksum and float64 sums, written after the tar
+    FOLDER/manifest.json      everything merged, written once all shards are there
+    FOLDER/autoencoder.ckpt   the weights that encoded them
+
+What the shards are made of says a class: images (`ldm.data.cache_writer`), or a teacher's samples (`pair_writer`).
+"""
+
+import io
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import webdataset as wds
+
+from ldm.data.formats import MANIFEST, CachedShard, CachedSplits, CacheIdentity, Counts, Manifest, ShardCard, Sums
+from ldm.data.samples import Contents, Part, Split
+from ldm.runtime.files import atomic_write, remove_leftovers, sha256
+
+log = logging.getLogger(__name__)
+
+BLOCK = 1024  # images a tar member: large enough to be read fast, small enough to be held in memory
+AUTOENCODER_FILE = "autoencoder.ckpt"
+Block = tuple[np.ndarray, np.ndarray]  # moments [n, views, 2C, h, w] fp16, labels [n] int64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardWriter(ABC):
+    """Writes parts as shards.
+
+    Args:
+        folder:     where the shards are written.
+        identity:   what all shards have in common.
+        shard_size: images a shard, where the parts are not shards already.
+    """
+
+    folder: Path
+    identity: CacheIdentity
+    shard_size: int
+
+    @abstractmethod
+    def parts(self) -> list[tuple[Split, Part]]:
+        """All parts of both splits, in the order in which the tasks of a job array share them."""
+
+    @abstractmethod
+    def blocks(self, part: Part, contents: Contents) -> Iterator[Block]:
+        """What a part holds, at most BLOCK images at a time; the samples that are read for it pass through contents."""
+
+    def statistics(self, sums: Sums) -> tuple[list[float], list[float]]:
+        """The latents' mean and standard deviation, [C] each, of the training shards' sums."""
+        mean, std = _Sums.of(sums).mean_std()
+        return mean.tolist(), std.tolist()
+
+    def is_done(self, part: Part) -> bool:
+        """Whether the part's shard is complete, by its checksum, and of the images that are there now.
+
+        Raises:
+            ValueError: if it belongs to another cache.
+        """
+        path, tar = self.folder / f"{part.name}.json", self.folder / f"{part.name}.tar"
+        if not path.exists():
+            return False
+        card = self._card(part)
+        if not (tar.is_file() and tar.stat().st_size == card.bytes and sha256(tar) == card.sha256):
+            return False
+        return not card.content or card.files == part.files() or self._holds_the_same(part, card)
+
+    def _card(self, part: Part) -> ShardCard:
+        """A part's card; ValueError if it is another cache's."""
+        card = ShardCard.read(self.folder / f"{part.name}.json")
+        differs = card.identity.difference(self.identity)
+        if not differs and card.images != part.images:
+            differs = f"images is {card.images}, not {part.images}"
+        if differs:
+            raise ValueError(
+                f"{self.folder} holds shards of another cache ({differs}): choose another run=, or delete that folder"
+            )
+        return card
+
+    def _holds_the_same(self, part: Part, card: ShardCard) -> bool:
+        """Whether images whose files have other sizes or times are what was encoded: they are read for that."""
+        if part.content() != card.content:
+            log.warning("%s: pictures were replaced under their names, and are encoded again", part.name)
+            return False
+        remove_leftovers(self.folder / f"{part.name}.json")
+        card.model_copy(update={"files": part.files()}).write(self.folder / f"{part.name}.json")
+        return True
+
+    def write(self, part: Part) -> None:
+        """Write one part's tar, then its card: a card says that its tar is complete."""
+        sums, count, tar_path = _Sums(), 0, self.folder / f"{part.name}.tar"
+        for path in (tar_path, self.folder / f"{part.name}.json"):
+            remove_leftovers(path)
+        files, contents = part.files(), Contents()
+        with atomic_write(tar_path) as file, wds.TarWriter(file, encoder=False, mtime=0) as tar:
+            for i, (moments, labels) in enumerate(self.blocks(part, contents)):
+                sums.add(moments)
+                count += len(labels)
+                key = f"{part.name}-{i:04d}"
+                tar.write({"__key__": key, "moments.npy": _npy(moments), "labels.npy": _npy(labels)})
+        if count == 0:
+            raise ValueError(f"{part.name} holds no image that can be decoded")
+        ShardCard(
+            identity=self.identity,
+            images=part.images,
+            files=files,
+            content=contents.digest(),
+            shape=list(moments.shape[2:]),
+            count=count,
+            bytes=tar_path.stat().st_size,
+            sha256=sha256(tar_path),
+            sums=sums.of_shard(),
+        ).write(self.folder / f"{part.name}.json")
+
+    def merge(self) -> Manifest | None:
+        """Write and return the manifest once every shard is there; None while some are missing."""
+        parts = self.parts()
+        if not all((self.folder / f"{part.name}.json").exists() for _, part in parts):
+            return None
+        shards: dict[Split, list[CachedShard]] = {"train": [], "val": []}
+        sums = _Sums()
+        for split, part in parts:
+            card = self._card(part)
+            name = f"{part.name}.tar"
+            shards[split].append(CachedShard(name=name, count=card.count, bytes=card.bytes, sha256=card.sha256))
+            if split == "train":
+                sums.merge(card.sums)
+        mean, std = self.statistics(sums.of_shard())
+        manifest = Manifest(
+            **self.identity.model_dump(),
+            shape=card.shape,
+            count=Counts(**{split: sum(shard.count for shard in shards[split]) for split in shards}),
+            mean=mean,
+            std=std,
+            shards=CachedSplits(**shards),
+        )
+        manifest.write(self.folder / MANIFEST)
+        return manifest
+
+
+class _Sums:
+    """Float64 sums that give the mean and variance of posterior samples z.
+
+    E[z] = E[mean], E[z^2] = E[mean^2 + std^2], per channel, over images, views and places.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.first, self.second = 0, np.zeros(1), np.zeros(1)  # sums of z and z^2: [1] at first, then [C]
+
+    @classmethod
+    def of(cls, sums: Sums) -> "_Sums":
+        made = cls()
+        made.merge(sums)
+        return made
+
+    def add(self, moments: np.ndarray) -> None:
+        mean, std = np.split(moments.astype(np.float64), 2, axis=2)  # [n, views, C, h, w] each
+        self.count += mean.size // mean.shape[2]
+        self.first = self.first + mean.sum(axis=(0, 1, 3, 4))
+        self.second = self.second + (mean**2 + std**2).sum(axis=(0, 1, 3, 4))
+
+    def of_shard(self) -> Sums:
+        return Sums(count=self.count, first=self.first.tolist(), second=self.second.tolist())
+
+    def merge(self, other: Sums) -> None:
+        self.count += other.count
+        self.first = self.first + np.array(other.first)
+        self.second = self.second + np.array(other.second)
+
+    def mean_std(self) -> tuple[np.ndarray, np.ndarray]:
+        """ValueError for a channel that is the same in all latents: it could not be normalised."""
+        mean = self.first / self.count
+        variance = self.second / self.count - mean**2
+        if not (variance > 0).all():
+            dead = np.flatnonzero(~(variance > 0)).tolist()
+            raise ValueError(f"channels {dead} of the latents do not vary: train the autoencoder longer")
+        return mean, np.sqrt(variance)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
