@@ -1,4 +1,5 @@
-"""Straight and curved paths in the plane: one small network trained as ddpm, flow and OT-flow (`make toy`).
+"""Straight and curved paths in the plane: one small network trained as ddpm, flow and OT-flow, and two students of the
+flow, reflow and MeanFlow (`make toy`).
 
     python jobs/toy.py OUT.png
 
@@ -7,7 +8,7 @@ Wasserstein-1 distance of 4,000 samples to as many of the data. Prints the table
 """
 
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from matplotlib.figure import Figure
 from sklearn.datasets import make_moons
 from torch import Tensor, nn
 
-from ldm.diffusion.coupling import Independent, OptimalTransport
+from ldm.diffusion.coupling import Independent, OptimalTransport, Taught
+from ldm.diffusion.meanflow import MeanFlow
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import BetaTablePath, LinearPath
-from ldm.diffusion.samplers import ddim, euler
-from ldm.diffusion.times import Discrete, Uniform
-from ldm.diffusion.weighting import Unweighted
+from ldm.diffusion.samplers import ddim, euler, heun, jump
+from ldm.diffusion.times import Discrete, Uniform, uniform_grid
+from ldm.diffusion.weighting import Adaptive, Unweighted
 from ldm.generate.model import LatentDiffusionModel
 from ldm.latents import LatentStats
 
@@ -29,7 +31,7 @@ BATCH, NFES = 256, (1, 2, 4, 8, 16, 32)
 
 
 class Net(nn.Module):
-    """x_t [B, 2], t [B] -> [B, 2]."""
+    """x_t [B, 2], t [B] and, of averages, s [B] -> [B, 2]."""
 
     frequencies: Tensor
     null_class = 1  # of one class; nothing is guided here
@@ -37,14 +39,15 @@ class Net(nn.Module):
     def __init__(self, width: int = 128) -> None:
         super().__init__()
         self.register_buffer("frequencies", 2.0 ** torch.arange(5) * torch.pi)
-        layers: list[nn.Module] = [nn.Linear(2 + 10, width), nn.SiLU()]
+        layers: list[nn.Module] = [nn.Linear(2 + 11, width), nn.SiLU()]
         for _ in range(2):
             layers += [nn.Linear(width, width), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(width, 2))
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:  # noqa: ARG002
         angles = t[:, None] * self.frequencies
-        return self.layers(torch.cat([x_t, angles.cos(), angles.sin()], dim=1))
+        span = torch.zeros_like(t) if s is None else t - s
+        return self.layers(torch.cat([x_t, angles.cos(), angles.sin(), span[:, None]], dim=1))
 
 
 def moons(n: int, seed: int) -> Tensor:
@@ -58,31 +61,67 @@ def objectives() -> dict[str, tuple[Objective, Any]]:
     table = BetaTablePath(schedule="scaled_linear", num_steps=1000, beta_start=0.0015, beta_end=0.0195)
     flow: dict[str, Any] = {"path": LinearPath(), "parameterization": "velocity", "time_sampler": Uniform(eps=0.0)}
     ddpm: dict[str, Any] = {"path": table, "parameterization": "eps", "time_sampler": Discrete(num_steps=1000)}
+    mean: dict[str, Any] = {"weighting": Adaptive(), "coupling": Independent(), "average": True}
     return {
         "ddpm": (Objective(**ddpm, weighting=Unweighted(), coupling=Independent()), ddim),
         "flow": (Objective(**flow, weighting=Unweighted(), coupling=Independent()), euler),
         "OT-flow": (Objective(**flow, weighting=Unweighted(), coupling=OptimalTransport()), euler),
+        "reflow": (Objective(**flow, weighting=Unweighted(), coupling=Taught()), euler),
+        "MeanFlow": (Objective(**flow, **mean), jump),
     }
 
 
-def train(objective: Objective, steps: int) -> tuple[Net, float]:
-    """The network, and the share of the time that the coupling took."""
+Draw = Callable[[], tuple[Tensor, Tensor]]  # a batch: x0 and noise, [BATCH, 2] each
+
+
+def independent() -> Draw:
+    """Points of the moons, each with noise of its own."""
+    data = moons(50_000, 0)
+
+    def draw() -> tuple[Tensor, Tensor]:
+        x0 = data[torch.randint(len(data), (BATCH,))]
+        return x0, torch.randn_like(x0)
+
+    return draw
+
+
+@torch.no_grad()
+def pairs(teacher: LatentDiffusionModel, count: int = 50_000) -> Draw:
+    """Noise, and the points that a teacher makes of it."""
+    noise, label = torch.randn(count, 2), torch.zeros(count, dtype=torch.long)
+    x0 = heun(
+        teacher.objective.denoiser(teacher.net, label), teacher.objective.path, noise, uniform_grid(LinearPath(), 30)
+    )
+
+    def draw() -> tuple[Tensor, Tensor]:
+        index = torch.randint(count, (BATCH,))
+        return x0[index], noise[index]
+
+    return draw
+
+
+def train(objective: Objective, steps: int, draw: Draw, start: Net | None = None) -> Net:
+    """The network, from scratch or from another's weights."""
     torch.manual_seed(0)
     net = Net()
+    if start is not None:
+        net.load_state_dict(start.state_dict())
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-3, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    data, y, coupling, start = moons(50_000, 0), torch.zeros(BATCH), 0.0, time.perf_counter()
-    for _ in range(steps):
-        x0 = data[torch.randint(len(data), (BATCH,))]
-        before = time.perf_counter()
-        eps = objective.coupling(x0, torch.randn_like(x0), y)
-        coupling += time.perf_counter() - before
-        loss, _ = objective.loss(net, x0, y, eps=eps)
+    student = MeanFlow(objective=objective, same=0.5) if objective.average else None
+    y = torch.zeros(BATCH)
+    for batch in range(steps):
+        x0, eps = draw()
+        eps = objective.coupling(x0, eps, y)
+        if student is None:
+            loss, _ = objective.loss(net, x0, y, eps=eps)
+        else:
+            loss, _ = student.loss(net, x0, y, drawn=student.times(BATCH, x0.device), eps=eps, batch=batch)
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()
         schedule.step()
-    return net.eval(), coupling / (time.perf_counter() - start)
+    return net.eval()
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 64) -> float:
@@ -104,13 +143,16 @@ def main(out: Path, steps: int = 6000, samples: int = 4000) -> None:
     """Train for so many steps, measure so many samples, draw."""
     reference, other = moons(samples, 1), moons(samples, 2)
     floor = sliced_wasserstein(reference, other)
-    figure = Figure(figsize=(13, 3.4), layout="constrained")
-    axes = figure.subplots(1, 4)
-    table = {}
+    figure = Figure(figsize=(13, 6.6), layout="constrained")
+    axes = figure.subplots(2, 3).flatten()
+    table: dict[str, list[float]] = {}
+    models: dict[str, LatentDiffusionModel] = {}
     for axis, (name, (objective, sampler)) in zip(axes, objectives().items(), strict=False):
+        draw = pairs(models["flow"]) if name == "reflow" else independent()
+        start = models["flow"].net if name in ("reflow", "MeanFlow") else None
         with torch.enable_grad():
-            net, share = train(objective, steps)
-        model = LatentDiffusionModel(
+            net = train(objective, steps, draw, start)  # type: ignore[arg-type]
+        model = models[name] = LatentDiffusionModel(
             net=net,
             objective=objective,
             stats=LatentStats(torch.zeros(1), torch.ones(1)),
@@ -119,17 +161,17 @@ def main(out: Path, steps: int = 6000, samples: int = 4000) -> None:
             class_names=["moons"],
         )
         table[name] = [sliced_wasserstein(points(model, sampler, n, samples)[0], reference) for n in NFES]
-        print(f"{name}: the coupling took {share:.0%} of the training")
-        walk = points(model, sampler, 60, 120)[1]
+        walk = points(model, sampler, 1 if name in ("reflow", "MeanFlow") else 60, 120)[1]
         axis.plot(*walk.unbind(-1), color="tab:blue", alpha=0.25, linewidth=0.7)
         axis.plot(*walk[0].T, ".", color="0.6", markersize=2)
         axis.plot(*walk[-1].T, ".", color="black", markersize=3)
-        axis.set(title=name, xlim=(-3, 3), ylim=(-3, 3), xticks=[], yticks=[])
-        axes[3].loglog(NFES, table[name], marker="o", label=name)
-    axes[3].axhline(floor, color="0.6", linestyle=":", label="data v data")
-    axes[3].set(title="sliced Wasserstein distance", xlabel="network evaluations")
-    axes[3].set_xticks(NFES, [str(n) for n in NFES])
-    axes[3].legend()
+        by = ", one evaluation" if name in ("reflow", "MeanFlow") else ""
+        axis.set(title=name + by, xlim=(-3, 3), ylim=(-3, 3), xticks=[], yticks=[])
+        axes[5].loglog(NFES, table[name], marker="o", label=name)
+    axes[5].axhline(floor, color="0.6", linestyle=":", label="data v data")
+    axes[5].set(title="sliced Wasserstein distance", xlabel="network evaluations")
+    axes[5].set_xticks(NFES, [str(n) for n in NFES])
+    axes[5].legend(fontsize=8)
     figure.savefig(out, dpi=80)
     print(f"| evaluations | {' | '.join(map(str, NFES))} |\n|---|{'---|' * len(NFES)}")
     for name, values in table.items():
