@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup demo test test-fast test-slow test-long test-slurm lint toy compare bench lock clean
+.PHONY: help setup demo test test-fast test-slow test-long test-slurm lint toy compare students bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,17 @@ compare: $(STAMP) ## quality against network evaluations on digits: docs/compare
 	$(BIN)/ldm cache-latents
 	for objective in ddpm flow ot_flow; do $(BIN)/ldm train-diffusion run=compare-$$objective objective=$$objective steps=960 || exit 1; done
 	$(BIN)/python jobs/compare.py runs docs/compare.png
+
+students: $(STAMP) ## few steps on digits: teacher and students by 1, 2, 4 and 8 evaluations, docs/students.png and its table (about 30 minutes)
+	$(BIN)/ldm train-autoencoder
+	$(BIN)/ldm cache-latents
+	$(BIN)/ldm train-diffusion
+	$(BIN)/ldm distill run=students teacher=runs/diffusion guidance=2 "train=['steps=240','every=240','optimizer.lr=5e-4','ema_decay=0.99','schedule.warmup=10']"
+	$(BIN)/ldm cache-pairs run=pairs num=8192 guidance=2 sampler.steps=8
+	$(BIN)/ldm train-diffusion run=reflow objective=reflow latents=runs/pairs init=runs/diffusion
+	$(BIN)/ldm train-diffusion run=meanflow objective=meanflow init=runs/diffusion objective.student.guidance=2
+	$(BIN)/ldm train-diffusion run=consistent objective=consistency teacher=runs/diffusion objective.student.guidance=2
+	$(BIN)/python jobs/students.py runs docs/students.png
 
 bench: $(STAMP) ## time our networks beside diffusers' in one process
 	$(BIN)/python jobs/bench/bench.py

@@ -147,6 +147,7 @@ def test_no_file_is_longer_than_300_lines():
 # what may touch a library's private names, and which; all that is private to Lightning lies in one file
 PRIVATE = {
     "training/ema.py": {"_foreach_lerp_"},  # torch's
+    "training/power_averages.py": {"_foreach_lerp_"},
     "losses/adversarial.py": {"_foreach_add_"},
     "training/speed.py": {"_subclasses"},  # torch's fake tensors
     "training/step_memory.py": {"_subclasses", "_python_dispatch", "_local_scalar_dense"},  # and its modes

@@ -77,6 +77,21 @@ def test_samplers_are_compared(monkeypatch, pipeline, capsys, tmp_path):
     assert "| flow, heun |" in capsys.readouterr().out
 
 
+def test_students_are_compared(monkeypatch, pipeline, capsys, tmp_path):
+    runs = tmp_path / "runs"
+    (runs / "students").mkdir(parents=True)
+    for name in ("diffusion", "reflow", "meanflow", "consistent", "students/2"):  # one network stands for all
+        (runs / name).symlink_to(pipeline / "runs/diffusion")
+    load("jobs/students.py", monkeypatch).main(runs, tmp_path / "students.png", num=20)
+    table = json.loads((tmp_path / "students.json").read_text())
+    assert {name: len(rows) for name, rows in table.items()} == {
+        "teacher": 4, "progressive": 1, "reflow": 4, "MeanFlow": 4, "consistency": 4,
+    }  # fmt: skip
+    assert [row["evaluations"] for row in table["consistency"]] == [1, 2, 4, 8]
+    assert (tmp_path / "students.png").stat().st_size > 5_000
+    assert "| MeanFlow |" in capsys.readouterr().out
+
+
 def test_sheets_become_a_folder(monkeypatch, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
     for i, sheet in enumerate((images[:3], images[3:])):

@@ -7,7 +7,7 @@ from ldm.commands.options import Free, ResultOptions, Text, Weights, build
 from ldm.data.sources import Source
 from ldm.diffusion.log_likelihood import log_likelihood
 from ldm.evaluation.bits_per_dim import BitsPerDim
-from ldm.evaluation.result_files import LikelihoodFile, check_scores
+from ldm.evaluation.result_files import LikelihoodFile, check_scores, which_weights
 from ldm.generate.loading import load_stages
 from ldm.runtime.arguments import Node, arguments_of
 from ldm.runtime.ranges import Count
@@ -43,6 +43,6 @@ def main(options: LikelihoodOptions, run: Path) -> None:
     result = bits.measure(options.batch_size, device)
     check_scores(result, "likelihood.json")
     options.begin(run)
-    LikelihoodFile(weights=options.weights, **result).write(run / "likelihood.json")
+    LikelihoodFile(weights=which_weights(options.weights), **result).write(run / "likelihood.json")
     print(f"latents: {result['latent_bits_per_dim']:.4f} bits/dim")
     print(f"images: at most {result['image_bits_per_dim_at_most']:.4f} bits/dim; terms in {run}/likelihood.json")

@@ -21,7 +21,7 @@ from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion, load_diffusion
 from ldm.commands.options import Free, LoggedOptions, ResultOptions, SamplerOptions, Text, Weights, build
 from ldm.commands.run_folder import build_loggers
 from ldm.diffusion.guidance import Guidance
-from ldm.evaluation.result_files import STAMP, SampleStamp
+from ldm.evaluation.result_files import STAMP, SampleStamp, which_weights
 from ldm.generate.generator import Generator
 from ldm.generate.interpolation import interpolate
 from ldm.generate.loading import load_stages
@@ -237,7 +237,7 @@ def stamp_of(
         "num": options.num,
         "class_names": loaded.card["class_names"],
         "preprocessing": loaded.card["preprocessing"],
-        "weights": options.weights,
+        "weights": which_weights(options.weights),
         "path": given["path"] or "as trained",
         "guidance_interval": given["guidance_interval"],
         "guidance_rescale": options.guidance_rescale,

@@ -1,17 +1,22 @@
 """The JSON files that commands leave beside their results."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from ldm.card import StudentCard, not_plain
 from ldm.runtime.files import flat
 from ldm.runtime.ranges import Count, Natural, NonNegative
-from ldm.runtime.schema import Fingerprint, Finite, JsonFile
+from ldm.runtime.schema import Fingerprint, Finite, JsonFile, WhichWeights
 from ldm.runtime.wrong import shown
 
 SAMPLES, STAMP = "samples.npz", "sample.json"
 RECONSTRUCTION = ("psnr", "ssim", "lpips", "rfd")  # the scores of reconstructions
+
+
+def which_weights(weights: str | float) -> str:
+    """What files record of the option weights=."""
+    return weights if isinstance(weights, str) else f"sigma_rel={weights:g}"
 
 
 class SampleStamp(JsonFile):
@@ -33,7 +38,7 @@ class SampleStamp(JsonFile):
     class_names: list[str]
     classes: list[int | str] | int | str
     preprocessing: dict[str, Any] | None
-    weights: Literal["ema", "raw"] | float
+    weights: WhichWeights
     path: dict[str, Any] | str
     sampler: dict[str, Any]
     grid: dict[str, Any] | str
@@ -125,5 +130,5 @@ class LikelihoodFile(JsonFile):
     model_config = ConfigDict(extra="allow")
     fix: ClassVar[str] = "run `ldm likelihood` again"
 
-    weights: Literal["ema", "raw"] | float
+    weights: WhichWeights
     __pydantic_extra__: dict[str, JsonValue]

@@ -188,7 +188,7 @@ def sampled(lineage: Lineage) -> list[str]:
     said = []
     for stage in lineage.of_kind("samples"):
         if "sampler" in (facts := stage.facts):
-            weights = "averaged" if facts["weights"] == "ema" else "raw"
+            weights = {"ema": "averaged", "raw": "raw"}.get(facts["weights"], f"{facts['weights']} averaged")
             said.append(
                 f"Samples in {plain(str(stage.run.name))}: {facts['samples']:,} by {plain(str(facts['sampler']))} in "
                 f"{facts['steps']} steps, guidance {facts['guidance']:g}, seed {facts['seed']}, {weights} weights."

@@ -57,11 +57,13 @@ PATTERNS = {  # and what to call what they match
     r"^[0-9a-f]{16}$": "16 hexadecimal digits",
     r"^[0-9a-f]{64}$": "the 64 hexadecimal digits of a SHA-256",
     r"^[0-9]+$": "a number in digits",
+    r"ema|raw|sigma_rel=0\.\d+": "ema or raw, or sigma_rel=W",
 }
-FINGERPRINT, SHA256, DIGITS = PATTERNS
+FINGERPRINT, SHA256, DIGITS, WEIGHTS = PATTERNS
 Fingerprint = Annotated[str, Field(pattern=FINGERPRINT)]
 Sha256 = Annotated[str, Field(pattern=SHA256)]
 Digits = Annotated[str, Field(pattern=DIGITS)]
+WhichWeights = Annotated[str, Field(pattern=WEIGHTS)]  # the last: an average of that width
 ClassNames = Annotated[list[str], Field(min_length=1), AfterValidator(distinct)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

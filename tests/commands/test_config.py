@@ -41,9 +41,12 @@ def test_no_key_has_the_name_of_another_commands_group(primary):
 @pytest.mark.parametrize("name", options("objective"))
 def test_objectives(name):
     given = ObjectiveOptions.model_validate(plain(composed("train_diffusion", f"objective={name}").objective))
-    objective, sampling = Objective(**build(given.card())), Sampling(**build(given.sampling))
+    flow = ObjectiveOptions.model_validate(plain(composed("train_diffusion", "objective=flow").objective)).card()
+    objective, sampling = Objective(**build(given.card(flow))), Sampling(**build(given.sampling))
     times = sampling.grid(objective.path, sampling.steps, 1.0)
-    assert objective.path(times[:-1]).sigma[-1] < 0.3  # the last step has little detail still to come
+    if sampling.steps > 4:  # else of a student
+        assert objective.path(times[:-1]).sigma[-1] < 0.3  # the last step has little detail still to come
+    assert (sampling.steps > 4) == (name not in ("progressive", "reflow", "meanflow", "consistency"))
 
 
 def test_flow_and_ddpm_differ_in_the_objective_only():
@@ -51,7 +54,7 @@ def test_flow_and_ddpm_differ_in_the_objective_only():
     assert [key for key in flow if flow[key] != ddpm[key]] == ["objective"]
 
 
-@pytest.mark.parametrize("name", options("net"))
+@pytest.mark.parametrize("name", [name for name in options("net") if name != "teacher"])
 def test_nets(name):
     net = plain(composed("train_diffusion", f"net={name}").net) | {"in_channels": 4, "num_classes": 3}
     with torch.device("meta"):
@@ -109,7 +112,7 @@ def test_experiments_say_their_command_and_compose(name):
     parsed(primary, *overrides)
 
 
-NO_DEFAULTS = ("convert", "estimate", "pack", "reconstruct", "report")  # of what they read
+NO_DEFAULTS = ("convert", "distill", "estimate", "pack", "reconstruct", "report")  # of what they read
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in NO_DEFAULTS])
@@ -209,7 +212,7 @@ def imagenet(ldm, monkeypatch):
         (folder / "manifest.json").write_text("{}")
         cache = SimpleNamespace(
             folder=folder,
-            manifest=SimpleNamespace(autoencoder="0123", mean=[0.0] * channels, std=[1.0] * channels, preprocessing={}),
+            manifest=SimpleNamespace(autoencoder="0123", mean=[], std=[], preprocessing={}, pairs=None),
             stats=LatentStats(torch.zeros(channels), torch.ones(channels)),
             class_names=[f"n{i:08d}" for i in range(1000)],
             latent_shape=(channels, side, side),

@@ -102,7 +102,7 @@ def test_a_whole_model_from_elsewhere_samples(ldm):
     ldm("sample", "model=runs/flow", "num=2", "guidance=1", "sampler=ddim", "sampler.steps=2")
     assert json.loads(Path("runs/samples/sample.json").read_text())["evaluations"] == 2
     with pytest.raises(SystemExit, match=r"needs label_dropout > 0 in training"):
-        ldm("sample", "model=runs/flow", "num=2")
+        ldm("sample", "model=runs/flow", "num=2", "guidance=2")
     ldm("convert", "run=out", "what=diffusion", "to=diffusers", "source=runs/flow")
     assert UNet2DModel.from_pretrained("runs/out").config.block_out_channels == [32, 64]
 

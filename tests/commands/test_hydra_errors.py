@@ -21,7 +21,11 @@ DIFFUSION, AUTOENCODER = "train-diffusion", "train-autoencoder"
         (DIFFUSION, ["steps.x=3"], "did you mean steps?"),
         (DIFFUSION, ["+steps=3"], "steps has a value already: pass steps=, without the +"),
         (DIFFUSION, ["objective=flwo"], "objective=flwo is no choice of ldm train-diffusion: did you mean flow?"),
-        (DIFFUSION, ["objective="], "objective= is no choice of ldm train-diffusion: there are cosine_v, ddpm"),
+        (
+            DIFFUSION,
+            ["objective="],
+            "objective= is no choice of ldm train-diffusion: there are consistency, cosine_v, ddpm",
+        ),
         (DIFFUSION, ["data=folder"], "ldm train-diffusion has no group data; it has net, objective"),
         (DIFFUSION, ["data.root=photos"], "ldm train-diffusion has no group data"),
         (DIFFUSION, ["experiment=kl_f8"], "is for another command: ldm train-autoencoder experiment=kl_f8"),

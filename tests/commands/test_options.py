@@ -41,7 +41,6 @@ from ldm.runtime.wrong import ArgumentError
         ("train-diffusion", "schedule.decay=step", "schedule.decay=step must be constant or cosine"),
         ("train-diffusion", "trainer.log_every_n_steps=0", "trainer.log_every_n_steps=0 must be at least 1"),
         ("train-diffusion", "+trainer.epochs=3", "trainer.epochs is no option of Trainer, which has "),
-        ("train-diffusion", "label_dropout=0", "of the sample grids needs label_dropout > 0: pass guidance=1"),
         ("train-autoencoder", "+autoencoder.foo=1", "autoencoder.foo is no option of Autoencoder, which has "),
         ("train-autoencoder", "autoencoder.channels=0.5", "autoencoder.channels=0.5 must be a whole number"),
         ("train-autoencoder", "loss.disc_loss=wgan", "loss.disc_loss=wgan must be hinge or vanilla"),

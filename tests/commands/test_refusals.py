@@ -61,7 +61,7 @@ def test_a_refusal_leaves_nothing(ldm, monkeypatch, words):
 
 def test_the_probe_refuses_what_its_last_command_would(ldm):
     line = fails("probe", "probe.metrics=['keep=none']")
-    assert "ldm evaluate, which the probe calls: keep=none must be a whole number" in line
+    assert "ldm evaluate, which ldm probe calls: keep=none must be a whole number" in line
     line = fails("probe", "probe.diffusion=['stpes=3']")
     assert "stpes is no key of ldm train-diffusion: did you mean steps?" in line
 

@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_said_before_any_sample(there, options, said):
     [
         (["objective.parameterization=eps"], "ends at alpha = 0: use v, velocity or x0"),
         (["objective=ddpm", "+objective.path.zero_terminal_snr=true"], "ends at alpha = 0"),
-        (["label_dropout=0"], "needs label_dropout > 0: pass guidance=1"),
+        (["label_dropout=0", "guidance=2"], "needs label_dropout > 0: pass guidance=1"),
         (["net.num_heads=2"], "net=digits has no num_heads"),
     ],
 )

@@ -65,7 +65,7 @@ def test_the_recursion_is_the_average_by_the_profile():
 @pytest.mark.parametrize("width", [0.03, 0.05, 0.08, 0.12, 0.2])
 def test_any_width_is_made_of_two(width):
     """Weights that settle, with noise, as training's do: within 1 % of what was tracked."""
-    rng, steps = np.random.default_rng(0), 4000
+    rng, steps = np.random.default_rng(0), 4096
     u = np.arange(1, steps + 1) / steps
     values = np.stack([np.sin(6 * u), u**0.3, np.exp(-5 * u)]) + 0.05 * rng.standard_normal((3, steps))
     kept = [exponent(w) for w in (0.05, 0.10)]
