@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.datasets import make_moons
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ldm.diffusion.coupling import Independent, OptimalTransport, Taught
 from ldm.diffusion.meanflow import MeanFlow
@@ -108,6 +109,7 @@ def train(objective: Objective, steps: int, draw: Draw, start: Net | None = None
         net.load_state_dict(start.state_dict())
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-3, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.999))
     student = MeanFlow(objective=objective, same=0.5) if objective.average else None
     y = torch.zeros(BATCH)
     for batch in range(steps):
@@ -121,7 +123,8 @@ def train(objective: Objective, steps: int, draw: Draw, start: Net | None = None
         loss.mean().backward()
         optimizer.step()
         schedule.step()
-    return net.eval()
+        average.update_parameters(net)
+    return average.module.eval()
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 64) -> float:

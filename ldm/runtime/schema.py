@@ -57,7 +57,7 @@ PATTERNS = {  # and what to call what they match
     r"^[0-9a-f]{16}$": "16 hexadecimal digits",
     r"^[0-9a-f]{64}$": "the 64 hexadecimal digits of a SHA-256",
     r"^[0-9]+$": "a number in digits",
-    r"ema|raw|sigma_rel=0\.\d+": "ema or raw, or sigma_rel=W",
+    r"^(ema|raw|sigma_rel=0\.[0-9]+)$": "ema or raw, or sigma_rel=W",
 }
 FINGERPRINT, SHA256, DIGITS, WEIGHTS = PATTERNS
 Fingerprint = Annotated[str, Field(pattern=FINGERPRINT)]
