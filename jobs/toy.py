@@ -124,7 +124,8 @@ def train(objective: Objective, steps: int, draw: Draw, start: Net | None = None
         optimizer.step()
         schedule.step()
         average.update_parameters(net)
-    return average.module.eval()
+    net.load_state_dict(average.module.state_dict())
+    return net.eval()
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 64) -> float:

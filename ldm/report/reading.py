@@ -82,6 +82,17 @@ def latents_stage(run: Path, recipe: Recipe) -> Stage:
     return replace(stage, made_from=(link,))
 
 
+def pairs_stage(run: Path, recipe: Recipe) -> Stage:
+    """A teacher's samples as latents, made from the teacher."""
+    stage, named = latents_stage(run, recipe), str(recipe.config.get("teacher"))
+    fingerprint, nearby = "", places(run, recipe.config, named)
+    if not stage.problems and (pairs := Manifest.read(run / MANIFEST).pairs) is not None:
+        fingerprint, nearby = pairs.teacher, (run / pairs.teacher_path, *nearby)
+        drawn = {"sampler": short(pairs.sampler.get("function")), "steps": pairs.sampler.get("steps")}
+        stage = replace(stage, facts=stage.facts | drawn | {"guidance": pairs.guidance, "seed": pairs.seed})
+    return replace(stage, made_from=(Link(("diffusion",), fingerprint, nearby, named),))
+
+
 def samples_stage(run: Path, recipe: Recipe) -> Stage:
     """Samples, with their stamp."""
     named, config = str(recipe.config.get("model")), recipe.config
@@ -205,6 +216,7 @@ def likelihood_stage(run: Path, recipe: Recipe) -> Stage:
 READERS: dict[str, Callable[[Path, Recipe], Stage]] = {
     "train-autoencoder": lambda run, recipe: trained_stage(run, "autoencoder", recipe),
     "cache-latents": latents_stage,
+    "cache-pairs": pairs_stage,
     "train-diffusion": lambda run, recipe: trained_stage(run, "diffusion", recipe),
     "sample": samples_stage,
     "evaluate": scores_stage,

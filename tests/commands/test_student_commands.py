@@ -139,6 +139,10 @@ def test_reflow_learns_the_noise_and_what_the_teacher_made_of_it(there):
     assert (said["teacher"], said["guidance"]) == (load_diffusion("runs/diffusion").fingerprint, 2.0)
     there("sample", "model=runs/reflow", "num=2")
     assert (stamp()["evaluations"], stamp()["guidance"]) == (1, 1.0)
+    there("report", "runs/reflow")
+    page = Path("runs/reflow/report.html").read_text()
+    assert "runs/pairs" in page
+    assert "runs/diffusion" in page
     assert "are a teacher's pairs" in fails("train-diffusion", *TRAIN, "run=x", "latents=runs/pairs")
     assert "learns pairs, not the images of" in fails("train-diffusion", *TRAIN, "run=x", "objective=reflow")
     assert "shards of another cache" in fails(*PAIRS, "run=pairs", "guidance=1")
