@@ -16,7 +16,6 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.datasets import make_moons
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ldm.diffusion.coupling import Independent, OptimalTransport, Taught
 from ldm.diffusion.meanflow import MeanFlow
@@ -24,9 +23,10 @@ from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import BetaTablePath, LinearPath
 from ldm.diffusion.samplers import ddim, euler, heun, jump
 from ldm.diffusion.times import Discrete, Uniform, uniform_grid
-from ldm.diffusion.weighting import Adaptive, Unweighted
+from ldm.diffusion.weighting import Unweighted
 from ldm.generate.model import LatentDiffusionModel
 from ldm.latents import LatentStats
+from ldm.models.layers import zero_init
 
 BATCH, NFES = 256, (1, 2, 4, 8, 16, 32)
 
@@ -37,18 +37,22 @@ class Net(nn.Module):
     frequencies: Tensor
     null_class = 1  # of one class; nothing is guided here
 
-    def __init__(self, width: int = 128) -> None:
+    def __init__(self, average: bool = False, width: int = 128) -> None:
         super().__init__()
-        self.register_buffer("frequencies", 2.0 ** torch.arange(5) * torch.pi)
-        layers: list[nn.Module] = [nn.Linear(2 + 11, width), nn.SiLU()]
+        # an average's target holds the derivative by t, which high frequencies drown in noise
+        frequencies = torch.tensor([0.5, 1.0, 1.5, 2.0, 3.0]) if average else 2.0 ** torch.arange(5)
+        self.register_buffer("frequencies", frequencies * torch.pi)
+        self.first = nn.Linear(2 + 10, width)
+        layers: list[nn.Module] = [nn.SiLU()]
         for _ in range(2):
             layers += [nn.Linear(width, width), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(width, 2))
+        self.span = zero_init(nn.Linear(1, width))  # of averages, from s to t
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:  # noqa: ARG002
         angles = t[:, None] * self.frequencies
-        span = torch.zeros_like(t) if s is None else t - s
-        return self.layers(torch.cat([x_t, angles.cos(), angles.sin(), span[:, None]], dim=1))
+        h = self.first(torch.cat([x_t, angles.cos(), angles.sin()], dim=1))
+        return self.layers(h if s is None else h + self.span((t - s)[:, None]))
 
 
 def moons(n: int, seed: int) -> Tensor:
@@ -62,7 +66,7 @@ def objectives() -> dict[str, tuple[Objective, Any]]:
     table = BetaTablePath(schedule="scaled_linear", num_steps=1000, beta_start=0.0015, beta_end=0.0195)
     flow: dict[str, Any] = {"path": LinearPath(), "parameterization": "velocity", "time_sampler": Uniform(eps=0.0)}
     ddpm: dict[str, Any] = {"path": table, "parameterization": "eps", "time_sampler": Discrete(num_steps=1000)}
-    mean: dict[str, Any] = {"weighting": Adaptive(), "coupling": Independent(), "average": True}
+    mean: dict[str, Any] = {"weighting": Unweighted(), "coupling": Independent(), "average": True}
     return {
         "ddpm": (Objective(**ddpm, weighting=Unweighted(), coupling=Independent()), ddim),
         "flow": (Objective(**flow, weighting=Unweighted(), coupling=Independent()), euler),
@@ -104,12 +108,11 @@ def pairs(teacher: LatentDiffusionModel, count: int = 50_000) -> Draw:
 def train(objective: Objective, steps: int, draw: Draw, start: Net | None = None) -> Net:
     """The network, from scratch or from another's weights."""
     torch.manual_seed(0)
-    net = Net()
+    net = Net(objective.average)
     if start is not None:
         net.load_state_dict(start.state_dict())
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-3, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.999))
     student = MeanFlow(objective=objective, same=0.5) if objective.average else None
     y = torch.zeros(BATCH)
     for batch in range(steps):
@@ -123,8 +126,6 @@ def train(objective: Objective, steps: int, draw: Draw, start: Net | None = None
         loss.mean().backward()
         optimizer.step()
         schedule.step()
-        average.update_parameters(net)
-    net.load_state_dict(average.module.state_dict())
     return net.eval()
 
 
@@ -153,7 +154,7 @@ def main(out: Path, steps: int = 6000, samples: int = 4000) -> None:
     models: dict[str, LatentDiffusionModel] = {}
     for axis, (name, (objective, sampler)) in zip(axes, objectives().items(), strict=False):
         draw = pairs(models["flow"]) if name == "reflow" else independent()
-        start = models["flow"].net if name in ("reflow", "MeanFlow") else None
+        start = models["flow"].net if name == "reflow" else None
         with torch.enable_grad():
             net = train(objective, steps, draw, start)  # type: ignore[arg-type]
         model = models[name] = LatentDiffusionModel(
