@@ -53,7 +53,7 @@ lint: $(STAMP) ## formatter, linter, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-toy: $(STAMP) ## straight and curved paths in the plane: docs/toy.png and its table (half a minute)
+toy: $(STAMP) ## straight and curved paths in the plane: docs/toy.png and its table (some minutes)
 	$(BIN)/python jobs/toy.py docs/toy.png
 
 compare: $(STAMP) ## quality against network evaluations on digits: docs/compare.png and its table (about 15 minutes)
@@ -66,7 +66,7 @@ students: $(STAMP) ## few steps on digits: teacher and students by 1, 2, 4 and 8
 	$(BIN)/ldm train-autoencoder
 	$(BIN)/ldm cache-latents
 	$(BIN)/ldm train-diffusion
-	$(BIN)/ldm distill run=students teacher=runs/diffusion guidance=2 "train=['steps=240','every=240','optimizer.lr=5e-4','ema_decay=0.99','schedule.warmup=10']"
+	$(BIN)/ldm distill run=students teacher=runs/diffusion guidance=2 "train=['steps=120','every=120','optimizer.lr=5e-4','ema_decay=0.98','schedule.warmup=10']"
 	$(BIN)/ldm cache-pairs run=pairs num=8192 guidance=2 sampler.steps=8
 	$(BIN)/ldm train-diffusion run=reflow objective=reflow latents=runs/pairs init=runs/diffusion
 	$(BIN)/ldm train-diffusion run=meanflow objective=meanflow init=runs/diffusion objective.student.guidance=2
