@@ -49,6 +49,15 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+@pytest.fixture
+def there(pipeline: Path, ldm: Command, tmp_path: Path) -> Command:
+    """The command, in a folder of its own with links to the pipeline's runs."""
+    (tmp_path / "runs").mkdir()
+    for run in ("autoencoder", "latents", "diffusion"):
+        os.symlink(pipeline / "runs" / run, tmp_path / "runs" / run)
+    return ldm
+
+
 def train_pipeline(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # what a failed attempt has left
     folder.mkdir()

@@ -1,5 +1,6 @@
 """Halve a teacher's steps again and again: a student for each number of steps, taught by the one before."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -26,7 +27,7 @@ class DistillOptions(LoggedOptions):
 
     @model_validator(mode="after")
     def _halves(self) -> Self:
-        for before, after in zip(self.steps, self.steps[1:], strict=False):
+        for before, after in pairwise(self.steps):
             if before != 2 * after:
                 raise ValueError(f"steps={self.steps}: {after} is not half of {before}, and each student halves")
         return self

@@ -118,7 +118,8 @@ def schooling_of(
         raise ValueError(f"{make.func.__name__} learns from a teacher: pass teacher=RUN")
     if teacher is not None and takes is None:
         raise ValueError(f"teacher={options.teacher}: {make.func.__name__} learns without one: leave it out, or init=")
-    _check_derivative(options, node)
+    if "derivative" in hints_of(make.func):
+        _check_derivative(options, node.get("derivative", "exact"))
     asked, most = float(node.get("guidance", 1.0)), node.get("guidance_max")
     given: dict[str, Any] = {"objective": objective}
     if teacher is not None:
@@ -140,8 +141,8 @@ def schooling_of(
     return Schooling(make(**given), net, card)
 
 
-def _check_derivative(options: "TrainDiffusionOptions", node: dict[str, Any]) -> None:
-    if node.get("derivative", "difference") != "exact":
+def _check_derivative(options: "TrainDiffusionOptions", method: str) -> None:
+    if method != "exact":
         return
     for key, value in (("compile", options.trainer.compile), ("strategy", options.trainer.strategy == "fsdp")):
         if value:
@@ -188,10 +189,9 @@ def start_from(loaded: LoadedDiffusion, net: nn.Module, said: str) -> None:
     Raises:
         ValueError: that begins with `said`, as init=runs/flow, if it has another shape.
     """
+    further = {name: tensor for name, tensor in net.state_dict().items() if name.startswith(FURTHER)}
     try:
-        missing, foreign = net.load_state_dict(loaded.net.state_dict(), strict=False)
+        net.load_state_dict(further | loaded.net.state_dict())
     except RuntimeError:
-        missing, foreign = [""], []
-    if foreign or not all(name.startswith(FURTHER) for name in missing):
         shape = {key: value for key, value in loaded.card["net"].items() if key != TARGET}
-        raise ValueError(f"{said} has another shape: choose the net= of {shape}")
+        raise ValueError(f"{said} has another shape: choose the net= of {shape}") from None

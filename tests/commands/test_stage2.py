@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +13,6 @@ from ldm.checkpoint import load_diffusion, newest, read
 from ldm.data.cache_reader import CachedMoments, LatentCache, PairedNoise
 from ldm.diffusion.coupling import OptimalTransport
 from ldm.training.diffusion_module import TimeBins
-
-
-@pytest.fixture
-def there(pipeline, ldm, tmp_path):
-    """The command, in a folder of its own with links to the pipeline's runs."""
-    (tmp_path / "runs").mkdir()
-    for run in ("autoencoder", "latents", "diffusion"):
-        os.symlink(pipeline / "runs" / run, tmp_path / "runs" / run)
-    return ldm
 
 
 def samples(run="samples"):

@@ -1,7 +1,6 @@
 """Few-step students through their commands: what they start from, what they say of themselves, what does not fit."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,6 @@ from ldm.diffusion.noise import IndexedNoise
 TRAIN = [word for word in TINY_DIFFUSION if not word.startswith(("net.", "sampler"))] + CPU
 PROGRESSIVE = ["train-diffusion", *TRAIN, "objective=progressive", "net=teacher"]
 TAUGHT = [*PROGRESSIVE, "teacher=runs/diffusion"]
-
-
-@pytest.fixture
-def there(pipeline, ldm, tmp_path):
-    """The command, in a folder of its own with links to the pipeline's runs."""
-    (tmp_path / "runs").mkdir()
-    for run in ("autoencoder", "latents", "diffusion"):
-        os.symlink(pipeline / "runs" / run, tmp_path / "runs" / run)
-    return ldm
 
 
 def stamp(run="samples"):
