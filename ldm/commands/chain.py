@@ -11,8 +11,8 @@ from hydra import compose
 
 from ldm.commands.entry import TRACE
 from ldm.commands.error_lines import USER_ERRORS
-from ldm.commands.hydra_errors import explain
-from ldm.commands.next_step import WITHIN
+from ldm.commands.hydra_errors import check_command_line, explain
+from ldm.commands.next_step import WITHIN, own_configs
 from ldm.runtime import stop
 
 
@@ -24,6 +24,7 @@ def check(name: str, overrides: list[str], within: str) -> None:
     """
     task = import_module(f"ldm.commands.{name.replace('-', '_')}").main
     try:
+        check_command_line(name, overrides, within)
         get_type_hints(task)["options"].parse(compose(name.replace("-", "_"), overrides))
     except USER_ERRORS as error:
         raise ValueError(f"ldm {name}, which ldm {within} calls: {explain(error, name, overrides)}") from None
@@ -37,7 +38,8 @@ def call(name: str, overrides: list[str], within: str) -> None:
         StoppedError: if a signal stopped it; what trains has saved, and requeued the job, if there is one.
     """
     environment = {key: value for key, value in os.environ.items() if key != TRACE} | {WITHIN: within}
-    with subprocess.Popen([sys.executable, "-m", "ldm", name, *overrides], env=environment) as process:
+    words = [sys.executable, "-m", "ldm", name, *own_configs(), *overrides]
+    with subprocess.Popen(words, env=environment) as process:
         passed_on = False
         while process.poll() is None:
             if not passed_on and (signum := stop.asked()):

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.config_files import conf_folder
 from ldm.commands.hydra_errors import MULTIRUN, check_command_line, explain, is_users
+from ldm.commands.next_step import WITHIN
 from ldm.commands.refusal import refusals_leave_nothing
 from ldm.commands.run_folder import begin_log, check_owner, end_log, plain
 from ldm.commands.sweep_points import PointCard, about_point
@@ -49,7 +50,7 @@ def enter(command: str) -> None:
     words = flags_first(sys.argv[1:])
     sys.argv[1:] = words
     try:
-        check_command_line(command, words)
+        check_command_line(command, words, os.environ.get(WITHIN))
         with refusals_leave_nothing():
             compose_and_run(command, show_trace=asked == "1")
     except Exception as error:

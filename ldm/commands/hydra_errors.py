@@ -23,8 +23,10 @@ SWEEPS = ("sweep", "launcher")  # groups that do nothing without -m
 EXTRA = "pip install 'ldm[sweep]'"
 
 
-def check_command_line(command: str, words: list[str]) -> None:
+def check_command_line(command: str, words: list[str], within: str | None = None) -> None:
     """Refuse what can be told before Hydra composes: what is no flag, no key, or for another command.
+
+    within: the command that calls this one, if any: it hands its own choices on, as `ldm probe` its experiment
 
     Raises:
         ValueError: naming the word, and what to write instead.
@@ -54,17 +56,16 @@ def check_command_line(command: str, words: list[str]) -> None:
     for group in OF_ONE_COMMAND:
         for word in (word for word in words if word.startswith(f"{group}=")):
             for choice in word.partition("=")[2].split(","):
-                _check_its_command(config, group, choice)
+                _check_its_command(config, group, choice, within)
     for word in words:
         group, _, choice = word.partition("=")
         if group in SWEEPS and group in config.chosen and choice not in ("", "null") and not MULTIRUN & set(words):
             raise ValueError(f"{word} is for a sweep, and would do nothing here: pass -m, too")
 
 
-def _check_its_command(config: CommandConfig, group: str, choice: str) -> None:
+def _check_its_command(config: CommandConfig, group: str, choice: str, within: str | None) -> None:
     file = config.file_of(group, choice)
-    if file is not None and choice not in config.choices(group):
-        its = command_of(file)
+    if file is not None and choice not in config.choices(group) and (its := command_of(file)) != within:
         raise ValueError(f"{group}={choice} is for another command: ldm {its} {group}={choice}")
 
 

@@ -22,9 +22,13 @@ def say_next(command: str, *overrides: str) -> None:
     """
     if WITHIN in os.environ:
         return
+    print(f"next: {shlex.join(['ldm', command, *own_configs(), *overrides])}")
+
+
+def own_configs() -> list[str]:
+    """The flag of the user's own folder of configs, where this command has one."""
     added = [os.path.relpath(source.path) for source in config_folders() if source.provider == "command-line"]
-    flags = ["--config-dir", added[0]] if added else []
-    print(f"next: {shlex.join(['ldm', command, *flags, *overrides])}")
+    return ["--config-dir", added[0]] if added else []
 
 
 def config_folders() -> list[ConfigSourceInfo]:

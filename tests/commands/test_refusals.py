@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, fails, inside
 
+from ldm.commands.hydra_errors import check_command_line
 from ldm.commands.refusal import Before
 from ldm.commands.run_folder import RunLog
 
@@ -64,6 +65,14 @@ def test_the_probe_refuses_what_its_last_command_would(ldm):
     assert "ldm evaluate, which ldm probe calls: keep=none must be a whole number" in line
     line = fails("probe", "probe.diffusion=['stpes=3']")
     assert "stpes is no key of ldm train-diffusion: did you mean steps?" in line
+
+
+@pytest.mark.parametrize("choice", ["experiment=mnist_cpu", "experiment=cifar10_cpu"])
+def test_the_probe_hands_its_own_choices_on(choice):
+    """They are for `ldm probe` alone, and yet for the commands that it calls."""
+    with pytest.raises(ValueError, match="is for another command: ldm probe"):
+        check_command_line("train-autoencoder", [choice])
+    check_command_line("train-autoencoder", [choice], within="probe")
 
 
 def test_a_refusal_changes_nothing_in_a_run(ldm, pipeline):

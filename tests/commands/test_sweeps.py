@@ -274,9 +274,11 @@ def test_the_probe_ranks_autoencoders_and_resumes(ldm):
     quoted = ",".join(f"'{option}'" for option in [*TINY_DIFFUSION, *CPU])
     samples, metrics = "probe.samples=['num=64','sampler.steps=2','guidance=1']", "probe.metrics=['lpips=null']"
     small = [f"probe.diffusion=[{quoted}]", samples, metrics]
-    options = [*TINY_AUTOENCODER, *CPU, *small, "regularizer.weight=1e-6,1"]
+    Path("own/experiment").mkdir(parents=True)
+    Path("own/experiment/mine.yaml").write_text("# @package _global_\n# ldm probe experiment=mine\nseed: 3\n")
+    options = [*TINY_AUTOENCODER, *CPU, *small, "regularizer.weight=1e-6,1", "experiment=mine"]
     for _ in range(2):
-        ldm("probe", "-m", "run=probe", "hydra.sweep.subdir=${regularizer.weight}", *options)
+        ldm("probe", "-m", "--config-dir", "own", "run=probe", "hydra.sweep.subdir=${regularizer.weight}", *options)
     cards = points("probe")
     assert len(cards) == 2
     for name, card in cards.items():
