@@ -141,14 +141,14 @@ def schooling_of(
     return Schooling(make(**given), net, card)
 
 
-def _check_derivative(options: "TrainDiffusionOptions", method: str) -> None:
+def _check_derivative(options: "TrainDiffusionOptions", method: str | float) -> None:
     if method != "exact":
         return
     for key, value in (("compile", options.trainer.compile), ("strategy", options.trainer.strategy == "fsdp")):
         if value:
             raise ValueError(
                 f"trainer.{key}={getattr(options.trainer, key)} leaves the network no forward mode: pass "
-                "objective.student.derivative=difference"
+                "objective.student.derivative=0.005, the step of a difference"
             )
 
 

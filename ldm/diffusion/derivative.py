@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-Derivative = Literal["exact", "difference"]
-STEP = 5e-3  # of the central difference, in units of t: rounding of float32 and the third derivative both stay small
+from ldm.runtime.ranges import Positive
+
+Derivative = Literal["exact"] | Positive
 
 
 @torch.no_grad()
@@ -24,12 +25,13 @@ def along(
         x, t:     where
         dx, dt:   the direction, of their shapes
         method:   "exact" is forward-mode differentiation, in which attention is computed plainly, as its fused kernels
-                  have no forward mode; "difference" is (f(z + h d) - f(z - h d)) / 2 h with h = STEP, for networks that
-                  cannot be differentiated so: compiled or sharded ones
+                  have no forward mode; a number h is the central difference (f(z + h d) - f(z - h d)) / 2 h, for
+                  networks that cannot be differentiated so (compiled or sharded ones), and for those that ripple in
+                  time: it is the mean of the derivative between t - h dt and t + h dt
     """
-    if method == "difference":
-        higher, lower = (function(x + h * dx, t + h * dt) for h in (STEP, -STEP))
-        return function(x, t), (higher - lower) / (2 * STEP)
+    if method != "exact":
+        higher, lower = (function(x + h * dx, t + h * dt) for h in (method, -method))
+        return function(x, t), (higher - lower) / (2 * method)
     _load_forward_mode()
     with sdpa_kernel(SDPBackend.MATH):
         return torch.func.jvp(function, (x, t), (dx, dt))  # type: ignore[return-value]

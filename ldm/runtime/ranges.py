@@ -61,8 +61,10 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 def wrong(annotation: Any, value: Any) -> Iterator[str]:
     """What belongs in the value's place, for each bound or choice of the annotation that it breaks, and its type."""
-    if get_origin(annotation) in (Union, UnionType) and value is not None:
-        yield from wrong(next(each for each in get_args(annotation) if each is not NoneType), value)
+    if get_origin(annotation) in (Union, UnionType) and value is not None:  # one of its members has to hold
+        each = [list(wrong(one, value)) for one in get_args(annotation) if one is not NoneType]
+        if all(each):
+            yield " or ".join(words[0] for words in each)
     if get_origin(annotation) is Literal and value not in get_args(annotation):
         yield f"one of {', '.join(map(str, get_args(annotation)))}"
     if get_origin(annotation) is Annotated and value is not None:

@@ -27,7 +27,7 @@ def test_the_derivative_of_a_network_is_autograds_and_the_differences(attention)
     x, dx, dt = normal().float(), normal(1).float(), torch.full((SHAPE[0],), 0.01)
     function = lambda x, t: net(x, t, y, s=s)  # noqa: E731
     value, exact = along(function, x, t, dx, dt, "exact")
-    _, difference = along(function, x, t, dx, dt, "difference")
+    _, difference = along(function, x, t, dx, dt, 0.005)
     torch.testing.assert_close(value, function(x, t), rtol=1e-4, atol=1e-5)
     _, oracle = torch.autograd.functional.jvp(_plain(function), (x, t), (dx, dt))  # by reverse mode, twice
     torch.testing.assert_close(exact, oracle, rtol=1e-3, atol=1e-4)
