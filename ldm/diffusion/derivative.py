@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ldm.diffusion.objective import expand
 from ldm.runtime.ranges import Positive
 
 Derivative = Literal["exact"] | Positive
@@ -23,15 +24,17 @@ def along(
     Args:
         function: (x [B, ...], t [B]) -> [B, ...]
         x, t:     where
-        dx, dt:   the direction, of their shapes
+        dx, dt:   the direction, of their shapes; dt is not negative
         method:   "exact" is forward-mode differentiation, in which attention is computed plainly, as its fused kernels
                   have no forward mode; a number h is the central difference (f(z + h d) - f(z - h d)) / 2 h, for
                   networks that cannot be differentiated so (compiled or sharded ones), and for those that ripple in
-                  time: it is the mean of the derivative between t - h dt and t + h dt
+                  time: it is the mean of the derivative between t - h dt and t + h dt, as far as these lie in [0, 1],
+                  beyond which no network is trained
     """
     if method != "exact":
-        higher, lower = (function(x + h * dx, t + h * dt) for h in (method, -method))
-        return function(x, t), (higher - lower) / (2 * method)
+        up, down = (torch.clamp(room / dt.clamp(min=1e-12), 0, method) for room in (1 - t, t))
+        higher, lower = (function(x + expand(h, x) * dx, t + h * dt) for h in (up, -down))
+        return function(x, t), (higher - lower) / expand(up + down, x)
     _load_forward_mode()
     with sdpa_kernel(SDPBackend.MATH):
         return torch.func.jvp(function, (x, t), (dx, dt))  # type: ignore[return-value]

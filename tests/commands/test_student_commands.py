@@ -75,7 +75,7 @@ def test_meanflow_trains_and_samples_by_one_evaluation(there, start):
 
 def test_meanflows_differences_and_guidance(there):
     words = [*TRAIN, "net.model_channels=24", "objective=meanflow", "objective.student.same=0.25"]
-    there("train-diffusion", *words, "run=mean", "objective.student.derivative=0.005", "objective.student.guidance=2")
+    there("train-diffusion", *words, "run=mean", "objective.student.derivative=exact", "objective.student.guidance=2")
     assert load_diffusion("runs/mean").card["student"]["guidance"] == 2.0
     there("sample", "model=runs/mean", "num=2")
     assert stamp()["guidance"] == 1.0
@@ -159,7 +159,10 @@ def test_the_same_command_resumes_and_another_teacher_is_another_run(there):
         (["+objective.average=true"], "choose objective=meanflow"),
         (["objective=meanflow", "objective.student.same=2"], "objective.student.same=2 must be"),
         (["objective=meanflow", "objective.student.sam=0.5"], "objective.student.sam is no key"),
-        (["objective=meanflow", "trainer.compile=true"], "pass objective.student.derivative=0.005"),
+        (
+            ["objective=meanflow", "trainer.compile=true", "objective.student.derivative=exact"],
+            "pass objective.student.derivative=0.005",
+        ),
         (["objective=consistency", "objective.parameterization=velocity"], "parameterization=v"),
         (["objective=progressive", "teacher=runs/none"], "runs/none holds no checkpoint"),
         (["objective=progressive", "teacher=runs/autoencoder"], "holds an autoencoder"),

@@ -10,6 +10,7 @@ from support.students import GAUSSIAN, LABELS, SHAPE, Exact, consistency_net, no
 from ldm.diffusion.consistency import Consistency
 from ldm.diffusion.derivative import along
 from ldm.diffusion.meanflow import MeanFlow
+from ldm.diffusion.objective import expand
 from ldm.diffusion.parameterization import determinant, target_coefficients
 from ldm.diffusion.path import CosinePath, LinearPath
 from ldm.diffusion.progressive import Progressive
@@ -33,6 +34,19 @@ def test_the_derivative_of_a_network_is_autograds_and_the_differences(attention)
     torch.testing.assert_close(exact, oracle, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(difference, exact, rtol=1e-2, atol=1e-2)
     assert not exact.requires_grad
+
+
+def test_a_difference_stays_where_networks_are_trained():
+    """Of t^2 it is the mean slope over what lies in [0, 1] of t - h to t + h."""
+    t, seen = torch.tensor([0.0, 0.005, 0.5, 1.0], dtype=torch.float64), []
+
+    def square(x, t):
+        seen.append(t)
+        return expand(t, x) ** 2 + 0 * x
+
+    _, slope = along(square, torch.zeros(4, 1, 1, 1, dtype=torch.float64), t, torch.zeros(4, 1, 1, 1), 1 + 0 * t, 0.02)
+    torch.testing.assert_close(slope.flatten(), torch.tensor([0.02, 0.025, 1.0, 1.98], dtype=torch.float64))
+    assert all(((t >= 0) & (t <= 1)).all() for t in seen)
 
 
 def _plain(function):

@@ -6,12 +6,20 @@ from ldm.runtime.ranges import Count, Fraction, Positive, Share, checked
 
 
 @checked
-def drawn(x, *, share: Share = 0.5, rate: Positive | None = None, kind: Literal["a", "b"] = "a", n: Count = 1):
-    return x, share, rate, kind, n
+def drawn(
+    x,
+    *,
+    share: Share = 0.5,
+    rate: Positive | None = None,
+    kind: Literal["a", "b"] = "a",
+    n: Count = 1,
+    way: Literal["exact"] | Positive = "exact",
+):
+    return x, share, rate, kind, n, way
 
 
 def test_a_call_within_the_ranges_is_the_functions_own():
-    assert drawn(1, share=1, rate=None, kind="b", n=3) == (1, 1, None, "b", 3)
+    assert drawn(1, share=1, rate=None, kind="b", n=3, way=0.5) == (1, 1, None, "b", 3, 0.5)
     assert drawn.__name__ == "drawn"
 
 
@@ -23,6 +31,8 @@ def test_a_call_within_the_ranges_is_the_functions_own():
         ({"rate": 0}, "rate=0 must be more than 0"),
         ({"kind": "c"}, "kind=c must be one of a, b"),
         ({"n": 0}, "n=0 must be at least 1"),
+        ({"way": "quick"}, "way=quick must be one of exact or a number"),
+        ({"way": -1.0}, "way=-1.0 must be one of exact or more than 0"),
     ],
 )
 def test_a_call_beyond_them_names_the_argument_and_what_belongs_there(options, said):
