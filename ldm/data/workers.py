@@ -8,14 +8,17 @@ import atexit
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 from functools import cache
 from multiprocessing import forkserver
+from multiprocessing.util import Finalize
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+LAST = -100  # of what multiprocessing does at the end of a process; it waits for its queues at -5
 LONGEST = 70  # bytes of the folder for temporary files, in which workers make sockets: their paths end at 107
 
 
@@ -35,7 +38,7 @@ def loader(data: Any, num_workers: int, **options: Any) -> "DataLoader[Any]":
         start_server()
     if num_workers > 0:
         _end_workers_at_exit()
-    return DataLoader(data, num_workers=num_workers, worker_init_fn=leave_signals, **options)
+    return DataLoader(data, num_workers=num_workers, worker_init_fn=prepare, **options)
 
 
 @cache
@@ -65,7 +68,20 @@ def start_server() -> None:
             signal.signal(signum, handler)
 
 
-def leave_signals(_: int) -> None:
-    """In a worker: ignore what the parent answers to."""
+def prepare(_: int) -> None:
+    """In a worker: ignore the signals that the parent answers to, and end without Python's finalization.
+
+    A worker that was spawned would go through it, and there Python ends threads that still run torch's code, as the one
+    that sends the batches, by an exception that this code lets nobody catch: the process aborts. One that was forked
+    ends by os._exit, too.
+    """
     for signum in IGNORED:
         signal.signal(signum, signal.SIG_IGN)
+    Finalize(None, _exit, exitpriority=LAST)
+
+
+def _exit() -> None:
+    if sys.exc_info()[0] is None:  # else multiprocessing has an error to print
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

@@ -103,3 +103,46 @@ def test_a_process_ends_though_its_workers_ignore_signals(tmp_path, start):
         [sys.executable, "ends.py", start], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stderr) == (1, "ldm: error: of the training\n")
+
+
+THREADS = """
+import sys, threading
+import multiprocessing
+import torch
+from ldm.data.workers import loader
+
+
+def busy():
+    while True:
+        torch.zeros(64, 64).share_memory_()
+
+
+class Threaded:
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, i):
+        if i < 2:
+            for _ in range(4):
+                threading.Thread(target=busy, daemon=True).start()
+        return i
+
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    batches = iter(loader(Threaded(), 2, batch_size=1))
+    next(batches)
+    workers = batches._workers
+    del batches
+    print(*[worker.exitcode for worker in workers])
+"""
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+def test_a_worker_ends_while_its_threads_run_torchs_code(tmp_path, start):
+    """As the one that sends the batches may; Python's finalization would abort the process."""
+    (tmp_path / "threads.py").write_text(THREADS)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "threads.py", start]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0 0\n", "")
