@@ -119,7 +119,8 @@ def write_model_card(model: Path, run: Path, export: PipelineExport) -> None:
         class_names=export.loaded.card["class_names"],
         resolution=export.loaded.card["latent_shape"][-1] * export.autoencoder.model.downsample_factor,
         guidance=export.index()["guidance_scale"],
-        alone=not export.beyond and export.loaded.card["net"].get("label_as") != "context",
+        codes=[str(code) for code in export.codes()],
+        alone=not export.beyond and not export.further and export.loaded.card["net"].get("label_as") != "context",
     )
     picture = sample_picture(lineage)
     if picture is not None:

@@ -191,7 +191,7 @@ def read_shards(index: Path) -> State:
     return unwrapped(state)
 
 
-def write_diffusers(folder: Path, config: DiffusersConfig, state: State) -> None:
+def write_diffusers(folder: Path, config: JsonFile, state: State) -> None:
     """Write config.json and the weights as safetensors."""
     with atomic_write(folder / WEIGHTS) as file:
         file.write(save({k: v.contiguous() for k, v in state.items()}, metadata={"format": "pt"}))

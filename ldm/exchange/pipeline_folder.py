@@ -1,13 +1,12 @@
 """A trained model as a folder that diffusers loads whole: both stages, a scheduler, and the pipeline's own code."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
-from ldm.card import can_be_guided, usual_guidance
+from ldm.card import can_be_guided, learned_guidance, usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
 from ldm.exchange import autoencoder_weights, unet_names, unet_shapes
 from ldm.exchange.diffusers_folders import AutoencoderConfig, UNetConfig, write_diffusers
@@ -17,6 +16,7 @@ from ldm.runtime.files import atomic_write
 from ldm.runtime.schema import JsonFile
 
 INDEX, CODE = "model_index.json", "pipeline.py"
+FURTHER = "further_embeddings"  # what a student's U-Net is told beside time and label
 
 
 class DiffusersJson(JsonFile):
@@ -36,6 +36,7 @@ class PipelineExport:
     scheduler:   that walks its path
     unet:        unet/config.json
     beyond:      what the pipeline must set in the U-Net, see `ldm.exchange.unet_shapes.diffusers_config`
+    further:     further/config.json; {} where the U-Net is told nothing beside time and label
     """
 
     loaded: LoadedDiffusion
@@ -43,6 +44,7 @@ class PipelineExport:
     scheduler: Counterpart
     unet: UNetConfig
     beyond: dict[str, int]
+    further: dict[str, Any]
 
     @classmethod
     def of(cls, loaded: LoadedDiffusion, autoencoder: LoadedAutoencoder, scheduler: Named | None) -> "PipelineExport":
@@ -62,6 +64,7 @@ class PipelineExport:
             scheduler=counterpart(loaded.objective, loaded.card["objective"]["path"], loaded.sampling, scheduler),
             unet=UNetConfig(**unet),
             beyond=beyond,
+            further=unet_shapes.further_config(loaded.card["net"]),
         )
         export.vae()
         return export
@@ -76,12 +79,14 @@ class PipelineExport:
     def index(self) -> dict[str, Any]:
         """model_index.json: the parts' classes, and the arguments of the pipeline."""
         card = self.loaded.card
+        lowest, highest = learned_guidance(card)
         return {
             "_class_name": ["pipeline", "LatentDiffusionPipeline"],
             "_diffusers_version": "0.32.0",
             "unet": ["diffusers", self.unet.extra("_class_name")],
             "vae": ["diffusers", "AutoencoderKL"],
-            "scheduler": ["diffusers", self.scheduler.config["_class_name"]],
+            "scheduler": [self.scheduler.library, self.scheduler.config["_class_name"]],
+            **({"further": [FURTHER, self.further["_class_name"]]} if self.further else {}),
             "id2label": {str(i): name for i, name in enumerate(card["class_names"])},
             "guidable": can_be_guided(card),
             "clock": self.scheduler.clock,
@@ -90,15 +95,27 @@ class PipelineExport:
             **self.beyond,
             "guidance_scale": usual_guidance(card),
             "num_inference_steps": self.scheduler.steps,
+            **({} if highest is None else {"guidance_range": [lowest, highest]}),
         }
 
+    def codes(self) -> list[Path]:
+        """Files of code in the folder."""
+        carried = [Path(CODE)]
+        carried += [Path("scheduler", self.scheduler.library + ".py")] if self.scheduler.library != "diffusers" else []
+        return carried + ([Path("further", FURTHER + ".py")] if self.further else [])
+
     def write(self, folder: Path) -> None:
-        """Write vae/, unet/, scheduler/, pipeline.py and, last, model_index.json; what else lies there stays."""
+        """Write vae/, unet/, scheduler/, further/, the code that they need and, last, model_index.json; what else lies
+        there stays."""
         net, autoencoder = self.loaded.net.state_dict(), self.autoencoder.model.state_dict()
         levels = len(self.autoencoder.card["autoencoder"]["channel_mult"])
         write_diffusers(folder / "unet", self.unet, unet_names.to_diffusers(net, self.loaded.card["net"]))
         write_diffusers(folder / "vae", self.vae(), autoencoder_weights.to_diffusers(autoencoder, levels))
         DiffusersJson(**self.scheduler.config).write(folder / "scheduler" / "scheduler_config.json")
-        with atomic_write(folder / CODE) as file, open(Path(__file__).with_name(CODE), "rb") as code:
-            shutil.copyfileobj(code, file)
+        if self.further:
+            further = unet_names.further_to_diffusers(net)
+            write_diffusers(folder / "further", DiffusersJson(**self.further), further)
+        for code in self.codes():
+            with atomic_write(folder / code) as file:
+                file.write(Path(__file__).with_name("carried").joinpath(code.name).read_bytes())
         DiffusersJson(**self.index()).write(folder / INDEX)

@@ -8,26 +8,29 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.objective import Objective
-from ldm.diffusion.path import BetaTablePath, LinearPath, Path, Shifted, VEPath
+from ldm.diffusion.path import BetaTablePath, CosinePath, LinearPath, Path, Shifted, VEPath
+from ldm.diffusion.samplers import jump
 from ldm.diffusion.sampling import Sampling
-from ldm.diffusion.times import karras_grid, shifted_grid
+from ldm.diffusion.times import karras_grid, shifted_grid, uniform_grid
 
-Named = Literal["euler", "heun", "ddim", "ddpm", "dpmpp_2m"]
+Named = Literal["euler", "heun", "ddim", "ddpm", "dpmpp_2m", "jump"]
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 TABLE = 1000  # timesteps of a path that is no table by itself
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counterpart:
-    """A scheduler of diffusers.
+    """A scheduler of diffusers, or one that the pipeline carries.
 
     config:     scheduler_config.json
-    clock:      see `ldm.exchange.pipeline`
+    library:    "diffusers", or the file in `ldm/exchange/carried` that holds its class
+    clock:      see `ldm.exchange.carried.pipeline`
     path_shift: likewise
     steps:      so many that the network is asked about as often as by the model's own sampler
     """
 
     config: dict[str, Any]
+    library: str = "diffusers"
     clock: str
     path_shift: float = 1.0
     steps: int
@@ -48,6 +51,8 @@ def counterpart(
         ValueError: naming what has no counterpart in diffusers.
     """
     path: Any = objective.path
+    if wanted == "jump" or (wanted is None and _bound(sampling.function)[0] is jump):
+        return _jumping(objective, sampling)
     shift = 1.0
     while isinstance(path, Shifted) and path.power == 1:
         path, shift = path.path, shift * path.shift
@@ -58,6 +63,28 @@ def counterpart(
     if _preserves_variance(objective.path):
         return _table(objective, path_node, sampling, wanted)
     raise ValueError(f"diffusers has no scheduler for the path {path_node['_target_']}")
+
+
+def _jumping(objective: Objective, sampling: Sampling) -> Counterpart:
+    """From time to time at once, as students do."""
+    path = objective.path
+    straight = objective.average and isinstance(path, LinearPath) and path.sigma_min == 0
+    if not straight and not (isinstance(path, CosinePath) and objective.parameterization == "v"):
+        raise ValueError(
+            "diffusers' pipeline jumps by average velocities on the straight path (sigma_min=0), or by v on the cosine "
+            "path alone: pass scheduler="
+        )
+    grid, options = _bound(sampling.grid)
+    if grid not in (uniform_grid, shifted_grid):
+        raise ValueError(f"diffusers' pipeline jumps along grid=uniform or shifted, not {grid.__name__}")
+    config = {
+        "_class_name": "JumpScheduler",
+        "num_train_timesteps": TABLE,
+        "prediction_type": "average_velocity" if straight else "v_prediction",
+        "renoise": _bound(sampling.function)[1].get("renoise", False),
+        "shift": options.get("shift", 3.0) if grid is shifted_grid else 1.0,
+    }
+    return Counterpart(config=config, library="jump_scheduler", clock="timestep", steps=sampling.steps)
 
 
 def _straight(

@@ -20,6 +20,13 @@ LAYER_NAMES = (
     ("skip_connection.", "conv_shortcut."),
 )
 DOWNSAMPLING_NAMES = ("op.", "conv.")  # upsampling is called conv by both
+# what students are told further, in a module of its own there
+FURTHER_NAMES = (
+    ("second_embed.0.", "second_embedding.linear_1."),
+    ("second_embed.2.", "second_embedding.linear_2."),
+    ("guidance_embed.0.", "guidance_embedding.linear_1."),
+    ("guidance_embed.2.", "guidance_embedding.linear_2."),
+)
 # what comes before and after the blocks
 END_NAMES = (
     ("time_embed.0.", "time_embedding.linear_1."),
@@ -58,9 +65,18 @@ def block_names(shape: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"output_blocks.{k}.{1 + attended}.", f"up_blocks.{up}.upsamplers.0."
 
 
+def further_to_diffusers(state: State) -> State:
+    """The embeddings of a second time and of guidance, under the names of `ldm.exchange.carried.further_embeddings`."""
+    return _renamed(state, FURTHER_NAMES)
+
+
+def _renamed(state: State, names: tuple[tuple[str, str], ...]) -> State:
+    return {new + k.removeprefix(old): v for old, new in names for k, v in state.items() if k.startswith(old)}
+
+
 def to_diffusers(state: State, shape: dict[str, Any]) -> State:
     """The same tensors under diffusers' names, in its shapes."""
-    renamed = {new + k.removeprefix(old): v for old, new in END_NAMES for k, v in state.items() if k.startswith(old)}
+    renamed = _renamed(state, END_NAMES)
     for old, new in block_names(shape):
         block = {k.removeprefix(old): v for k, v in state.items() if k.startswith(old)}
         if _is_plain_attention(new, shape):

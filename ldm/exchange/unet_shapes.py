@@ -138,7 +138,6 @@ def diffusers_config(shape: dict[str, Any], latent_size: int) -> tuple[dict[str,
         ValueError: naming the key, for what diffusers has not.
     """
     refused = {"qk_norm": False, "stem_channels": None, "num_heads_upsample": None, "conv_resample": True}
-    refused |= {"second_time": False, "takes_guidance": False}
     for key, ordinary in refused.items():
         if shape.get(key, ordinary) != ordinary:
             raise ValueError(f"diffusers' U-Nets have no place for net.{key}={shape[key]}")
@@ -177,6 +176,13 @@ def diffusers_config(shape: dict[str, Any], latent_size: int) -> tuple[dict[str,
     config |= {"attention_head_dim": math.gcd(*sizes)}  # of heads of several sizes any divisor gives the same weights
     config |= {"attn_norm_num_groups": groups} if shape.get("scale_shift") else {}
     return config, beyond | ({"num_heads": shape["num_heads"]} if len(sizes) > 1 else {})
+
+
+def further_config(shape: dict[str, Any]) -> dict[str, Any]:
+    """config.json of the embeddings of a second time and of guidance, for which diffusers' U-Nets have no place and the
+    pipeline has its own code; {} of a network without them."""
+    further = {key: True for key in ("second_time", "takes_guidance") if shape.get(key)}
+    return {"_class_name": "FurtherEmbeddings", "channels": shape["model_channels"], **further} if further else {}
 
 
 def _labels(shape: dict[str, Any]) -> dict[str, Any]:

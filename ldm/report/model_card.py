@@ -25,6 +25,7 @@ class Exported:
     resolution:  side of the images, in pixels
     guidance:    that is used where nothing is said; 1 is unguided
     alone:       whether unet/ is the model without the pipeline
+    codes:       what of it is code
     """
 
     name: str
@@ -34,6 +35,7 @@ class Exported:
     resolution: int
     guidance: float
     alone: bool
+    codes: list[str]
 
 
 def sample_picture(lineage: Lineage) -> Path | None:
@@ -119,8 +121,7 @@ def what_it_is(lineage: Lineage, exported: Exported) -> str:
 def how_to_load(exported: Exported) -> str:
     example = json.dumps(exported.class_names[0])
     alone = "" if exported.alone else (
-        "\n\nThe pipeline sets the U-Net's norms or heads, for which diffusers' config has no key: unet/ alone is not "
-        "this model."
+        "\n\nThe pipeline does what diffusers' config of a U-Net has no key for: unet/ alone is not this model."
     )  # fmt: skip
     return f"""## How to load it
 
@@ -133,7 +134,8 @@ pipe = DiffusionPipeline.from_pretrained("FOLDER", custom_pipeline="FOLDER", tru
 images = pipe([{example}], guidance_scale={exported.guidance:g}, num_inference_steps={exported.steps}).images
 ```
 
-`trust_remote_code` runs pipeline.py of this folder, which is short. Scheduler: {exported.scheduler}.{alone}"""
+`trust_remote_code` runs the code of this folder, which is short: {", ".join(exported.codes)}. Scheduler:
+{exported.scheduler}.{alone}"""
 
 
 def data(lineage: Lineage) -> str:

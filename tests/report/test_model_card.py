@@ -22,6 +22,7 @@ def exported(**changes):
         "resolution": 32,
         "guidance": 2.0,
         "alone": True,
+        "codes": ["pipeline.py", "scheduler/jump_scheduler.py"],
     }
     return Exported(**words | changes)
 

@@ -23,7 +23,9 @@ NET: dict[str, Any] = {
 }
 
 
-def write_model(folder: Path, objective: dict[str, Any], sampling: dict[str, Any], **net: Any) -> Path:
+def write_model(
+    folder: Path, objective: dict[str, Any], sampling: dict[str, Any], student: dict[str, Any] | None = None, **net: Any
+) -> Path:
     """Write a model's two runs below a folder; returns stage 2's."""
     shape = {key: value for key, value in (NET | net).items() if value is not None}
     card = autoencoder_card()
@@ -39,6 +41,7 @@ def write_model(folder: Path, objective: dict[str, Any], sampling: dict[str, Any
         class_names=["cat", "dog", "emu"],
         autoencoder=weights_fingerprint(autoencoder),
         autoencoder_path="../ae",
+        **({} if student is None else {"student": student}),
     )
     run = folder / "flow"
     export_diffusion(_shaken(UNet(**shape)), card, run / "checkpoints" / "00000000.ckpt")

@@ -39,9 +39,12 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         num_heads:           of every attention; null: as configured
         guidance_scale:      where a call says nothing; 1 is unguided
         num_inference_steps: likewise
+        further:             FurtherEmbeddings of what a student is told beside time and label; None: it is told nothing
+        guidance_range:      of the scale, where a student takes it as a condition and asks no second network
     """
 
     model_cpu_offload_seq = "unet->vae"
+    _optional_components = ["further"]  # noqa: RUF012
 
     def __init__(  # diffusers keeps these in model_index.json
         self,
@@ -57,9 +60,15 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         num_heads: int | None = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 50,
+        further: Any = None,
+        guidance_range: list[float] | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(unet=unet, vae=vae, scheduler=scheduler)
+        self.register_modules(unet=unet, vae=vae, scheduler=scheduler, further=further)
+        for name, part in self._carried().items():
+            self.register_to_config(**{name: (_file_of(part).stem, type(part).__name__)})
+        if further is not None:
+            unet.time_embedding.register_forward_hook(lambda _, __, embedding: embedding + self._told)
         self.register_to_config(
             id2label=id2label,
             guidable=guidable,
@@ -70,6 +79,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             num_heads=num_heads,
             guidance_scale=guidance_scale,
             num_inference_steps=num_inference_steps,
+            guidance_range=guidance_range,
         )
         for module in unet.modules():
             if norm_groups is not None and isinstance(module, torch.nn.GroupNorm):
@@ -132,7 +142,13 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         if isinstance(generator, list) and len(generator) != len(labels):
             raise ValueError(f"{len(generator)} generators are not one for each of {len(labels)} images")
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        if scale != 1 and not self.config.guidable:
+        if self.config.guidance_range is not None:
+            lowest, highest = self.config.guidance_range
+            if not lowest <= scale <= highest:
+                raise ValueError(
+                    f"guidance_scale={scale:g} must lie in [{lowest:g}, {highest:g}], which it has learned"
+                )
+        elif scale != 1 and not self.config.guidable:
             raise ValueError("this model was never trained without labels: pass guidance_scale=1")
         shape = (len(labels), self.vae.config.latent_channels, *[self.unet.config.sample_size] * 2)
         if latents is None:
@@ -147,6 +163,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
                 self.scheduler.scale_model_input(x, timestep) if hasattr(self.scheduler, "scale_model_input") else x
             )
             t, gain = self._time(i, timestep)
+            self._tell(i, t, scale)
             output = gain * self._guided(scaled, t, labels, scale)
             more = {"generator": generator} if draws else {}
             x = self.scheduler.step(output, timestep, x, return_dict=False, **more)[0]
@@ -155,12 +172,20 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As every pipeline does, and this file beside it: first, since push_to_hub=True uploads at the end."""
-        target = Path(save_directory, "pipeline.py")
-        if target.resolve() != Path(__file__).resolve():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(__file__, target)
+        """As every pipeline does, and the code that it carries: first, since push_to_hub=True uploads at the end."""
+        files = {Path("pipeline.py"): Path(__file__)}
+        files |= {Path(name, (file := _file_of(part)).name): file for name, part in self._carried().items()}
+        for name, file in files.items():
+            target = Path(save_directory, name)
+            if target.resolve() != file.resolve():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _carried(self) -> dict[str, Any]:
+        """The parts whose classes are none of diffusers'."""
+        parts = {"scheduler": self.scheduler, "further": self.further}
+        return {k: part for k, part in parts.items() if part is not None and hasattr(part, "CARRIED")}
 
     def _set_timesteps(self, steps: int) -> None:
         if hasattr(self.scheduler, "alphas_cumprod"):  # in float32 the errors of a thousand factors add up
@@ -186,9 +211,15 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         t = sigma / (shift - (shift - 1) * sigma)
         return t, (1 + (shift - 1) * t) ** 2 / shift  # dx/dt to dx/dsigma
 
+    def _tell(self, i: int, t: float, scale: float) -> None:
+        """Embed what the network is told at the i-th evaluation beside its time and the labels."""
+        if self.further is not None:
+            target = self.scheduler.target(i) if hasattr(self.scheduler, "target") else t
+            self._told = self.further(t - target, scale)
+
     def _guided(self, x: Tensor, t: float, labels: Tensor, scale: float) -> Tensor:
         """The network's output, [n, C, h, w] float32: nothing + scale (labelled - nothing), over all channels."""
-        if scale == 1:
+        if scale == 1 or self.config.guidance_range is not None:
             return self._net(x, t, labels)
         nothing = torch.full_like(labels, len(self.class_names))
         labelled, unlabelled = self._net(torch.cat([x, x]), t, torch.cat([labels, nothing])).chunk(2)
@@ -214,3 +245,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             return pixels
         array = pixels.cpu().permute(0, 2, 3, 1).numpy()
         return array if output_type == "np" else self.numpy_to_pil(array)
+
+
+def _file_of(part: Any) -> Path:
+    return Path(inspect.getfile(type(part)))

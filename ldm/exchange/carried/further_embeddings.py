@@ -1,0 +1,37 @@
+"""What a student's U-Net is told beside time and label. It needs diffusers and torch, and no ldm."""
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor
+
+SCALE = 1000.0  # a number of [0, 1] is embedded as a timestep
+
+
+class FurtherEmbeddings(ModelMixin, ConfigMixin):
+    """The embedding that is added to the time's.
+
+    Args:
+        channels:       of the U-Net's first level; embeddings have four times as many
+        second_time:    whether it holds one of t - s, of the jump from t to s
+        takes_guidance: whether it holds one of the scale of guidance
+    """
+
+    CARRIED = True  # this file goes with the pipeline
+
+    @register_to_config
+    def __init__(self, channels: int, second_time: bool = False, takes_guidance: bool = False) -> None:
+        super().__init__()
+        self.second_embedding = TimestepEmbedding(channels, 4 * channels) if second_time else None
+        self.guidance_embedding = TimestepEmbedding(channels, 4 * channels) if takes_guidance else None
+
+    def forward(self, apart: float, scale: float) -> Tensor:
+        """[1, 4 channels], of t - s and of the scale of guidance, in [1, 11]."""
+        total = torch.zeros(1, device=self.device, dtype=self.dtype)
+        for value, embed in ((apart, self.second_embedding), (0.1 * (scale - 1), self.guidance_embedding)):
+            if embed is not None:
+                number = torch.full((1,), SCALE * value, device=self.device)
+                sinusoids = get_timestep_embedding(number, self.config.channels, True, 0.0)
+                total = total + embed(sinusoids.to(self.dtype))
+        return total
