@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.derivative import Derivative, along
+from ldm.diffusion.derivative import Derivative, value_along
 from ldm.diffusion.objective import Net, Objective, expand
 from ldm.diffusion.parameterization import velocity
 from ldm.diffusion.path import CosinePath
@@ -55,7 +55,7 @@ class Consistency:
     @property
     def passes(self) -> tuple[float, float]:
         taught = 0.0 if self.teacher is None else 1.0 if not guides(self.guidance, self.guidance_max) else 2.0
-        return 3.0, taught  # a derivative costs three, in either way
+        return 3.0, taught  # the value and its derivative, exact or not
 
     def times(self, n: int, device: torch.device) -> Tensor:
         """[n, 2]: t and the scale of guidance."""
@@ -83,7 +83,7 @@ class Consistency:
         """F and cos df before it is normalised, [B, ...]; slope is dx by the angle, share is r."""
         c = self.objective.path(expand(t, x_t))
         by_angle = torch.full_like(t, 2 / torch.pi)  # dt by the angle
-        value, derivative = along(lambda x_t, t: net(x_t, t, y), x_t, t, slope, by_angle, self.derivative)
+        value, derivative = value_along(lambda x_t, t: net(x_t, t, y), x_t, t, slope, by_angle, self.derivative)
         value, derivative = value.to(x_t.dtype), derivative.to(x_t.dtype)
         return value, -(c.alpha**2) * (value - slope) - share * c.alpha * c.sigma * (x_t + derivative)
 

@@ -15,14 +15,25 @@ from ldm.runtime.ranges import Positive
 Derivative = Literal["exact"] | Positive
 
 
-@torch.no_grad()
-def along(
-    function: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, dx: Tensor, dt: Tensor, method: Derivative
+Function = Callable[[Tensor, Tensor], Tensor]  # (x [B, ...], t [B]) -> [B, ...]
+
+
+def value_along(
+    function: Function, x: Tensor, t: Tensor, dx: Tensor, dt: Tensor, method: Derivative
 ) -> tuple[Tensor, Tensor]:
-    """function(x, t) and its derivative along (dx, dt), without gradients by parameters.
+    """function(x, t), and `along`."""
+    if method == "exact":
+        return _jvp(function, x, t, dx, dt)
+    with torch.no_grad():
+        return function(x, t), along(function, x, t, dx, dt, method)
+
+
+@torch.no_grad()
+def along(function: Function, x: Tensor, t: Tensor, dx: Tensor, dt: Tensor, method: Derivative) -> Tensor:
+    """The derivative of a function along (dx, dt), [B, ...], without gradients by parameters.
 
     Args:
-        function: (x [B, ...], t [B]) -> [B, ...]
+        function: of x and t
         x, t:     where
         dx, dt:   the direction, of their shapes; dt is not negative
         method:   "exact" is forward-mode differentiation, in which attention is computed plainly, as its fused kernels
@@ -31,10 +42,15 @@ def along(
                   time: it is the mean of the derivative between t - h dt and t + h dt, as far as these lie in [0, 1],
                   beyond which no network is trained
     """
-    if method != "exact":
-        up, down = (torch.clamp(room / dt.clamp(min=1e-12), 0, method) for room in (1 - t, t))
-        higher, lower = (function(x + expand(h, x) * dx, t + h * dt) for h in (up, -down))
-        return function(x, t), (higher - lower) / expand(up + down, x)
+    if method == "exact":
+        return _jvp(function, x, t, dx, dt)[1]
+    up, down = (torch.clamp(room / dt.clamp(min=1e-12), 0, method) for room in (1 - t, t))
+    higher, lower = (function(x + expand(h, x) * dx, t + h * dt) for h in (up, -down))
+    return (higher - lower) / expand(up + down, x)
+
+
+@torch.no_grad()
+def _jvp(function: Function, x: Tensor, t: Tensor, dx: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
     _load_forward_mode()
     with sdpa_kernel(SDPBackend.MATH):
         return torch.func.jvp(function, (x, t), (dx, dt))  # type: ignore[return-value]

@@ -18,7 +18,8 @@ class MeanFlow:
         objective:  with average=true
         same:       share of samples with s = t, where the target is the velocity itself
         guidance:   of the velocity that is averaged: 1 is none (their appendix B.1)
-        mix:        their kappa: the share of that in which the network's own labelled velocity stands for the sample's
+        mix:        their kappa: the share of that in which the network's own labelled velocity stands for the sample's,
+                    which varies less
         derivative: see `ldm.diffusion.derivative`
     """
 
@@ -43,7 +44,9 @@ class MeanFlow:
 
     @property
     def passes(self) -> tuple[float, float]:
-        return 3 * (1 - self.same) + (0 if self.guidance == 1 else 2), 0.0  # a derivative costs three, in either way
+        derivative = 3 if self.derivative == "exact" else 2
+        own = 2 if self.guidance != 1 else 1 if self.mix > 0 else 0
+        return derivative * (1 - self.same) + own, 0.0
 
     def times(self, n: int, device: torch.device) -> Tensor:
         """[n, 2]: t and s, of the objective's times the later and the earlier, or the same twice."""
@@ -74,14 +77,14 @@ class MeanFlow:
         def average(x_t: Tensor, t: Tensor) -> Tensor:
             return net(x_t, t, label, s=then)
 
-        _, slope = along(average, x_t[apart], t[apart], v[apart], torch.ones_like(then), self.derivative)
+        slope = along(average, x_t[apart], t[apart], v[apart], torch.ones_like(then), self.derivative)
         return v.index_add(0, apart, -expand(t - s, v)[apart] * slope.to(v.dtype))
 
     @torch.no_grad()
     def _guided(self, net: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """The velocity that is averaged: guided, where a label is there."""
         if self.guidance == 1:
-            return v
+            return v if self.mix == 0 else torch.lerp(v, net(x_t, t, y, s=t).to(v.dtype), self.mix)
         null_class = int(net.null_class)  # type: ignore[arg-type]
         labelled, free = with_and_without(net, null_class, x_t, t, y, t)
         own = self.guidance * (1 - self.mix)  # their omega, of which guidance = omega / (1 - kappa)

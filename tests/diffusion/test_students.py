@@ -89,6 +89,18 @@ def test_meanflow_averages_the_guided_velocity():
         torch.testing.assert_close(loss, (labelled - wanted).square().mean((1, 2, 3)))
 
 
+def test_meanflow_mixes_its_own_velocity_in_without_guidance_too():
+    """(1 - kappa) v + kappa u(c), as omega + kappa = 1."""
+    net, y = _Labelled(5), torch.tensor([0, 1, 2, 5, 0, 1, 5])
+    student = MeanFlow(objective=objective(average=True), same=1.0, mix=0.25)
+    x0, eps = normal(1), normal(2)
+    drawn = student.times(SHAPE[0], torch.device("cpu"))
+    loss, _ = student.loss(net, x0, y, drawn=drawn, eps=eps, batch=0)
+    own = expand(y, x0).double()
+    torch.testing.assert_close(loss, (own - (0.75 * (eps - x0) + 0.25 * own)).square().mean((1, 2, 3)))
+    assert student.passes == (1.0, 0.0)
+
+
 class _Labelled(nn.Module):
     """Says its label."""
 

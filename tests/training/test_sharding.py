@@ -66,3 +66,27 @@ def test_ranks_change_nothing_sharded_or_not(ldm, pipeline):
     load_diffusion("runs/fsdp", "raw")  # the same file as any other
     ranks("train-diffusion", *OPTIONS, "batch_size=4", latents, "run=fsdp", "steps=6")  # goes on by ddp
     assert "resumes from 00000004.ckpt" in Path("runs/fsdp/log.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", [
+    ["objective=meanflow", "objective.student.same=0.25"],
+    ["objective=progressive", "net=teacher", "objective.student.steps=2", "objective.student.guidance=2"],
+    ["objective=consistency", "objective.student.derivative=0.02", "objective.student.warmup=2"],
+], ids=["meanflow", "progressive", "consistency"])  # fmt: skip
+def test_ranks_change_no_student_sharded_or_not(ldm, pipeline, student):
+    """By differences in place of a derivative, as shards have no forward mode; divided by 2 x 0.02, they round 25 times
+    as much, which consistency adds to its targets whole."""
+    latents = f"latents={pipeline}/runs/latents"
+    own = [word for word in OPTIONS if not word.startswith(("net.", "sampler"))]
+    own += [] if "net=teacher" in student else ["net.model_channels=24"]
+    taught = [f"teacher={pipeline}/runs/diffusion"] * (student[0] != "objective=meanflow")
+    words = ["train-diffusion", *own, latents, *student, *taught]
+    ldm(*words, "run=one")
+    ranks(*words, "batch_size=4", "run=ddp")
+    ranks(*words, "batch_size=4", "run=fsdp", "trainer.strategy=fsdp")
+    one, *others = (checkpoint(f"runs/{run}", "diffusion") for run in ("one", "ddp", "fsdp"))
+    rounding = 1e-4 if student[0] == "objective=consistency" else 1e-5
+    for other in others:
+        for name, tensor in one["state_dict"].items():
+            torch.testing.assert_close(other["state_dict"][name], tensor, rtol=rounding, atol=rounding)
