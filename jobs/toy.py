@@ -4,7 +4,8 @@ flow, reflow and MeanFlow (`make toy`).
     python jobs/toy.py OUT.png
 
 Draws each one's trajectories from the same noise, and quality against the number of network evaluations: the sliced
-Wasserstein-1 distance of 4,000 samples to as many of the data. Prints the table.
+Wasserstein-1 distance of 40,000 samples to as many of the data. (Of 4,000 that are drawn from the data itself it is
+0.015 to 0.027 by chance alone.) Prints the table.
 """
 
 import sys
@@ -66,7 +67,7 @@ def objectives() -> dict[str, tuple[Objective, Any]]:
     table = BetaTablePath(schedule="scaled_linear", num_steps=1000, beta_start=0.0015, beta_end=0.0195)
     flow: dict[str, Any] = {"path": LinearPath(), "parameterization": "velocity", "time_sampler": Uniform(eps=0.0)}
     ddpm: dict[str, Any] = {"path": table, "parameterization": "eps", "time_sampler": Discrete(num_steps=1000)}
-    mean: dict[str, Any] = {"weighting": Unweighted(), "coupling": Independent(), "average": True}
+    mean: dict[str, Any] = {"weighting": Unweighted(), "coupling": OptimalTransport(), "average": True}
     return {
         "ddpm": (Objective(**ddpm, weighting=Unweighted(), coupling=Independent()), ddim),
         "flow": (Objective(**flow, weighting=Unweighted(), coupling=Independent()), euler),
@@ -111,9 +112,9 @@ def train(objective: Objective, steps: int, draw: Draw, start: Net | None = None
     net = Net(objective.average)
     if start is not None:
         net.load_state_dict(start.state_dict())
-    optimizer = torch.optim.Adam(net.parameters(), lr=2e-3, fused=True)
+    optimizer = torch.optim.Adam(net.parameters(), lr=4e-3, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    student = MeanFlow(objective=objective, same=0.5) if objective.average else None
+    student = MeanFlow(objective=objective, same=0.25) if objective.average else None
     y = torch.zeros(BATCH)
     for batch in range(steps):
         x0, eps = draw()
@@ -144,10 +145,10 @@ def points(model: LatentDiffusionModel, sampler: Any, steps: int, count: int) ->
 
 
 @torch.no_grad()
-def main(out: Path, steps: int = 6000, samples: int = 4000) -> None:
+def main(out: Path, steps: int = 6000, samples: int = 40_000) -> None:
     """Train for so many steps, measure so many samples, draw."""
-    reference, other = moons(samples, 1), moons(samples, 2)
-    floor = sliced_wasserstein(reference, other)
+    reference, pool = moons(samples, 1), moons(5 * samples, 2)
+    floor = sliced_wasserstein(reference, pool[torch.randint(len(pool), (samples,))])  # drawn at random, as theirs are
     figure = Figure(figsize=(13, 6.6), layout="constrained")
     axes = figure.subplots(2, 3).flatten()
     table: dict[str, list[float]] = {}

@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import bench_latents
@@ -29,6 +30,7 @@ from ldm.diffusion.times import Uniform, uniform_grid
 from ldm.diffusion.weighting import Unweighted
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.unet import UNet
+from ldm.training.power_averages import PowerAverages
 from ldm.training.speed import forward_flops
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
@@ -233,6 +235,25 @@ def sampler(size: Size) -> None:
         )
 
 
+def averages(size: Size) -> None:
+    """What power_ema=[0.05,0.1] adds to a U-Net's training step."""
+    n, model = size.batch, ldm_unet(size.unet)
+    x, t, y = torch.randn(n, 4, 16, 16), torch.rand(n), torch.randint(10, (n,))
+    step = train_step(model, lambda: model(x, t, y), FUSED)
+    trainer: Any = SimpleNamespace(global_step=0)
+    module: Any = nn.ModuleDict({"net": model})
+    kept = PowerAverages((0.05, 0.1))
+    kept.on_train_start(trainer, module)
+
+    def averaged() -> None:
+        step()
+        trainer.global_step += 1
+        kept.on_train_batch_end(trainer, module)
+
+    times = interleaved({"averaged": averaged, "plain": step}, size.rounds(15))
+    row("U-Net step with power_ema=[0.05,0.1], without", times["averaged"], times["plain"])
+
+
 def start(size: Size) -> None:
     """From a command's start to its first batch, and how much of it are imports."""
     bench_processes.start(size.rounds(3))
@@ -254,7 +275,7 @@ def latents(size: Size) -> None:
 
 
 SECTIONS: dict[str, Callable[[Size], None]] = {
-    f.__name__: f for f in (unet, autoencoder, sampler, start, memory, cache, latents)
+    f.__name__: f for f in (unet, averages, autoencoder, sampler, start, memory, cache, latents)
 }
 
 
