@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.derivative import Derivative, value_along
+from ldm.diffusion.derivative import Derivative, held, value_along
 from ldm.diffusion.objective import Net, Objective, expand
 from ldm.diffusion.parameterization import velocity
 from ldm.diffusion.path import CosinePath
@@ -54,8 +54,10 @@ class Consistency:
 
     @property
     def passes(self) -> tuple[float, float]:
-        taught = 0.0 if self.teacher is None else 1.0 if not guides(self.guidance, self.guidance_max) else 2.0
-        return 3.0, taught  # the value and its derivative, exact or not
+        guided = guides(self.guidance, self.guidance_max)
+        return 3.0, 0.0 if self.teacher is None else self.teacher.passes(
+            guided
+        )  # the value and its derivative, exact or not
 
     def times(self, n: int, device: torch.device) -> Tensor:
         """[n, 2]: t and the scale of guidance."""
@@ -70,20 +72,21 @@ class Consistency:
         x_t = c.alpha * x0 + c.sigma * eps
         net_told = told(net, scale, self.guidance_max)
         slope = c.alpha * eps - c.sigma * x0 if self.teacher is None else self._taught(x_t, t, y, scale)
-        value, tangent = self.tangent(net_told, x_t, slope, t, y, min(1.0, batch / self.warmup))
+        with held(net, x0.device):
+            value, tangent = self.tangent(net_told, x_t, slope, t, y, min(1.0, batch / self.warmup))
         tangent = tangent / (expand(tangent.square().flatten(1).mean(1).sqrt(), tangent) + self.floor)
         output = net_told(*self.objective.input(c, x_t, t), y)
         error = (output - value - tangent).square().flatten(1).mean(1)
-        return self.objective.weighting(error, ((c.alpha / c.sigma) ** 2).flatten(), torch.ones_like(error)), t
+        return self.objective.weighted(error, c), t
 
-    @torch.no_grad()
     def tangent(
         self, net: Net, x_t: Tensor, slope: Tensor, t: Tensor, y: Tensor, share: float
     ) -> tuple[Tensor, Tensor]:
         """F and cos df before it is normalised, [B, ...]; slope is dx by the angle, share is r."""
         c = self.objective.path(expand(t, x_t))
         by_angle = torch.full_like(t, 2 / torch.pi)  # dt by the angle
-        value, derivative = value_along(lambda x_t, t: net(x_t, t, y), x_t, t, slope, by_angle, self.derivative)
+        method: Derivative = "exact" if self.derivative == "exact" else self.derivative * torch.pi / 2
+        value, derivative = value_along(lambda x_t, t: net(x_t, t, y), x_t, t, slope, by_angle, method)
         value, derivative = value.to(x_t.dtype), derivative.to(x_t.dtype)
         return value, -(c.alpha**2) * (value - slope) - share * c.alpha * c.sigma * (x_t + derivative)
 

@@ -1,12 +1,13 @@
 """The derivative of a network along a direction in (x_t, t), which the targets of MeanFlow and of consistency need."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.diffusion.objective import expand
@@ -15,17 +16,30 @@ from ldm.runtime.ranges import Positive
 Derivative = Literal["exact"] | Positive
 
 
+@contextmanager
+def held(net: nn.Module, device: torch.device) -> Iterator[None]:
+    """A network as targets ask it: without gradients; without dropout, whose masks would differ from call to call; and in
+    its own precision, as differences of 8 bits are noise and forward mode knows no autocast."""
+    training = net.training
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            net.eval()
+            yield
+    finally:
+        net.train(training)
+
+
 Function = Callable[[Tensor, Tensor], Tensor]  # (x [B, ...], t [B]) -> [B, ...]
 
 
+@torch.no_grad()
 def value_along(
     function: Function, x: Tensor, t: Tensor, dx: Tensor, dt: Tensor, method: Derivative
 ) -> tuple[Tensor, Tensor]:
     """function(x, t), and `along`."""
     if method == "exact":
         return _jvp(function, x, t, dx, dt)
-    with torch.no_grad():
-        return function(x, t), along(function, x, t, dx, dt, method)
+    return function(x, t), along(function, x, t, dx, dt, method)
 
 
 @torch.no_grad()
@@ -49,7 +63,6 @@ def along(function: Function, x: Tensor, t: Tensor, dx: Tensor, dt: Tensor, meth
     return (higher - lower) / expand(up + down, x)
 
 
-@torch.no_grad()
 def _jvp(function: Function, x: Tensor, t: Tensor, dx: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
     _load_forward_mode()
     with sdpa_kernel(SDPBackend.MATH):

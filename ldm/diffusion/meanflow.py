@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.derivative import Derivative, along
+from ldm.diffusion.derivative import Derivative, along, held
 from ldm.diffusion.guidance import with_and_without
 from ldm.diffusion.objective import Objective, expand
 from ldm.runtime.ranges import NonNegative, Share, checked
@@ -61,12 +61,12 @@ class MeanFlow:
         t, s = drawn.unbind(1)
         c = self.objective.path(expand(t, x0))
         x_t, v = c.alpha * x0 + c.sigma * eps, c.dalpha * x0 + c.dsigma * eps
-        target = self.target(net, x_t, self._guided(net, x_t, t, y, v), t, s, y)
+        with held(net, x0.device):
+            target = self.target(net, x_t, self._guided(net, x_t, t, y, v), t, s, y)
         seen, time = self.objective.input(c, x_t, t)
         error = (net(seen, time, y, s=s.to(time)) - target).square().flatten(1).mean(1)
-        return self.objective.weighting(error, ((c.alpha / c.sigma) ** 2).flatten(), torch.ones_like(error)), t
+        return self.objective.weighted(error, c), t
 
-    @torch.no_grad()
     def target(self, net: nn.Module, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
         """v - (t - s) du/dt, [B, ...]; where s = t it is v to the bit, and nothing is differentiated."""
         apart = (s < t).nonzero().flatten()
@@ -80,7 +80,6 @@ class MeanFlow:
         slope = along(average, x_t[apart], t[apart], v[apart], torch.ones_like(then), self.derivative)
         return v.index_add(0, apart, -expand(t - s, v)[apart] * slope.to(v.dtype))
 
-    @torch.no_grad()
     def _guided(self, net: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """The velocity that is averaged: guided, where a label is there."""
         if self.guidance == 1:

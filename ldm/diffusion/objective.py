@@ -103,9 +103,13 @@ class Objective:
         c = self.path(expand(t, x0))  # [B, 1, 1, 1] each
         a, b = target_coefficients(c, self.parameterization)
         output = net(*self.input(c, c.alpha * x0 + c.sigma * eps, t), y)
-        error = (output - (a * x0 + b * eps)).square().flatten(1).mean(1)
-        snr, gain = (c.alpha / c.sigma) ** 2, (c.sigma / determinant(c, a, b)) ** 2
-        return self.weighting(error, snr.flatten(), gain.flatten()), t
+        return self.weighted((output - (a * x0 + b * eps)).square().flatten(1).mean(1), c), t
+
+    def weighted(self, error: Tensor, c: Coefficients) -> Tensor:
+        """The loss of the mean square errors [B] of what is regressed, where the path is c, [B, 1, 1, 1] each."""
+        determined = determinant(c, *target_coefficients(c, self.parameterization))
+        snr, gain = (c.alpha / c.sigma) ** 2, (c.sigma / determined) ** 2
+        return self.weighting(error, snr.flatten(), gain.flatten())
 
     def times(self, n: int, device: torch.device) -> Tensor:
         """[n] times at which it is trained."""

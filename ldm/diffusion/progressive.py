@@ -41,7 +41,7 @@ class Progressive:
 
     @property
     def passes(self) -> tuple[float, float]:
-        return 0.0, 2.0 if not guides(self.guidance, self.guidance_max) else 4.0
+        return 0.0, 2 * self.teacher.passes(guides(self.guidance, self.guidance_max))
 
     def times(self, n: int, device: torch.device) -> Tensor:
         """[n, 2]: a multiple of 1/N, and the scale of guidance."""

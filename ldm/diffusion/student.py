@@ -53,6 +53,10 @@ class Teacher:
     objective: Objective
     null_class: int | None
 
+    def passes(self, guided: bool) -> float:
+        """Forward passes behind one prediction."""
+        return 2.0 if guided and not getattr(self.net, "takes_guidance", False) else 1.0
+
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor, scale: Tensor | None, path: Path | None = None) -> Prediction:
         """Both ends of the path through x_t [B, ...] at times t [B].
 

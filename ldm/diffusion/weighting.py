@@ -45,7 +45,8 @@ class TruncatedSNR:
 
 class Adaptive:
     """error / (error + floor)^power, whose denominator is held fixed: large errors do not drown the others (Geng et al.
-    2025, eq. 22).
+    2025, eq. 22, of the mean square over a sample's numbers, where the paper has their sum: floor is to be divided by
+    their number likewise).
 
     Args:
         power: 0 is the error itself, 1 gives each sample nearly the same gradient

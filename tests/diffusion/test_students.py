@@ -12,6 +12,7 @@ from ldm.diffusion.path import CosinePath, LinearPath, VEPath
 from ldm.diffusion.samplers import jump
 from ldm.diffusion.student import Teacher
 from ldm.diffusion.times import LogNormal, uniform_grid
+from ldm.diffusion.weighting import EDM, P2, MinSNR, TruncatedSNR, Unweighted
 
 
 def average_velocity(path, x_t, t, s):
@@ -52,10 +53,14 @@ def test_a_jump_by_the_exact_average_velocity_is_the_flow(path, steps):
     torch.testing.assert_close(walked, GAUSSIAN.flow(zero, normal(), one), rtol=0, atol=1e-10)
 
 
-def test_at_one_time_twice_meanflow_is_flow_matching_to_the_bit():
+@pytest.mark.parametrize(
+    "weighting", [Unweighted(), MinSNR(), TruncatedSNR(), EDM(), P2()], ids=lambda w: type(w).__name__
+)
+def test_at_one_time_twice_meanflow_is_flow_matching_to_the_bit(weighting):
     net = small_net(second_time=True).eval()
     x0, eps, y = normal(1).float(), normal(2).float(), LABELS % 3
-    plain, student = objective(), MeanFlow(objective=objective(average=True), same=1.0)
+    plain = objective(weighting=weighting)
+    student = MeanFlow(objective=objective(average=True, weighting=weighting), same=1.0)
     drawn = student.times(SHAPE[0], torch.device("cpu"))
     assert torch.equal(drawn[:, 0], drawn[:, 1])
     loss, t = student.loss(net, x0, y, drawn=drawn, eps=eps, batch=0)
@@ -153,3 +158,24 @@ def test_consistency_regresses_itself_plus_the_normalised_tangent():
     torch.testing.assert_close(loss, (size / (size + 0.1)) ** 2, rtol=1e-4, atol=1e-6)
     (gradient,) = torch.autograd.grad(loss.sum(), net.out[2].bias)
     assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("method", ["exact", 0.02])
+def test_targets_know_neither_dropout_nor_half_precision(method):
+    """Two masks, or eight bits, would be divided by the difference of two times."""
+    net = small_net(second_time=True, dropout=0.5).train()
+    student = MeanFlow(objective=objective(average=True), same=0.0, derivative=method)
+    x0, eps, y = normal(1).float(), normal(2).float(), LABELS % 3
+    drawn, asked = student.times(SHAPE[0], torch.device("cpu")), []
+    student.target = lambda *words: asked.append(MeanFlow.target(student, *words)) or asked[-1]
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            student.loss(net, x0, y, drawn=drawn, eps=eps, batch=0)
+    assert net.training
+    assert torch.equal(*asked)
+    consistency = Consistency(objective=objective(CosinePath(), "v"), warmup=1, derivative=method)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = consistency.loss(
+            small_net(), x0, y, drawn=torch.stack([drawn[:, 0], 1 + 0 * drawn[:, 0]], 1), eps=eps, batch=1
+        )
+    assert loss.isfinite().all()
