@@ -1,5 +1,6 @@
 """Averages of any width of a run that kept two, and which width is best."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -8,7 +9,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from ldm.card import build_from_card
-from ldm.checkpoint import AVERAGES, CARD, averaged_file, export_diffusion, find, load_diffusion
+from ldm.checkpoint import AVERAGES, CARD, NET_PREFIX, averaged_file, export_diffusion, find, load_diffusion
 from ldm.commands.options import Free, ResultOptions, Text
 from ldm.commands.train_diffusion import Width
 from ldm.data.cache_reader import CachedMoments, LatentCache
@@ -21,6 +22,10 @@ from ldm.runtime.ranks import pick_device
 from ldm.runtime.schema import Finite, JsonFile
 from ldm.training.power_averages import averaged
 from ldm.training.sample_quality import Judges, SampleQuality
+from ldm.weights import part_of
+
+log = logging.getLogger(__name__)
+FAR = 0.05  # of an average from that of its width, where that is said
 
 
 class AverageOptions(ResultOptions):
@@ -39,6 +44,7 @@ class WidthsFile(JsonFile):
     """averages.json: what the averages of a run are, and, where samples were scored, what of.
 
     widths:  the Frechet distance of each width's samples; null where none was measured
+    apart:   how far each average is from that of its width, as a share
     updates: after which they stand
     judged:  what the distances depend on
     """
@@ -48,6 +54,7 @@ class WidthsFile(JsonFile):
     model: str
     updates: Natural
     widths: dict[str, Finite | None]
+    apart: dict[str, Finite]
     judged: dict[str, Any]
 
 
@@ -61,8 +68,14 @@ def main(options: AverageOptions, run: Path) -> None:
     made = {width: averaged(model, width) for width in options.sigma_rel}
     quality = None if options.features is None else judges_of(options, card)
     options.begin(run)
-    for width, (state, _) in made.items():
-        net.load_state_dict(net.state_dict() | state)
+    for width, (state, _, apart) in made.items():
+        if apart > FAR:
+            log.warning(
+                "sigma_rel=%g: the average is %.0f %% away from that of this width: save more often (every=)",
+                width,
+                100 * apart,
+            )
+        net.load_state_dict(part_of(checkpoint["state_dict"], NET_PREFIX) | state)
         export_diffusion(net, card, averaged_file(model, width, there=False))
     distances: dict[float, float | None] = dict.fromkeys(made)
     judged: dict[str, Any] = {}
@@ -73,7 +86,10 @@ def main(options: AverageOptions, run: Path) -> None:
         draw(run / "fd.png", {width: value for width, value in distances.items() if value is not None})
     updates = next(iter(made.values()))[1]
     widths = {f"{width:g}": value for width, value in distances.items()}
-    WidthsFile(model=str(model), updates=updates, widths=widths, judged=judged).write(run / "averages.json")
+    apart_by_width = {f"{width:g}": far for width, (_, _, far) in made.items()}
+    WidthsFile(model=str(model), updates=updates, widths=widths, apart=apart_by_width, judged=judged).write(
+        run / "averages.json"
+    )
     print(f"{len(made)} averages after {updates} updates in {model / AVERAGES}: weights={options.sigma_rel[0]:g}, ...")
 
 

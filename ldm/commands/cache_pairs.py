@@ -47,6 +47,11 @@ def main(options: CachePairsOptions, run: Path) -> None:
         guidance=guidance,
         seed=options.seed,
     )
+    if generator.draws_noise():
+        raise ValueError(
+            "the sampler draws noise on its way, so that a sample is not of its first noise alone: pass one that draws "
+            "none, as sampler=euler"
+        )
     writer = PairWriter(
         folder=run,
         identity=identity_of(options, teacher, autoencoder, generator, run),

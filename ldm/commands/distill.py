@@ -6,12 +6,13 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from ldm.card import learned_guidance
 from ldm.checkpoint import load_diffusion
 from ldm.commands.chain import call, check
 from ldm.commands.config_files import word
 from ldm.commands.next_step import say_next
 from ldm.commands.options import Free, LoggedOptions, Text
+from ldm.commands.students import check_guided, check_latents
+from ldm.data.cache_reader import LatentCache
 from ldm.runtime.ranges import Count, NonNegative
 
 
@@ -34,14 +35,16 @@ class DistillOptions(LoggedOptions):
 
 
 def main(options: DistillOptions, run: Path) -> None:
-    lowest, highest = learned_guidance(load_diffusion(options.teacher, trust=options.trust).card)
-    chain, teacher = [], options.teacher
-    learned = (lowest, highest) != (1, None)
+    card = load_diffusion(options.teacher, trust=options.trust).card
+    check_guided(options.teacher, card, options.guidance, options.guidance_max)
+    check_latents(f"teacher={options.teacher}", card, options.latents, LatentCache(options.latents, "size"))
+    chain, teacher, guidance = [], options.teacher, guides(options)
     for steps in options.steps:
-        guidance = ["objective.student.guidance=1"] if learned and options.guidance_max is None else guides(options)
         chain.append([*overrides(options, run / str(steps)), f"teacher={word(teacher)}", *guidance, *options.train])
         chain[-1] += [f"objective.student.steps={steps}"]
-        teacher, learned = str(run / str(steps)), learned or options.guidance != 1 or options.guidance_max is not None
+        teacher = str(run / str(steps))
+        if options.guidance_max is None:  # it has learned its guidance
+            guidance = ["objective.student.guidance=1"]
     for words in chain:
         check("train-diffusion", words, "distill")
     options.begin(run)

@@ -11,8 +11,9 @@ from ldm.card import build_from_card, learned_guidance
 from ldm.checkpoint import LoadedDiffusion, load_diffusion
 from ldm.diffusion.coupling import Taught
 from ldm.diffusion.objective import Objective
+from ldm.diffusion.path import VEPath
 from ldm.diffusion.progressive import Progressive
-from ldm.diffusion.student import Student, Teacher
+from ldm.diffusion.student import Student, Teacher, guides
 from ldm.runtime.arguments import hints_of
 from ldm.runtime.targets import TARGET
 
@@ -62,9 +63,9 @@ def reflow_card(
     return {"student": {"method": method, "teacher": pairs.teacher, "teacher_path": path, **learned}}
 
 
-def check_latents(options: "TrainDiffusionOptions", teacher: LoadedDiffusion, cache: "LatentCache") -> None:
-    """ValueError if the teacher was trained on other latents or classes."""
-    card, manifest = teacher.card, cache.manifest
+def check_latents(said: str, card: dict[str, Any], latents: str, cache: "LatentCache") -> None:
+    """ValueError that begins with `said`, as teacher=runs/flow, if a model was trained on other latents or classes."""
+    manifest = cache.manifest
     pairs = (
         ("latents of another autoencoder", card["autoencoder"], manifest.autoencoder),
         ("latents of another shape", card["latent_shape"], list(cache.latent_shape)),
@@ -73,7 +74,7 @@ def check_latents(options: "TrainDiffusionOptions", teacher: LoadedDiffusion, ca
     )
     for what, its, ours in pairs:
         if its != ours:
-            raise ValueError(f"teacher={options.teacher} was trained on {what} than those of latents={options.latents}")
+            raise ValueError(f"{said} was trained on {what} than those of latents={latents}")
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,26 @@ class Schooling:
     net: dict[str, Any]
     card: dict[str, Any]
 
-    def start(self, options: "TrainDiffusionOptions", net: nn.Module, teacher: LoadedDiffusion | None) -> None:
-        """Give a network the weights that a new run starts with: those of init= or, in progressive distillation, of the
-        teacher."""
+    @property
+    def further(self) -> dict[str, float]:
+        """What the network is called with, beside x_t, t and y."""
+        known = {"second_time": {"s": 0.0}, "takes_guidance": {"w": 1.0}}
+        return {name: value for key in self.net for name, value in known[key].items()}
+
+    def start(
+        self,
+        options: "TrainDiffusionOptions",
+        net: nn.Module,
+        teacher: LoadedDiffusion | None,
+        cache: "LatentCache",
+    ) -> None:
+        """Give a network the weights that a new run starts with: those of init=, which for a student is of the same
+        latents, or, in progressive distillation, of the teacher."""
         if options.init is not None:
-            start_from(load_diffusion(options.init, trust=options.trust), net, f"init={options.init}")
+            loaded, said = load_diffusion(options.init, trust=options.trust), f"init={options.init}"
+            if self.student is not None:
+                check_latents(said, loaded.card, options.latents, cache)
+            start_from(loaded, net, said)
         elif teacher is not None and isinstance(self.student, Progressive):
             start_from(teacher, net, f"teacher={options.teacher}")
 
@@ -123,13 +139,18 @@ def schooling_of(
     asked, most = float(node.get("guidance", 1.0)), node.get("guidance_max")
     given: dict[str, Any] = {"objective": objective}
     if teacher is not None:
-        _check_guided(str(options.teacher), teacher.card, asked, most)
+        check_guided(str(options.teacher), teacher.card, asked, most)
         null = len(teacher.card["class_names"])
         given["teacher"] = Teacher(net=teacher.net, objective=teacher.objective, null_class=null)
         if make.func is Progressive:
             _check_same(options, objective, teacher)
         if asked == 1 and most is None:
             asked, most = learned_guidance(teacher.card)
+    if teacher is None and guides(asked, most) and options.label_dropout == 0:
+        raise ValueError(
+            f"objective.student.guidance={asked:g} is away from what the network says without labels: pass "
+            "label_dropout= more than 0"
+        )
     net |= {"takes_guidance": True} if most is not None else {}
     whose = {
         "teacher": None if teacher is None else teacher.fingerprint,
@@ -148,11 +169,12 @@ def _check_derivative(options: "TrainDiffusionOptions", method: str | float) -> 
         if value:
             raise ValueError(
                 f"trainer.{key}={getattr(options.trainer, key)} leaves the network no forward mode: pass "
-                "objective.student.derivative=0.005, the step of a difference"
+                "objective.student.derivative=0.02, the step of a difference"
             )
 
 
-def _check_guided(path: str, card: dict[str, Any], asked: float, most: float | None) -> None:
+def check_guided(path: str, card: dict[str, Any], asked: float, most: float | None) -> None:
+    """ValueError if a teacher can't be guided by this scale, or from it to `most`."""
     lowest, highest = learned_guidance(card)
     wanted = f"objective.student.guidance={asked:g}" + (f" to {most:g}" if most is not None else "")
     if (asked, most) == (1, None):
@@ -179,6 +201,11 @@ def _check_same(options: "TrainDiffusionOptions", objective: Objective, teacher:
                 f"teacher={options.teacher} was trained with objective.{key}={card.get(key, False)}, which its student "
                 "shares: leave it null"
             )
+    if isinstance(objective.path, VEPath):
+        raise ValueError(
+            f"teacher={options.teacher} walks EDM's path, of whose even steps in t the last makes nearly the whole "
+            "image: choose objective=consistency, or a teacher on another path"
+        )
     if objective.average:
         raise ValueError("objective.average=true is of average velocities, not of a teacher's steps: leave it out")
 

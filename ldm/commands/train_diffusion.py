@@ -10,7 +10,7 @@ from annotated_types import Interval
 from pydantic import AfterValidator, model_validator
 from torch import nn
 
-from ldm.card import build_from_card, check_trust, usual_guidance
+from ldm.card import build_from_card, check_guidance, check_trust, usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, load_diffusion, matching_autoencoder, newest
 from ldm.commands.next_step import say_next
 from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, Text, build
@@ -84,7 +84,8 @@ class TrainDiffusionOptions(TrainingOptions):
 
     @model_validator(mode="after")
     def _guidance_is_learned(self) -> Self:
-        if self.guidance not in (1, None) and self.label_dropout == 0:
+        told = (self.objective.student or {}).get("guidance_max") is not None
+        if self.guidance not in (1, None) and self.label_dropout == 0 and not told:
             raise ValueError(f"guidance={self.guidance:g} of the sample grids needs label_dropout > 0: pass guidance=1")
         return self
 
@@ -100,17 +101,19 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     schooling = schooling_of(options, objective, teacher, run)
     cache = LatentCache(options.latents, options.verify)
     if teacher is not None:
-        check_latents(options, teacher, cache)
+        check_latents(f"teacher={options.teacher}", teacher.card, options.latents, cache)
     reflow = reflow_card(options, objective, cache, run)
     autoencoder = matching_autoencoder(options.autoencoder, AUTOENCODER_FILE, cache.folder, cache.manifest.autoencoder)
     shape = {"in_channels": cache.latent_shape[0], "num_classes": len(cache.class_names)} | schooling.net
     seed_from(options.seed)
     net: nn.Module = build_from_card(own_net | shape, options.trust)
-    check_network(net, cache.latent_shape, shape["num_classes"], training_device(options))
+    check_network(net, cache.latent_shape, shape["num_classes"], training_device(options), schooling.further)
     if newest(run) is None:  # else the run has weights of its own
-        schooling.start(options, net, teacher)
+        schooling.start(options, net, teacher, cache)
     card = card_of(options, cache, autoencoder, run) | {"net": own_net | shape, "objective": learned}
     card |= schooling.card | reflow
+    if options.guidance is not None:
+        check_guidance(card, options.guidance, weak=False)
     generator = generator_of(options, net, objective, sampling, cache, autoencoder, usual_guidance(card))
     quality = sample_quality(options, generator, cache)
     for judged in quality:

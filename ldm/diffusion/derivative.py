@@ -18,7 +18,7 @@ Derivative = Literal["exact"] | Positive
 
 @contextmanager
 def held(net: nn.Module, device: torch.device) -> Iterator[None]:
-    """A network as targets ask it: without gradients; without dropout, whose masks would differ from call to call; and in
+    """A network as targets ask it: without gradients; without dropout, whose masks would differ from call to call; in
     its own precision, as differences of 8 bits are noise and forward mode knows no autocast."""
     training = net.training
     try:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ldm.diffusion import path as paths
 from ldm.diffusion import samplers, times
-from ldm.diffusion.noise import IndexedNoise
 from ldm.diffusion.objective import Denoise
 from ldm.diffusion.parameterization import Prediction, scale
 from ldm.diffusion.path import Path
@@ -64,7 +63,7 @@ class Sampling:
             "grid": _described(self.grid),
         }
 
-    def walk(self, denoise: Denoise, path: Path, x: Tensor, t: Tensor, noise: IndexedNoise) -> Tensor:
+    def walk(self, denoise: Denoise, path: Path, x: Tensor, t: Tensor, noise: samplers.Noise) -> Tensor:
         """x [B, C, h, w] at t[0] -> x at t[-1]; noise goes to the samplers that take it."""
         takes_noise = "noise" in inspect.signature(self.function).parameters
         return self.function(denoise, path, x, t, **({"noise": noise} if takes_noise else {}))

@@ -57,11 +57,15 @@ class PipelineExport:
             raise ValueError(f"{loaded.run} holds a {type(loaded.net).__name__}, which diffusers has not")
         if loaded.card["net"].get("concat_channels"):
             raise ValueError(f"{loaded.run} holds a U-Net with concat_channels, for which the pipeline has no place")
+        student = (loaded.card.get("student") or {}).get("method", {})
         unet, beyond = unet_shapes.diffusers_config(loaded.card["net"], loaded.card["latent_shape"][-1])
         export = cls(
             loaded=loaded,
             autoencoder=autoencoder,
-            scheduler=counterpart(loaded.objective, loaded.card["objective"]["path"], loaded.sampling, scheduler),
+            scheduler=_checked(
+                counterpart(loaded.objective, loaded.card["objective"]["path"], loaded.sampling, scheduler),
+                student.get("steps"),
+            ),
             unet=UNetConfig(**unet),
             beyond=beyond,
             further=unet_shapes.further_config(loaded.card["net"]),
@@ -119,3 +123,18 @@ class PipelineExport:
             with atomic_write(folder / code) as file:
                 file.write(Path(__file__).with_name("carried").joinpath(code.name).read_bytes())
         DiffusersJson(**self.index()).write(folder / INDEX)
+
+
+def _checked(found: Counterpart, steps: int | None) -> Counterpart:
+    """A scheduler, which is to ask a student of so many steps at the times that it knows, multiples of 1 / steps.
+
+    Raises:
+        ValueError: if the table of betas has none of these.
+    """
+    timesteps = int(found.config.get("num_train_timesteps", 1))
+    if steps is not None and found.clock == "timestep" and found.library == "diffusers" and timesteps % steps:
+        raise ValueError(
+            f"diffusers would ask this student of {steps} steps at other times: its table of {timesteps} timesteps is "
+            f"no multiple of {steps}"
+        )
+    return found

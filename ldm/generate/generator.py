@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.noise import IndexedNoise
 from ldm.diffusion.objective import Net, on_path
-from ldm.diffusion.parameterization import scale
+from ldm.diffusion.parameterization import Prediction, scale
 from ldm.diffusion.path import Path, log_snr, time_at
 from ldm.diffusion.sampling import Record, Sampling, check_times
 
@@ -50,6 +50,21 @@ class Generator:
         if self.path is None:
             return 1.0
         return float(time_at(self.path, log_snr(self.model.objective.path(torch.ones((), dtype=torch.float64)))))
+
+    def draws_noise(self) -> bool:
+        """Whether its sampler draws noise on its way: seen on a walk with a denoiser that says nothing."""
+        drawn: list[Tensor] = []
+
+        def noise(x: Tensor) -> Tensor:
+            drawn.append(x)
+            return torch.zeros_like(x)
+
+        def denoise(x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Prediction:  # noqa: ARG001
+            return Prediction(torch.zeros_like(x_t), x_t)
+
+        path, times = self._walk()
+        self.sampling.walk(denoise, path, torch.zeros(1, *self.model.latent_shape), times, noise)
+        return bool(drawn)
 
     @torch.no_grad()
     def latents(self, indices: Sequence[int], labels: Tensor, keep: int = 0) -> tuple[Tensor, Record]:

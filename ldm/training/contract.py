@@ -26,7 +26,13 @@ from ldm.generate.generator import Generator
 SHAPES = "net(x_t [B, C, h, w], t [B], y [B]) -> [B, C, h, w]"
 
 
-def check_network(net: nn.Module, latent_shape: tuple[int, ...], num_classes: int, device: torch.device) -> None:
+def check_network(
+    net: nn.Module,
+    latent_shape: tuple[int, ...],
+    num_classes: int,
+    device: torch.device,
+    further: dict[str, float] | None = None,
+) -> None:
     """Call a network as training and sampling do: once, in evaluation mode, with the first label and with none.
 
     Args:
@@ -34,6 +40,7 @@ def check_network(net: nn.Module, latent_shape: tuple[int, ...], num_classes: in
         latent_shape: C, h, w
         num_classes:  K
         device:       where it will be trained
+        further:      what a student is called with beside: a second time s, a scale of guidance w
 
     Raises:
         ValueError: if it does not keep the contract above.
@@ -45,13 +52,13 @@ def check_network(net: nn.Module, latent_shape: tuple[int, ...], num_classes: in
             "self.null_class = num_classes, and let it take labels from 0 up to and including that"
         )
     try:
-        output = _called(net, wanted, torch.tensor([0, num_classes]), device)
+        output = _called(net, wanted, torch.tensor([0, num_classes]), device, further or {})
     except ValueError:
         raise
     except Exception as error:
         raise ValueError(
-            f"net: {name} can't be called as {SHAPES} with C, h, w = {latent_shape} and labels 0 and {num_classes} "
-            f"(null_class): {type(error).__name__}: {error}"
+            f"net: {name} can't be called as {SHAPES} with C, h, w = {latent_shape}, labels 0 and {num_classes} "
+            f"(null_class){''.join(f', {key}= [B]' for key in further or {})}: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(output, Tensor) or list(output.shape) != wanted:
         got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -60,13 +67,14 @@ def check_network(net: nn.Module, latent_shape: tuple[int, ...], num_classes: in
         raise ValueError(f"net: {name} returns values that are not finite, before any training")
 
 
-def _called(net: nn.Module, shape: list[int], y: Tensor, device: torch.device) -> Any:
+def _called(net: nn.Module, shape: list[int], y: Tensor, device: torch.device, further: dict[str, float]) -> Any:
     """What a network returns at t = 0 and 1; its mode and its place are as before."""
     training = net.training
     try:
         with apart():
             x_t, t = torch.randn(shape), torch.tensor([0.0, 1.0])
-            return net.to(device).eval()(x_t.to(device), t.to(device), y.to(device))
+            more = {key: torch.full((2,), value, device=device) for key, value in further.items()}
+            return net.to(device).eval()(x_t.to(device), t.to(device), y.to(device), **more)
     finally:
         net.to("cpu").train(training)
 

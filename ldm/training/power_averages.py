@@ -8,10 +8,10 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ldm.checkpoint import AVERAGES, NET_PREFIX
+from ldm.checkpoint import AVERAGES, CARD, NET_PREFIX
 from ldm.runtime.files import atomic_write, remove_leftovers
 from ldm.runtime.wrong import first_line
-from ldm.training.power_function import combination, decay, exponent
+from ldm.training.power_function import apart, combination, decay, exponent
 from ldm.training.sharding import as_held, gather_full
 
 STATE = "power_averages"
@@ -69,6 +69,8 @@ class PowerAverages(Callback):
                 "its middle: choose another run=, with init="
             )
         self.updates, self.latest_step, self.loaded = state["updates"], state["latest_step"], state["averages"]
+        if trainer.is_global_zero:
+            forget_later(Path(trainer.default_root_dir), int(checkpoint[CARD]["batches_seen"]))
 
 
 def save_snapshot(file: Path, updates: int, averages: dict[str, dict[str, Tensor]]) -> None:
@@ -81,6 +83,13 @@ def save_snapshot(file: Path, updates: int, averages: dict[str, dict[str, Tensor
         remove_leftovers(file.with_name("*.pt"))
     with atomic_write(file) as stream:
         torch.save({"updates": updates, "averages": halves}, stream)
+
+
+def forget_later(run: Path, batches: int) -> None:
+    """Remove the snapshots of a run beyond so many batches, from which it has gone back."""
+    for file in (run / AVERAGES).glob("[0-9]*.pt"):
+        if int(file.stem) > batches:
+            file.unlink()
 
 
 def read_snapshots(run: Path) -> list[tuple[int, dict[str, dict[str, Tensor]]]]:
@@ -102,15 +111,16 @@ def read_snapshots(run: Path) -> list[tuple[int, dict[str, dict[str, Tensor]]]]:
     return found
 
 
-def averaged(run: Path, width: float) -> tuple[dict[str, Tensor], int]:
-    """The network's average of this width at the end of a run's snapshots, float32, and after how many updates."""
+def averaged(run: Path, width: float) -> tuple[dict[str, Tensor], int, float]:
+    """The network's average of this width at the end of a run's snapshots, float32, after how many updates, and how far
+    it is from that of the width (see `power_function.apart`)."""
     snapshots = read_snapshots(run)
     pairs = [(updates, kept, state) for updates, averages in snapshots for kept, state in averages.items()]
-    end = max(updates for updates, *_ in pairs)
-    gammas = [exponent(float(kept)) for _, kept, _ in pairs]
-    shares = combination([updates for updates, *_ in pairs], gammas, exponent(width), end)
+    ends, gammas = [updates for updates, *_ in pairs], [exponent(float(kept)) for _, kept, _ in pairs]
+    end = max(ends)
+    shares = combination(ends, gammas, exponent(width), end)
     state = {
         name: sum(float(share) * held[name].float() for share, (*_, held) in zip(shares, pairs, strict=True))
         for name in pairs[0][2]
     }
-    return state, end  # type: ignore[return-value]
+    return state, end, apart(ends, gammas, exponent(width), end, shares)  # type: ignore[return-value]

@@ -39,6 +39,17 @@ def inner(t_a: Floats, gamma_a: Floats, t_b: Floats, gamma_b: Floats) -> Floats:
     return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * powers
 
 
+def apart(updates: Sequence[int], gammas: Sequence[float], wanted: float, end: int, shares: Floats) -> float:
+    """How far a combination of snapshots is from the average of width `wanted` after `end` updates: the norm of the
+    profiles' difference as a share of that of the profile; the other arguments as of `combination`."""
+    t, g = np.asarray(updates, float), np.asarray(gammas, float)
+    gram = inner(t[:, None], g[:, None], t[None], g[None])
+    last, width = np.full_like(t, end), np.full_like(g, wanted)
+    whole = inner(last[:1], width[:1], last[:1], width[:1])[0]
+    left = whole - 2 * shares @ inner(t, g, last, width) + shares @ gram @ shares
+    return float(np.sqrt(max(left, 0.0) / whole))
+
+
 def combination(updates: Sequence[int], gammas: Sequence[float], wanted: float, end: int) -> Floats:
     """The coefficients, one a snapshot, of the combination that is nearest to the average of width `wanted` after `end`
     updates; they sum to 1.

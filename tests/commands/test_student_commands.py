@@ -161,7 +161,7 @@ def test_the_same_command_resumes_and_another_teacher_is_another_run(there):
         (["objective=meanflow", "objective.student.sam=0.5"], "objective.student.sam is no key"),
         (
             ["objective=meanflow", "trainer.compile=true", "objective.student.derivative=exact"],
-            "pass objective.student.derivative=0.005",
+            "pass objective.student.derivative=0.02",
         ),
         (["objective=consistency", "objective.parameterization=velocity"], "parameterization=v"),
         (["objective=progressive", "teacher=runs/none"], "runs/none holds no checkpoint"),
@@ -182,6 +182,35 @@ def test_what_does_not_fit_is_one_line(there, words, said):
     before = contents(Path("runs"))
     assert said in fails("train-diffusion", *TRAIN, "run=wrong", *words)
     assert contents(Path("runs")) == before
+
+
+def test_a_chain_takes_no_guidance_that_its_teacher_has_not(there):
+    there(*TAUGHT, "run=baked", "objective.student.guidance=3", "objective.student.steps=4", "optimizer.lr=1e-12")
+    there(*TAUGHT, "run=told", "objective.student.guidance_max=4", "objective.student.steps=4", "optimizer.lr=1e-12")
+    before = contents(Path("runs"))
+    baked, told = ["distill", "run=x", "teacher=runs/baked"], ["distill", "run=x", "teacher=runs/told"]
+    assert "teacher=runs/baked has learned guidance of 3 already" in fails(*baked, "guidance=2")
+    assert "teacher=runs/told takes guidance of 1 to 4 alone" in fails(*told, "guidance=5")
+    assert "guidance=8 must lie in [1, 4]" in fails(
+        *TAUGHT, "run=x", "objective.student.guidance_max=4", "guidance=8", "objective.student.steps=2"
+    )
+    assert contents(Path("runs")) == before
+
+
+def test_a_student_s_start_and_guidance_are_held_to_its_data(there):
+    checkpoint = torch.load(newest(Path("runs/diffusion")), weights_only=True)
+    torch.save(checkpoint | {"ldm": checkpoint["ldm"] | {"autoencoder": "0" * 16}}, "start.ckpt")
+    mean = ["train-diffusion", *TRAIN, "run=x", "objective=meanflow"]
+    line = fails(*mean, "net.model_channels=24", "init=start.ckpt")
+    assert "init=start.ckpt was trained on latents of another autoencoder than those of latents=runs/latents" in line
+    unlabelled = fails(*mean, "objective.student.guidance=2", "label_dropout=0")
+    assert "objective.student.guidance=2 is away from what the network says without labels" in unlabelled
+
+
+def test_pairs_are_of_a_sampler_without_noise(there):
+    line = fails(*PAIRS, "run=noisy", "sampler=ddpm")
+    assert "the sampler draws noise on its way" in line
+    assert not Path("runs/noisy").exists()
 
 
 def test_a_teacher_of_other_latents_or_classes_is_refused(there, pipeline):
@@ -205,6 +234,7 @@ def test_a_teacher_of_other_latents_or_classes_is_refused(there, pipeline):
     ("words", "said"),
     [
         (["steps=[8,3]"], "3 is not half of 8"),
+        (["latents=runs/none"], "runs/none"),
         (["steps=[]"], "steps=[]"),
         (['train=["stepz=3"]'], "ldm train-diffusion, which ldm distill calls"),
         (["teacher=runs/none"], "runs/none holds no checkpoint"),

@@ -81,6 +81,24 @@ def test_an_export_can_be_saved_again_and_its_scheduler_exchanged(tmp_path):
     assert_same(model, again, "euler", "uniform", guidance=3.0, steps=2)
 
 
+def test_parts_of_a_pipeline_can_be_shared_and_cast(tmp_path):
+    model, pipe = exported(tmp_path, MEANFLOW, JUMP, TOLD, second_time=True, takes_guidance=True)
+    shared = type(pipe)(**pipe.components, id2label=pipe.config.id2label, guidance_range=pipe.config.guidance_range)
+    shared.set_progress_bar_config(disable=True)
+    for each in (pipe, shared):
+        assert_same(model, each, jump, "uniform", guidance=3.0, steps=2)
+    exact = pipe(latents=noise(model), output_type="latent").images
+    pipe.unet.to(torch.bfloat16)
+    assert (pipe(latents=noise(model), output_type="latent").images - exact).norm() <= 0.05 * exact.norm()
+
+
+def test_steps_that_a_table_of_betas_has_not_are_refused(tmp_path):
+    taught = TOLD | {"method": {"steps": 3}, "guidance_max": None}
+    loaded, autoencoder = load(write_model(tmp_path, COSINE, {}, taught))
+    with pytest.raises(ValueError, match="its table of 1000 timesteps is no multiple of 3"):
+        PipelineExport.of(loaded, autoencoder, None)
+
+
 def test_guidance_that_a_student_has_not_learned_is_refused(tmp_path):
     _, pipe = exported(tmp_path, COSINE, JUMP, TOLD, takes_guidance=True)
     with pytest.raises(ValueError, match=r"guidance_scale=5 must lie in \[1, 4\], which it has learned"):

@@ -9,9 +9,9 @@ from scipy.integrate import quad
 from support.tiny import CPU, TINY_DIFFUSION, fails, inside
 
 import ldm as package
-from ldm.checkpoint import find, load_diffusion
-from ldm.training.power_averages import averaged, read_snapshots
-from ldm.training.power_function import combination, decay, exponent, inner
+from ldm.checkpoint import AVERAGES, find, load_diffusion
+from ldm.training.power_averages import averaged, forget_later, read_snapshots, save_snapshot
+from ldm.training.power_function import apart, combination, decay, exponent, inner
 
 TRAIN = ["train-diffusion", *TINY_DIFFUSION, *CPU, "steps=60", "every=6", "optimizer.lr=0.003"]
 
@@ -79,6 +79,30 @@ def test_any_width_is_made_of_two(width):
     assert np.abs(made - direct).max() < 0.01 * np.abs(direct).max()
 
 
+def test_how_far_a_combination_is_from_its_width_is_the_integral():
+    """Of the profiles' difference; three snapshots do not make a width that is narrower than both."""
+    ends, gammas = [160, 320, 480] * 2, [exponent(0.05)] * 3 + [exponent(0.1)] * 3
+    for width in (0.02, 0.1, 0.15):
+        wanted = exponent(width)
+        shares = combination(ends, gammas, wanted, 480)
+        u = np.linspace(0, 480, 200_001)[1:]
+        made = sum(
+            c * np.where(u <= t, (g + 1) * u**g / t ** (g + 1.0), 0)
+            for c, t, g in zip(shares, ends, gammas, strict=True)
+        )
+        profile = (wanted + 1) * (u / 480) ** wanted / 480
+        off = np.sqrt(np.mean((made - profile) ** 2) / np.mean(profile**2))
+        assert apart(ends, gammas, wanted, 480, shares) == pytest.approx(off, abs=2e-3)
+    assert apart(ends, gammas, exponent(0.02), 480, combination(ends, gammas, exponent(0.02), 480)) > 0.2
+
+
+def test_a_run_that_goes_back_forgets_what_came_later(tmp_path):
+    for batches in (160, 320, 480):
+        save_snapshot(tmp_path / AVERAGES / f"{batches:08d}.pt", batches, {"0.05": {}})
+    forget_later(tmp_path, 320)
+    assert [updates for updates, _ in read_snapshots(tmp_path)] == [160, 320]
+
+
 def test_of_a_real_run_each_width_is_within_a_percent_of_the_tracked_one(ldm, pipeline):
     inside(pipeline, ldm)
     ldm(*TRAIN, "run=powers", "power_ema=[0.05,0.1,0.15]")
@@ -89,8 +113,9 @@ def test_of_a_real_run_each_width_is_within_a_percent_of_the_tracked_one(ldm, pi
         held = torch.load(file, weights_only=True)
         held["averages"].pop("0.15")
         torch.save(held, file)
-    made, end = averaged(Path("runs/powers"), 0.15)
+    made, end, apart = averaged(Path("runs/powers"), 0.15)
     assert end == 60
+    assert apart < 0.03
     off = sum((made[name] - direct[name]).square().sum() for name in direct)
     raw = {k: v for k, v in load_diffusion("runs/powers", "raw").net.state_dict().items() if k in direct}
     moved = sum((raw[name] - direct[name]).square().sum() for name in direct)

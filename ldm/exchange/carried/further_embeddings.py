@@ -26,12 +26,11 @@ class FurtherEmbeddings(ModelMixin, ConfigMixin):
         self.second_embedding = TimestepEmbedding(channels, 4 * channels) if second_time else None
         self.guidance_embedding = TimestepEmbedding(channels, 4 * channels) if takes_guidance else None
 
-    def forward(self, apart: float, scale: float) -> Tensor:
-        """[1, 4 channels], of t - s and of the scale of guidance, in [1, 11]."""
-        total = torch.zeros(1, device=self.device, dtype=self.dtype)
-        for value, embed in ((apart, self.second_embedding), (0.1 * (scale - 1), self.guidance_embedding)):
-            if embed is not None:
-                number = torch.full((1,), SCALE * value, device=self.device)
-                sinusoids = get_timestep_embedding(number, self.config.channels, True, 0.0)
-                total = total + embed(sinusoids.to(self.dtype))
-        return total
+    def forward(self, apart: Tensor, scale: Tensor) -> Tensor:
+        """[B, 4 channels], of t - s [B] and of the scale of guidance [B], in [1, 11]."""
+        embeddings = [
+            embed(get_timestep_embedding(SCALE * number, self.config.channels, True, 0.0).to(self.dtype))
+            for number, embed in ((apart, self.second_embedding), (0.1 * (scale - 1), self.guidance_embedding))
+            if embed is not None
+        ]
+        return torch.stack(embeddings).sum(0)

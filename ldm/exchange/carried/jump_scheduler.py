@@ -53,7 +53,7 @@ class JumpScheduler(SchedulerMixin, ConfigMixin):
         shift, last = self.config.shift, self.config.num_train_timesteps
         self.num_inference_steps = num_inference_steps
         self.times = [shift * t / (1 + (shift - 1) * t) for t in even]
-        self.timesteps = torch.tensor([last * t - 1 for t in self.times[:-1]], dtype=torch.float64).to(device)
+        self.timesteps = torch.tensor([last * t - 1 for t in self.times[:-1]], dtype=torch.float32, device=device)
 
     def target(self, i: int) -> float:
         """The time that the network is to jump to at the i-th evaluation."""

@@ -9,7 +9,8 @@
 import inspect
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         guidance_range:      of the scale, where a student takes it as a condition and asks no second network
     """
 
-    model_cpu_offload_seq = "unet->vae"
+    model_cpu_offload_seq = "further->unet->vae"
     _optional_components = ["further"]  # noqa: RUF012
 
     def __init__(  # diffusers keeps these in model_index.json
@@ -65,10 +66,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, vae=vae, scheduler=scheduler, further=further)
-        for name, part in self._carried().items():
-            self.register_to_config(**{name: (_file_of(part).stem, type(part).__name__)})
-        if further is not None:
-            unet.time_embedding.register_forward_hook(lambda _, __, embedding: embedding + self._told)
+        self._name_carried()
         self.register_to_config(
             id2label=id2label,
             guidable=guidable,
@@ -163,8 +161,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
                 self.scheduler.scale_model_input(x, timestep) if hasattr(self.scheduler, "scale_model_input") else x
             )
             t, gain = self._time(i, timestep)
-            self._tell(i, t, scale)
-            output = gain * self._guided(scaled, t, labels, scale)
+            with self._telling(i, t, scale):
+                output = gain * self._guided(scaled, t, labels, scale)
             more = {"generator": generator} if draws else {}
             x = self.scheduler.step(output, timestep, x, return_dict=False, **more)[0]
         images = x if output_type == "latent" else self._decoded(x, output_type)
@@ -180,7 +178,13 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             if target.resolve() != file.resolve():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target)
+        self._name_carried()
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _name_carried(self) -> None:
+        """Say in model_index.json that code lies in parts' folders; diffusers would name the module that it made."""
+        for name, part in self._carried().items():
+            self.register_to_config(**{name: (_file_of(part).stem, type(part).__name__)})
 
     def _carried(self) -> dict[str, Any]:
         """The parts whose classes are none of diffusers'."""
@@ -211,11 +215,20 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         t = sigma / (shift - (shift - 1) * sigma)
         return t, (1 + (shift - 1) * t) ** 2 / shift  # dx/dt to dx/dsigma
 
-    def _tell(self, i: int, t: float, scale: float) -> None:
-        """Embed what the network is told at the i-th evaluation beside its time and the labels."""
-        if self.further is not None:
-            target = self.scheduler.target(i) if hasattr(self.scheduler, "target") else t
-            self._told = self.further(t - target, scale)
+    @contextmanager
+    def _telling(self, i: int, t: float, scale: float) -> Iterator[None]:
+        """Within it, the network is told at its i-th evaluation what it is beside its time and the labels."""
+        if self.further is None:
+            yield
+            return
+        target = self.scheduler.target(i) if hasattr(self.scheduler, "target") else t
+        numbers = torch.tensor([t - target, scale], device=self._execution_device)
+        told = self.further(numbers[:1], numbers[1:])
+        hook = self.unet.time_embedding.register_forward_hook(lambda _, __, embedding: embedding + told.to(embedding))
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _guided(self, x: Tensor, t: float, labels: Tensor, scale: float) -> Tensor:
         """The network's output, [n, C, h, w] float32: nothing + scale (labelled - nothing), over all channels."""
