@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 import ldm
@@ -88,6 +89,8 @@ def draw(table: dict[str, list[dict[str, float]]], pictures: dict[str, Tensor], 
         title="Frechet distance on 8 x 8 pixels",
     )
     axis.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.minorticks_off()
     axis.legend(fontsize=8)
     picture = annotate(grid(torch.cat(list(pictures.values())), 10), rows=list(pictures))
