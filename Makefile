@@ -70,7 +70,7 @@ students: $(STAMP) ## few steps on digits: teacher and students by 1, 2, 4 and 8
 	$(BIN)/ldm cache-pairs run=pairs num=8192 guidance=2 sampler.steps=8
 	$(BIN)/ldm train-diffusion run=reflow objective=reflow latents=runs/pairs init=runs/diffusion optimizer.lr=1e-3 ema_decay=0.98
 	$(BIN)/ldm train-diffusion run=meanflow objective=meanflow init=runs/diffusion objective.student.guidance=2 optimizer.lr=1e-3 ema_decay=0.98
-	$(BIN)/ldm train-diffusion run=consistent objective=consistency teacher=runs/diffusion objective.student.guidance=2 objective.student.derivative=0.02 objective.student.warmup=100 optimizer.lr=1e-3 ema_decay=0.98
+	$(BIN)/ldm train-diffusion run=consistent objective=consistency teacher=runs/diffusion objective.student.guidance=2 objective.student.derivative=0.0127 objective.student.warmup=100 objective.time_sampler.mean=-1 optimizer.lr=5e-4 ema_decay=0.98
 	$(BIN)/python jobs/students.py runs docs/students.png
 
 bench: $(STAMP) ## time our networks beside diffusers' in one process
