@@ -36,7 +36,7 @@ class DistillOptions(LoggedOptions):
 
 def main(options: DistillOptions, run: Path) -> None:
     card = load_diffusion(options.teacher, trust=options.trust).card
-    check_guided(options.teacher, card, options.guidance, options.guidance_max)
+    check_guided(options.teacher, card, options.guidance, options.guidance_max, "guidance")
     check_latents(f"teacher={options.teacher}", card, options.latents, LatentCache(options.latents, "size"))
     chain, teacher, guidance = [], options.teacher, guides(options)
     for steps in options.steps:

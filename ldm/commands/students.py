@@ -107,7 +107,7 @@ class Schooling:
         latents, or, in progressive distillation, of the teacher."""
         if options.init is not None:
             loaded, said = load_diffusion(options.init, trust=options.trust), f"init={options.init}"
-            if self.student is not None:
+            if self.student is not None or cache.manifest.pairs is not None:
                 check_latents(said, loaded.card, options.latents, cache)
             start_from(loaded, net, said)
         elif teacher is not None and isinstance(self.student, Progressive):
@@ -173,14 +173,16 @@ def _check_derivative(options: "TrainDiffusionOptions", method: str | float) -> 
             )
 
 
-def check_guided(path: str, card: dict[str, Any], asked: float, most: float | None) -> None:
-    """ValueError if a teacher can't be guided by this scale, or from it to `most`."""
+def check_guided(
+    path: str, card: dict[str, Any], asked: float, most: float | None, key: str = "objective.student.guidance"
+) -> None:
+    """ValueError that names `key` if a teacher can't be guided by this scale, or from it to `most`."""
     lowest, highest = learned_guidance(card)
-    wanted = f"objective.student.guidance={asked:g}" + (f" to {most:g}" if most is not None else "")
+    wanted = f"{key}={asked:g}" + (f" to {most:g}" if most is not None else "")
     if (asked, most) == (1, None):
         if highest is not None:
             raise ValueError(
-                f"teacher={path} takes guidance of {lowest:g} to {highest:g}: pass objective.student.guidance= (and "
+                f"teacher={path} takes guidance of {lowest:g} to {highest:g}: pass {key}= (and "
                 "guidance_max=) within that"
             )
     elif highest is not None:

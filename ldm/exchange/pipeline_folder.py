@@ -62,9 +62,8 @@ class PipelineExport:
         export = cls(
             loaded=loaded,
             autoencoder=autoencoder,
-            scheduler=_checked(
-                counterpart(loaded.objective, loaded.card["objective"]["path"], loaded.sampling, scheduler),
-                student.get("steps"),
+            scheduler=counterpart(
+                loaded.objective, loaded.card["objective"]["path"], loaded.sampling, scheduler, student.get("steps")
             ),
             unet=UNetConfig(**unet),
             beyond=beyond,
@@ -123,18 +122,3 @@ class PipelineExport:
             with atomic_write(folder / code) as file:
                 file.write(Path(__file__).with_name("carried").joinpath(code.name).read_bytes())
         DiffusersJson(**self.index()).write(folder / INDEX)
-
-
-def _checked(found: Counterpart, steps: int | None) -> Counterpart:
-    """A scheduler, which is to ask a student of so many steps at the times that it knows, multiples of 1 / steps.
-
-    Raises:
-        ValueError: if the table of betas has none of these.
-    """
-    timesteps = int(found.config.get("num_train_timesteps", 1))
-    if steps is not None and found.clock == "timestep" and found.library == "diffusers" and timesteps % steps:
-        raise ValueError(
-            f"diffusers would ask this student of {steps} steps at other times: its table of {timesteps} timesteps is "
-            f"no multiple of {steps}"
-        )
-    return found

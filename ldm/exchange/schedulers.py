@@ -37,7 +37,7 @@ class Counterpart:
 
 
 def counterpart(
-    objective: Objective, path_node: dict[str, Any], sampling: Sampling, wanted: Named | None
+    objective: Objective, path_node: dict[str, Any], sampling: Sampling, wanted: Named | None, known: int | None = None
 ) -> Counterpart:
     """The scheduler for a model.
 
@@ -46,6 +46,7 @@ def counterpart(
         path_node: what its card says of its path
         sampling:  of the model, whose function decides where nothing is wanted
         wanted:    which scheduler
+        known:     steps of a student that knows no times but their ends
 
     Raises:
         ValueError: naming what has no counterpart in diffusers.
@@ -61,7 +62,7 @@ def counterpart(
     if isinstance(path, VEPath):
         return _exploding(objective, path, sampling, wanted)
     if _preserves_variance(objective.path):
-        return _table(objective, path_node, sampling, wanted)
+        return _table(objective, path_node, sampling, wanted, known)
     raise ValueError(f"diffusers has no scheduler for the path {path_node['_target_']}")
 
 
@@ -143,7 +144,9 @@ def _exploding(objective: Objective, path: VEPath, sampling: Sampling, wanted: N
     return Counterpart(config=config | {"prediction_type": "v_prediction"}, clock="angle", steps=steps)
 
 
-def _table(objective: Objective, path_node: dict[str, Any], sampling: Sampling, wanted: Named | None) -> Counterpart:
+def _table(
+    objective: Objective, path_node: dict[str, Any], sampling: Sampling, wanted: Named | None, student: int | None
+) -> Counterpart:
     """alpha^2 + sigma^2 = 1, as a table of betas."""
     if objective.parameterization not in PREDICTIONS or objective.unit_input:
         what = "unit_input" if objective.unit_input else f"parameterization={objective.parameterization}"
@@ -163,19 +166,29 @@ def _table(objective: Objective, path_node: dict[str, Any], sampling: Sampling, 
         "heun": ("HeunDiscreteScheduler", {}),
     }
     name, options = classes[named]
+    table = _as_betas(objective.path, path_node, student or 1)
     config = {
         "_class_name": name,
-        **_as_betas(objective.path, path_node),
+        **table,
         "prediction_type": PREDICTIONS[objective.parameterization],
         "timestep_spacing": "trailing",
         **options,
     }
-    steps = sampling.steps * (1 if named in (function, "heun") else _evaluations(sampling))
-    return Counterpart(config=config, clock="timestep", steps=min(steps, int(config["num_train_timesteps"])))
+    steps, timesteps = (
+        sampling.steps * (1 if named in (function, "heun") else _evaluations(sampling)),
+        table["num_train_timesteps"],
+    )
+    if timesteps % (student or 1):
+        raise ValueError(
+            f"diffusers would ask this student of {student} steps at other times than it knows: its table of "
+            f"{timesteps} timesteps is no multiple of {student}"
+        )
+    return Counterpart(config=config, clock="timestep", steps=min(steps, timesteps))
 
 
-def _as_betas(path: Path, node: dict[str, Any]) -> dict[str, Any]:
-    """A table by diffusers' names where it has them; else all of its betas, by alpha at t = 1 / T, 2 / T, ..., 1."""
+def _as_betas(path: Path, node: dict[str, Any], multiple: int) -> dict[str, Any]:
+    """A table by diffusers' names where it has them; else all of its betas, by alpha at t = 1 / T, 2 / T, ..., 1, where
+    T is a multiple of `multiple` unless the path is a table itself."""
     if isinstance(path, BetaTablePath) and node["schedule"] != "cosine" and not node.get("zero_terminal_snr"):
         return {
             "num_train_timesteps": node["num_steps"],
@@ -183,7 +196,7 @@ def _as_betas(path: Path, node: dict[str, Any]) -> dict[str, Any]:
             "beta_start": node.get("beta_start", 1e-4),
             "beta_end": node.get("beta_end", 0.02),
         }
-    steps = node["num_steps"] if isinstance(path, BetaTablePath) else TABLE
+    steps = node["num_steps"] if isinstance(path, BetaTablePath) else TABLE // multiple * multiple
     alpha = path(torch.arange(1, steps + 1, dtype=torch.float64) / steps).alpha
     return {"num_train_timesteps": steps, "trained_betas": _betas(alpha**2)}
 

@@ -181,8 +181,14 @@ def diffusers_config(shape: dict[str, Any], latent_size: int) -> tuple[dict[str,
 def further_config(shape: dict[str, Any]) -> dict[str, Any]:
     """config.json of the embeddings of a second time and of guidance, for which diffusers' U-Nets have no place and the
     pipeline has its own code; {} of a network without them."""
-    further = {key: True for key in ("second_time", "takes_guidance") if shape.get(key)}
-    return {"_class_name": "FurtherEmbeddings", "channels": shape["model_channels"], **further} if further else {}
+    further = further_keys(shape)
+    told = {"_class_name": "FurtherEmbeddings", "channels": shape["model_channels"], **dict.fromkeys(further, True)}
+    return told if further else {}
+
+
+def further_keys(shape: dict[str, Any]) -> list[str]:
+    """What a U-Net is told beside time and label, in the words of its constructor."""
+    return [key for key in ("second_time", "takes_guidance") if shape.get(key)]
 
 
 def _labels(shape: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 
 from ldm.exchange.diffusers_folders import CONFIG, UNetConfig, read_weights, write_diffusers
 from ldm.exchange.unet_names import from_diffusers, heads_first, heads_of, to_diffusers
-from ldm.exchange.unet_shapes import KIND, diffusers_config, further_config, infer_shape, shape_of_diffusers
+from ldm.exchange.unet_shapes import KIND, diffusers_config, further_keys, infer_shape, shape_of_diffusers
 from ldm.exchange.weight_files import State, dims, fill, fit, read_tensors, scale_factor
 from ldm.models.unet import UNet
 
@@ -129,7 +129,7 @@ def export_unet(model: UNet, shape: dict[str, Any], folder: Path, latent_size: i
         ValueError: if diffusers has no such network; names the option in `shape`, the constructor's arguments.
     """
     config, beyond = diffusers_config(shape, latent_size)
-    further = [key for key in further_config(shape) if key in shape and key != "_class_name"]
+    further = further_keys(shape)
     if beyond or further or shape.get("label_as") == "context":
         what = ", ".join([*beyond, *further]) or "label_as=context"
         raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from ldm.checkpoint import AVERAGES, CARD, NET_PREFIX
 from ldm.runtime.files import atomic_write, remove_leftovers
 from ldm.runtime.wrong import first_line
-from ldm.training.power_function import apart, combination, decay, exponent
+from ldm.training.power_function import combination, decay, exponent
 from ldm.training.sharding import as_held, gather_full
 
 STATE = "power_averages"
@@ -113,14 +113,14 @@ def read_snapshots(run: Path) -> list[tuple[int, dict[str, dict[str, Tensor]]]]:
 
 def averaged(run: Path, width: float) -> tuple[dict[str, Tensor], int, float]:
     """The network's average of this width at the end of a run's snapshots, float32, after how many updates, and how far
-    it is from that of the width (see `power_function.apart`)."""
+    it is from that of the width (see `power_function.combination`)."""
     snapshots = read_snapshots(run)
     pairs = [(updates, kept, state) for updates, averages in snapshots for kept, state in averages.items()]
     ends, gammas = [updates for updates, *_ in pairs], [exponent(float(kept)) for _, kept, _ in pairs]
     end = max(ends)
-    shares = combination(ends, gammas, exponent(width), end)
+    shares, off = combination(ends, gammas, exponent(width), end)
     state = {
         name: sum(float(share) * held[name].float() for share, (*_, held) in zip(shares, pairs, strict=True))
         for name in pairs[0][2]
     }
-    return state, end, apart(ends, gammas, exponent(width), end, shares)  # type: ignore[return-value]
+    return state, end, off  # type: ignore[return-value]

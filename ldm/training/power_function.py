@@ -39,20 +39,9 @@ def inner(t_a: Floats, gamma_a: Floats, t_b: Floats, gamma_b: Floats) -> Floats:
     return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * powers
 
 
-def apart(updates: Sequence[int], gammas: Sequence[float], wanted: float, end: int, shares: Floats) -> float:
-    """How far a combination of snapshots is from the average of width `wanted` after `end` updates: the norm of the
-    profiles' difference as a share of that of the profile; the other arguments as of `combination`."""
-    t, g = np.asarray(updates, float), np.asarray(gammas, float)
-    gram = inner(t[:, None], g[:, None], t[None], g[None])
-    last, width = np.full_like(t, end), np.full_like(g, wanted)
-    whole = inner(last[:1], width[:1], last[:1], width[:1])[0]
-    left = whole - 2 * shares @ inner(t, g, last, width) + shares @ gram @ shares
-    return float(np.sqrt(max(left, 0.0) / whole))
-
-
-def combination(updates: Sequence[int], gammas: Sequence[float], wanted: float, end: int) -> Floats:
+def combination(updates: Sequence[int], gammas: Sequence[float], wanted: float, end: int) -> tuple[Floats, float]:
     """The coefficients, one a snapshot, of the combination that is nearest to the average of width `wanted` after `end`
-    updates; they sum to 1.
+    updates, which sum to 1; and how far that is away: the norm of the profiles' difference as a share of the profile's.
 
     Args:
         updates: after which each snapshot was taken
@@ -62,6 +51,9 @@ def combination(updates: Sequence[int], gammas: Sequence[float], wanted: float, 
     """
     t, g = np.asarray(updates, float), np.asarray(gammas, float)
     gram = inner(t[:, None], g[:, None], t[None], g[None])
-    target = inner(t, g, np.full_like(t, end), np.full_like(g, wanted))
-    coefficients = np.linalg.lstsq(gram, target, rcond=1e-12)[0]
-    return coefficients / coefficients.sum()
+    last, width = np.array([float(end)]), np.array([wanted])
+    target, whole = inner(t, g, last, width), inner(last, width, last, width)[0]
+    coefficients: Floats = np.linalg.lstsq(gram, target, rcond=1e-12)[0]
+    coefficients = coefficients / coefficients.sum()
+    left = whole - 2 * coefficients @ target + coefficients @ gram @ coefficients
+    return coefficients, float(np.sqrt(max(left, 0.0) / whole))

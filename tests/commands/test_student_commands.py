@@ -189,7 +189,7 @@ def test_a_chain_takes_no_guidance_that_its_teacher_has_not(there):
     there(*TAUGHT, "run=told", "objective.student.guidance_max=4", "objective.student.steps=4", "optimizer.lr=1e-12")
     before = contents(Path("runs"))
     baked, told = ["distill", "run=x", "teacher=runs/baked"], ["distill", "run=x", "teacher=runs/told"]
-    assert "teacher=runs/baked has learned guidance of 3 already" in fails(*baked, "guidance=2")
+    assert "guidance=2: teacher=runs/baked has learned guidance of 3 already" in fails(*baked, "guidance=2")
     assert "teacher=runs/told takes guidance of 1 to 4 alone" in fails(*told, "guidance=5")
     assert "guidance=8 must lie in [1, 4]" in fails(
         *TAUGHT, "run=x", "objective.student.guidance_max=4", "guidance=8", "objective.student.steps=2"

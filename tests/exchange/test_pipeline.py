@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler
-from support.pipelines import EDM, FLOW, LINEAR, assert_same, node, noise, objective, pipeline
+from support.pipelines import EDM, FLOW, LDM, LINEAR, assert_same, node, noise, objective, pipeline
 from support.tiny import fails
 from support.whole_models import load, write_model
 
@@ -14,7 +14,6 @@ from ldm.diffusion.times import shifted_grid
 from ldm.exchange.pipeline_folder import PipelineExport
 from ldm.generate.model import LatentDiffusionModel
 
-LDM = node("path.BetaTablePath", schedule="scaled_linear", num_steps=1000, beta_start=0.0015, beta_end=0.0195)
 MODELS = {  # objective; scheduler; ours: sampler and grid
     "flow": (FLOW, None, "euler", "uniform"),
     "ddpm by dpm++": (objective(LDM, "eps"), "dpmpp_2m", "dpmpp_2m", "uniform"),

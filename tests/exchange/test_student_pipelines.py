@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from support.pipelines import EDM, FLOW, LINEAR, assert_same, node, noise, objective, pipeline
+from support.pipelines import EDM, FLOW, LDM, LINEAR, assert_same, node, noise, objective, pipeline
 from support.tiny import fails
 from support.whole_models import load, write_model
 
@@ -92,9 +92,13 @@ def test_parts_of_a_pipeline_can_be_shared_and_cast(tmp_path):
     assert (pipe(latents=noise(model), output_type="latent").images - exact).norm() <= 0.05 * exact.norm()
 
 
-def test_steps_that_a_table_of_betas_has_not_are_refused(tmp_path):
+def test_a_student_is_asked_at_the_times_that_it_knows(tmp_path):
+    """Multiples of 1 / N: a table that we make for diffusers has a multiple of N timesteps; another may not."""
     taught = TOLD | {"method": {"steps": 3}, "guidance_max": None}
-    loaded, autoencoder = load(write_model(tmp_path, COSINE, {}, taught))
+    model, pipe = exported(tmp_path / "cosine", COSINE, {"steps": 3}, taught)
+    assert pipe.scheduler.config.num_train_timesteps == 999
+    assert_same(model, pipe, "ddim", "uniform", guidance=1.0, steps=3)
+    loaded, autoencoder = load(write_model(tmp_path, objective(LDM, "eps"), {}, taught))
     with pytest.raises(ValueError, match="its table of 1000 timesteps is no multiple of 3"):
         PipelineExport.of(loaded, autoencoder, None)
 

@@ -15,6 +15,7 @@ def objective(path, parameterization, **more):
     return {"path": path, "parameterization": parameterization, **rest, **more}
 
 
+LDM = node("path.BetaTablePath", schedule="scaled_linear", num_steps=1000, beta_start=0.0015, beta_end=0.0195)
 LINEAR, EDM = node("path.LinearPath"), node("path.VEPath", sigma_max=80.0)
 FLOW = objective(LINEAR, "velocity")
 
