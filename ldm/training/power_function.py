@@ -53,7 +53,7 @@ def combination(updates: Sequence[int], gammas: Sequence[float], wanted: float, 
     gram = inner(t[:, None], g[:, None], t[None], g[None])
     last, width = np.array([float(end)]), np.array([wanted])
     target, whole = inner(t, g, last, width), inner(last, width, last, width)[0]
-    coefficients: Floats = np.linalg.lstsq(gram, target, rcond=1e-12)[0]
-    coefficients = coefficients / coefficients.sum()
+    solution = np.linalg.lstsq(gram, target, rcond=1e-12)[0]
+    coefficients: Floats = np.asarray(solution / solution.sum(), float)
     left = whole - 2 * coefficients @ target + coefficients @ gram @ coefficients
     return coefficients, float(np.sqrt(max(left, 0.0) / whole))
