@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.derivative import Derivative, held, value_along
+from ldm.diffusion.derivative import Derivative, value_along
 from ldm.diffusion.objective import Net, Objective, expand
 from ldm.diffusion.parameterization import velocity
 from ldm.diffusion.path import CosinePath
-from ldm.diffusion.student import Teacher, check_range, guides, scales_of, told
+from ldm.diffusion.student import Teacher, check_range, guides, held, scales_of, told
 from ldm.runtime.ranges import Count, NonNegative, Positive, checked
 
 

@@ -1,32 +1,18 @@
 """The derivative of a network along a direction in (x_t, t), which the targets of MeanFlow and of consistency need."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.diffusion.objective import expand
 from ldm.runtime.ranges import Positive
 
 Derivative = Literal["exact"] | Positive
-
-
-@contextmanager
-def held(net: nn.Module, device: torch.device) -> Iterator[None]:
-    """A network as targets ask it: without gradients; without dropout, whose masks would differ from call to call; in
-    its own precision, as differences of 8 bits are noise and forward mode knows no autocast."""
-    training = net.training
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            net.eval()
-            yield
-    finally:
-        net.train(training)
 
 
 Function = Callable[[Tensor, Tensor], Tensor]  # (x [B, ...], t [B]) -> [B, ...]

@@ -3,16 +3,17 @@
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.derivative import Derivative, along, held
+from ldm.diffusion.derivative import Derivative, along
 from ldm.diffusion.guidance import with_and_without
 from ldm.diffusion.objective import Objective, expand
+from ldm.diffusion.student import held
 from ldm.runtime.ranges import NonNegative, Share, checked
 
 
 class MeanFlow:
-    """The average velocity from s to t, by the identity u = v - (t - s) du/dt (Geng et al. 2025, eq. 6-11).
+    """The average velocity from s to t, by the identity u = dx/dt - (t - s) du/dt (Geng et al. 2025, eq. 6-11).
 
-    du/dt is the network's own derivative along (v, 1), held fixed. One evaluation then makes a sample.
+    du/dt is the network's own derivative along (dx/dt, 1), held fixed. One evaluation then makes a sample.
 
     Args:
         objective:  with average=true
@@ -60,32 +61,32 @@ class MeanFlow:
     ) -> tuple[Tensor, Tensor]:
         t, s = drawn.unbind(1)
         c = self.objective.path(expand(t, x0))
-        x_t, v = c.alpha * x0 + c.sigma * eps, c.dalpha * x0 + c.dsigma * eps
+        x_t, velocity = c.alpha * x0 + c.sigma * eps, c.dalpha * x0 + c.dsigma * eps
         with held(net, x0.device):
-            target = self.target(net, x_t, self._guided(net, x_t, t, y, v), t, s, y)
+            target = self.target(net, x_t, self._guided(net, x_t, t, y, velocity), t, s, y)
         seen, time = self.objective.input(c, x_t, t)
         error = (net(seen, time, y, s=s.to(time)) - target).square().flatten(1).mean(1)
         return self.objective.weighted(error, c), t
 
-    def target(self, net: nn.Module, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
-        """v - (t - s) du/dt, [B, ...]; where s = t it is v to the bit, and nothing is differentiated."""
+    def target(self, net: nn.Module, x_t: Tensor, velocity: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
+        """velocity - (t - s) du/dt, [B, ...]; where s = t the velocity to the bit, and nothing is differentiated."""
         apart = (s < t).nonzero().flatten()
         if len(apart) == 0:
-            return v
+            return velocity
         then, label = s[apart], y[apart]
 
         def average(x_t: Tensor, t: Tensor) -> Tensor:
             return net(x_t, t, label, s=then)
 
-        slope = along(average, x_t[apart], t[apart], v[apart], torch.ones_like(then), self.derivative)
-        return v.index_add(0, apart, -expand(t - s, v)[apart] * slope.to(v.dtype))
+        slope = along(average, x_t[apart], t[apart], velocity[apart], torch.ones_like(then), self.derivative)
+        return velocity.index_add(0, apart, -expand(t - s, velocity)[apart] * slope.to(velocity.dtype))
 
-    def _guided(self, net: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    def _guided(self, net: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, velocity: Tensor) -> Tensor:
         """The velocity that is averaged: guided, where a label is there."""
         if self.guidance == 1:
-            return v if self.mix == 0 else torch.lerp(v, net(x_t, t, y, s=t).to(v.dtype), self.mix)
+            return velocity if self.mix == 0 else torch.lerp(velocity, net(x_t, t, y, s=t).to(velocity.dtype), self.mix)
         null_class = int(net.null_class)  # type: ignore[arg-type]
         labelled, free = with_and_without(net, null_class, x_t, t, y, t)
         own = self.guidance * (1 - self.mix)  # their omega, of which guidance = omega / (1 - kappa)
-        guided = own * v + self.mix * labelled + (1 - own - self.mix) * free
-        return torch.where(expand(y == null_class, v), v, guided.to(v.dtype))
+        guided = own * velocity + self.mix * labelled + (1 - own - self.mix) * free
+        return torch.where(expand(y == null_class, velocity), velocity, guided.to(velocity.dtype))

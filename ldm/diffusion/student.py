@@ -5,6 +5,8 @@ in a file of its own (progressive, meanflow, consistency): `loss` at times that 
 by its objective's denoiser, as any network.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,6 +76,19 @@ class Teacher:
 
         denoise = self.objective.denoiser(guided, y)
         return (denoise if path is None else on_path(denoise, self.objective.path, path))(x_t, t)
+
+
+@contextmanager
+def held(net: nn.Module, device: torch.device) -> Iterator[None]:
+    """A network as targets ask it: without gradients; without dropout, whose masks would differ from call to call; in
+    its own precision, as differences of 8 bits are noise and forward mode knows no autocast."""
+    training = net.training
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            net.eval()
+            yield
+    finally:
+        net.train(training)
 
 
 def guides(guidance: float, most: float | None) -> bool:
