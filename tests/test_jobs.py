@@ -80,7 +80,7 @@ def test_samplers_are_compared(monkeypatch, pipeline, capsys, tmp_path):
 def test_students_are_compared(monkeypatch, pipeline, capsys, tmp_path):
     runs = tmp_path / "runs"
     (runs / "students").mkdir(parents=True)
-    for name in ("diffusion", "reflow", "meanflow", "consistent", "students/2"):  # one network stands for all
+    for name in ("diffusion", "reflow", "meanflow", "consistent", "students/1"):  # one network stands for all
         (runs / name).symlink_to(pipeline / "runs/diffusion")
     load("jobs/students.py", monkeypatch).main(runs, tmp_path / "students.png", num=20)
     table = json.loads((tmp_path / "students.json").read_text())
@@ -89,6 +89,9 @@ def test_students_are_compared(monkeypatch, pipeline, capsys, tmp_path):
     }  # fmt: skip
     assert [row["evaluations"] for row in table["consistency"]] == [1, 2, 4, 8]
     assert (tmp_path / "students.png").stat().st_size > 5_000
+    (runs / "students/1").unlink()  # whose picture would be missing among those by one evaluation
+    with pytest.raises(ValueError, match="students/1 holds no checkpoint"):
+        load("jobs/students.py", monkeypatch).main(runs, tmp_path / "students.png", num=20)
     assert "| MeanFlow |" in capsys.readouterr().out
 
 

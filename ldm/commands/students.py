@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from ldm.card import build_from_card, learned_guidance
@@ -69,12 +70,21 @@ def check_latents(said: str, card: dict[str, Any], latents: str, cache: "LatentC
     pairs = (
         ("latents of another autoencoder", card["autoencoder"], manifest.autoencoder),
         ("latents of another shape", card["latent_shape"], list(cache.latent_shape)),
-        ("latents of other means and deviations", card["stats"], {"mean": manifest.mean, "std": manifest.std}),
+        (
+            "latents of other means and deviations",
+            _as_used(**card["stats"]),
+            _as_used(mean=manifest.mean, std=manifest.std),
+        ),
         ("other classes", list(card["class_names"]), list(cache.class_names)),
     )
     for what, its, ours in pairs:
         if its != ours:
             raise ValueError(f"{said} was trained on {what} than those of latents={latents}")
+
+
+def _as_used(*, mean: list[float], std: list[float]) -> list[list[float]]:
+    """Latents are normalised in float32, to which pairs' statistics are rounded already."""
+    return torch.tensor([mean, std]).tolist()
 
 
 @dataclass(frozen=True)
