@@ -40,8 +40,9 @@ def test_stage_one_in_channels_last(ldm):
 
 
 @pytest.mark.long  # the compiler takes minutes on a slow core
-def test_compiled_trains_the_same(ldm, pipeline):
-    options = [*TINY_DIFFUSION, *CPU, *SGD, f"latents={pipeline}/runs/latents"]
+@pytest.mark.parametrize("objective", ["flow", "meanflow"])  # the latter's target is of the compiled network, too
+def test_compiled_trains_the_same(objective, ldm, pipeline):
+    options = [*TINY_DIFFUSION, *CPU, *SGD, f"latents={pipeline}/runs/latents", f"objective={objective}"]
     ldm("train-diffusion", *options, "run=eager")
     ldm("train-diffusion", *options, "run=compiled", "trainer.compile=true")
     same("eager", "compiled", "diffusion")
