@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from sklearn.datasets import make_moons
 from torch import Tensor, nn
 
+from ldm.condition import Condition
 from ldm.diffusion.coupling import Independent, OptimalTransport, Taught
 from ldm.diffusion.meanflow import MeanFlow
 from ldm.diffusion.objective import Objective
@@ -36,7 +37,6 @@ class Net(nn.Module):
     """x_t [B, 2], t [B] and, of averages, s [B] -> [B, 2]."""
 
     frequencies: Tensor
-    null_class = 1  # of one class; nothing is guided here
 
     def __init__(self, average: bool = False, width: int = 128) -> None:
         super().__init__()
@@ -50,10 +50,10 @@ class Net(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(width, 2))
         self.span = zero_init(nn.Linear(1, width))  # of averages, from s to t
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         angles = t[:, None] * self.frequencies
         h = self.first(torch.cat([x_t, angles.cos(), angles.sin()], dim=1))
-        return self.layers(h if s is None else h + self.span((t - s)[:, None]))
+        return self.layers(h if condition.s is None else h + self.span((t - condition.s)[:, None]))
 
 
 def moons(n: int, seed: int) -> Tensor:

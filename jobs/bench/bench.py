@@ -21,6 +21,7 @@ from diffusers import AutoencoderKL, UNet2DModel
 from timing import Task, better, interleaved, middle, row, wake
 from torch import Tensor, nn
 
+from ldm.condition import Condition, no_label
 from ldm.diffusion import samplers
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.objective import Objective
@@ -200,9 +201,7 @@ def autoencoder(size: Size) -> None:
 class Nothing(nn.Module):
     """A network that costs nothing: what sampling takes with it is the sampler's time alone."""
 
-    null_class = 10
-
-    def forward(self, x_t: Tensor, *_: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, *_: Tensor | Condition) -> Tensor:
         return x_t
 
 
@@ -215,7 +214,7 @@ def sampler(size: Size) -> None:
     x, y, t = torch.randn(n, 4, 16, 16), torch.randint(10, (n,)), torch.rand(n)
     times = uniform_grid(objective.path, 8, 1.0)
     for function, scale in ((samplers.euler, 1.0), (samplers.heun, 2.0), (samplers.dpmpp_2m, 2.0)):
-        denoise = objective.denoiser(Guidance(scale=scale)(nothing, nothing.null_class), y)
+        denoise = objective.denoiser(Guidance(scale=scale)(nothing, no_label(10)), y)
         counted = Record(denoise)
         function(counted, objective.path, x, times)
         count = counted.evaluations * (1 if scale == 1.0 else 2)

@@ -14,6 +14,7 @@ from ldm.commands.cache_latents import CacheLatentsOptions
 from ldm.commands.estimate_options import EstimateOptions
 from ldm.commands.options import build
 from ldm.commands.sample import SampleOptions
+from ldm.condition import Condition, no_label
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.objective import Objective
@@ -94,7 +95,7 @@ def sample_cost(options: SampleOptions, given: EstimateOptions, gpu: bool) -> Co
     flops = calls * branches * forward_flops(net, x_t, t, y) + forward_flops(autoencoder.decoder, x_t)
     guidance = Guidance(scale=scale)
     inputs = [tensor.expand(batch, *tensor.shape[1:]).to("meta") for tensor in (x_t, t, y)]
-    alive = evaluation_memory(net, lambda net, *x_t_y: guidance(net, 0)(*x_t_y), *inputs)
+    alive = evaluation_memory(net, lambda net, *x_t_y: guidance(net, no_label(0))(*x_t_y), *inputs)
     said.append(f"{calls} evaluations of the denoiser, each of {branches} network pass{'es' * (branches > 1)}")
     side = shape[-1] * autoencoder.downsample_factor
     return Cost(
@@ -154,7 +155,7 @@ class _Silent(nn.Module):
 
     null_class = 1
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:  # noqa: ARG002
         return torch.zeros_like(x_t)
 
 

@@ -17,6 +17,7 @@ from ldm.commands.options import build
 from ldm.commands.train_autoencoder import TrainAutoencoder
 from ldm.commands.train_diffusion import TrainDiffusionOptions
 from ldm.commands.training_options import TrainerOptions, TrainingOptions
+from ldm.condition import no_label
 from ldm.data.shard_writer import AUTOENCODER_FILE
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.sampling import Sampling
@@ -80,7 +81,7 @@ def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions,
     generator = train_diffusion.generator_of(options, net, objective, sampling, cache, loaded, scale)
     drawn = min(len(SampleGrid(generator).labels), decoded_at_once(generator.model.resolution))
     card = {"latent_shape": list(shape), "config": options.plain()}
-    module = train_diffusion.module_of(options, net, objective, stats, card)
+    module = train_diffusion.module_of(options, net, objective, stats, no_label(classes), card)
     batch = [_meta(options.batch_size, 2 * shape[0], *shape[1:], dtype=torch.float16)]
     batch.append(_meta(options.batch_size, dtype=torch.long))
     if objective.coupling.ahead:  # the loader pairs noise with the latents

@@ -10,6 +10,7 @@ from torch import nn
 
 from ldm.card import build_from_card, learned_guidance
 from ldm.checkpoint import LoadedDiffusion, load_diffusion
+from ldm.condition import Condition
 from ldm.diffusion.coupling import Taught
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import VEPath
@@ -100,11 +101,11 @@ class Schooling:
     net: dict[str, Any]
     card: dict[str, Any]
 
-    @property
-    def further(self) -> dict[str, float]:
-        """What the network is called with, beside x_t, t and y."""
-        known = {"second_time": {"s": 0.0}, "takes_guidance": {"w": 1.0}}
-        return {name: value for key in self.net for name, value in known[key].items()}
+    def told(self, condition: Condition) -> Condition:
+        """A condition with what the network is told beside, in training."""
+        parts = {"second_time": ("s", 0.0), "takes_guidance": ("w", 1.0)}
+        rows = len(condition.label)
+        return condition._replace(**{parts[key][0]: torch.full((rows,), parts[key][1]) for key in self.net})
 
     def start(
         self,
@@ -125,9 +126,13 @@ class Schooling:
 
 
 def schooling_of(
-    options: "TrainDiffusionOptions", objective: Objective, teacher: LoadedDiffusion | None, run: Path
+    options: "TrainDiffusionOptions",
+    objective: Objective,
+    teacher: LoadedDiffusion | None,
+    null: Condition,
+    run: Path,
 ) -> Schooling:
-    """How the objective's student is trained.
+    """How the objective's student is trained; null is what its network is told where nothing is said.
 
     Raises:
         ValueError: if the student can't learn from this teacher, or not on this trainer.
@@ -147,11 +152,10 @@ def schooling_of(
     if "derivative" in hints_of(make.func):
         _check_derivative(options, node.get("derivative", "exact"))
     asked, most = float(node.get("guidance", 1.0)), node.get("guidance_max")
-    given: dict[str, Any] = {"objective": objective}
+    given: dict[str, Any] = {"objective": objective} | ({"null": null} if "null" in hints_of(make.func) else {})
     if teacher is not None:
         check_guided(str(options.teacher), teacher.card, asked, most)
-        null = len(teacher.card["class_names"])
-        given["teacher"] = Teacher(net=teacher.net, objective=teacher.objective, null_class=null)
+        given["teacher"] = Teacher(net=teacher.net, objective=teacher.objective, null=null)
         if make.func is Progressive:
             _check_same(options, objective, teacher)
         if asked == 1 and most is None:

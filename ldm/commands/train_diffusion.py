@@ -17,6 +17,7 @@ from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, Text, b
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.students import check_latents, load_teacher, net_of, reflow_card, schooling_of
 from ldm.commands.training_options import TrainingOptions
+from ldm.condition import Condition, no_label
 from ldm.data.cache_reader import CachedMoments, LatentCache, Verify
 from ldm.data.formats import MANIFEST
 from ldm.data.shard_writer import AUTOENCODER_FILE
@@ -98,8 +99,9 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     check_trust(parts, options.trust)
     objective = checked_objective(build_from_card(learned, options.trust))
     sampling = Sampling(**build_from_card(parts["sampling"], options.trust))
-    schooling = schooling_of(options, objective, teacher, run)
     cache = LatentCache(options.latents, options.verify)
+    null = no_label(len(cache.class_names))
+    schooling = schooling_of(options, objective, teacher, null, run)
     if teacher is not None:
         check_latents(f"teacher={options.teacher}", teacher.card, options.latents, cache)
     reflow = reflow_card(options, objective, cache, run)
@@ -107,7 +109,8 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     shape = {"in_channels": cache.latent_shape[0], "num_classes": len(cache.class_names)} | schooling.net
     seed_from(options.seed)
     net: nn.Module = build_from_card(own_net | shape, options.trust)
-    check_network(net, cache.latent_shape, shape["num_classes"], training_device(options), schooling.further)
+    told = schooling.told(no_label(0).beside(null))
+    check_network(net, cache.latent_shape, shape["num_classes"], training_device(options), told)
     if newest(run) is None:  # else the run has weights of its own
         schooling.start(options, net, teacher, cache)
     card = card_of(options, cache, autoencoder, run) | {"net": own_net | shape, "objective": learned}
@@ -118,7 +121,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     quality = sample_quality(options, generator, cache)
     for judged in quality:
         judged.check_goes_on(run)
-    module = module_of(options, net, objective, cache.stats, card, schooling.student)
+    module = module_of(options, net, objective, cache.stats, null, card, schooling.student)
     fit(
         module,
         LatentData(
@@ -149,6 +152,7 @@ def module_of(
     net: nn.Module,
     objective: Objective,
     stats: LatentStats,
+    null: Condition,
     card: dict[str, Any],
     student: Student | None = None,
 ) -> DiffusionModule:
@@ -157,6 +161,7 @@ def module_of(
         net=net,
         objective=objective,
         stats=stats,
+        null=null,
         label_dropout=options.label_dropout,
         optimizer=build(options.optimizer),
         guard=StepGuard(**options.guard),

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ldm.condition import Condition
 from ldm.diffusion.derivative import Derivative, value_along
 from ldm.diffusion.objective import Net, Objective, expand
 from ldm.diffusion.parameterization import velocity
@@ -65,35 +66,35 @@ class Consistency:
         return torch.stack([t, scales_of(self.guidance, self.guidance_max, n, device).to(t)], dim=1)
 
     def loss(
-        self, net: nn.Module, x0: Tensor, y: Tensor, *, drawn: Tensor, eps: Tensor, batch: int
+        self, net: nn.Module, x0: Tensor, condition: Condition | Tensor, *, drawn: Tensor, eps: Tensor, batch: int
     ) -> tuple[Tensor, Tensor]:
-        t, scale = drawn.unbind(1)
+        (t, scale), condition = drawn.unbind(1), Condition.of(condition)
         c = self.objective.path(expand(t, x0))
         x_t = c.alpha * x0 + c.sigma * eps
         net_told = told(net, scale, self.guidance_max)
-        slope = c.alpha * eps - c.sigma * x0 if self.teacher is None else self._taught(x_t, t, y, scale)
+        slope = c.alpha * eps - c.sigma * x0 if self.teacher is None else self._taught(x_t, t, condition, scale)
         with held(net, x0.device):
-            value, tangent = self.tangent(net_told, x_t, slope, t, y, min(1.0, batch / self.warmup))
+            value, tangent = self.tangent(net_told, x_t, slope, t, condition, min(1.0, batch / self.warmup))
         tangent = tangent / (expand(tangent.square().flatten(1).mean(1).sqrt(), tangent) + self.floor)
-        output = net_told(*self.objective.input(c, x_t, t), y)
+        output = net_told(*self.objective.input(c, x_t, t), condition)
         error = (output - value - tangent).square().flatten(1).mean(1)
         return self.objective.weighted(error, c), t
 
     def tangent(
-        self, net: Net, x_t: Tensor, slope: Tensor, t: Tensor, y: Tensor, share: float
+        self, net: Net, x_t: Tensor, slope: Tensor, t: Tensor, condition: Condition | Tensor, share: float
     ) -> tuple[Tensor, Tensor]:
         """F and cos df before it is normalised, [B, ...]; slope is dx by the angle, share is r."""
         c = self.objective.path(expand(t, x_t))
         by_angle = torch.full_like(t, 2 / torch.pi)  # dt by the angle
         method: Derivative = "exact" if self.derivative == "exact" else self.derivative * torch.pi / 2
-        value, derivative = value_along(lambda x_t, t: net(x_t, t, y), x_t, t, slope, by_angle, method)
+        value, derivative = value_along(lambda x_t, t: net(x_t, t, condition), x_t, t, slope, by_angle, method)
         value, derivative = value.to(x_t.dtype), derivative.to(x_t.dtype)
         return value, -(c.alpha**2) * (value - slope) - share * c.alpha * c.sigma * (x_t + derivative)
 
     @torch.no_grad()
-    def _taught(self, x_t: Tensor, t: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    def _taught(self, x_t: Tensor, t: Tensor, condition: Condition | Tensor, scale: Tensor) -> Tensor:
         assert self.teacher is not None
         path = self.objective.path
         guided = guides(self.guidance, self.guidance_max)
-        prediction = self.teacher.predict(x_t, t, y, scale if guided else None, path)
+        prediction = self.teacher.predict(x_t, t, condition, scale if guided else None, path)
         return velocity(path(expand(t, x_t)), prediction) * (2 / torch.pi)

@@ -1,17 +1,12 @@
-"""Guidance: dropping labels in training, extrapolating away from a worse prediction in sampling."""
+"""Guidance: extrapolating away from a worse prediction, as that without the condition."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ldm.condition import Condition
 from ldm.diffusion.objective import Net
-
-
-def drop_labels(y: Tensor, probability: float, null_class: int, uniform: Tensor | None = None) -> Tensor:
-    """Replace each label of y [B] by the null class with the given probability: where uniform [B] lies below it."""
-    uniform = torch.rand(y.shape, device=y.device) if uniform is None else uniform
-    return torch.where(uniform < probability, null_class, y)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +22,8 @@ class Guidance:
                   angle where the objective has unit_input; outside, the network is evaluated alone
         rescale:  share of the way to an output with the unguided one's standard deviation, sample by sample (Lin et al.
                   2024, section 3.4)
-        weak:     the worse prediction. None = the network itself without the label (Ho & Salimans 2022, eq. 6), both
-                  branches in one batched call; another network, trained less or smaller, with the same label, is
+        weak:     the worse prediction. None = the network itself without the condition (Ho & Salimans 2022, eq. 6),
+                  both branches in one batched call; another network, trained less or smaller, told the same, is
                   autoguidance (Karras et al. 2024)
     """
 
@@ -50,21 +45,20 @@ class Guidance:
         low, high = self.interval
         return low - 1e-6 <= t <= high + 1e-6  # t was rounded to float32
 
-    def __call__(self, net: Net, null_class: int) -> Net:
-        """The guided network."""
+    def __call__(self, net: Net, null: Condition) -> Net:
+        """The guided network; null is what it is told, in one row, where nothing is said."""
         if getattr(net, "takes_guidance", False):
             return self._told(net)
         if self.scale == 1.0:
             return net
 
-        def guided(x_t: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
-            second = {} if s is None else {"s": s}
+        def guided(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
             if self.interval != (0.0, 1.0) and not self._acts(float(t[0])):  # a batch is at one time
-                return net(x_t, t, y, **second)
+                return net(x_t, t, condition)
             if self.weak is not None:
-                good, worse = net(x_t, t, y, **second), self.weak(x_t, t, y, **second)
+                good, worse = net(x_t, t, condition), self.weak(x_t, t, condition)
             else:
-                good, worse = with_and_without(net, null_class, x_t, t, y, s)
+                good, worse = with_and_without(net, null, x_t, t, condition)
             output = torch.lerp(worse, good, self.scale)
             if self.rescale > 0:
                 ratio = _std(good) / _std(output)
@@ -81,19 +75,19 @@ class Guidance:
                 "guidance_rescale= or weak=: leave them out"
             )
 
-        def told(x_t: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
-            return net(x_t, t, y, **({} if s is None else {"s": s}), w=torch.full_like(t, self.scale))
+        def told(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            return net(x_t, t, Condition.of(condition)._replace(w=torch.full_like(t, self.scale)))
 
         return told
 
 
 def with_and_without(
-    net: Net, null_class: int, x_t: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None
+    net: Net, null: Condition, x_t: Tensor, t: Tensor, condition: Condition | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A network's outputs with the labels and without, in one batched call."""
-    labels = torch.cat([y, torch.full_like(y, null_class)])
-    second = {} if s is None else {"s": torch.cat([s, s])}
-    good, worse = net(torch.cat([x_t, x_t]), torch.cat([t, t]), labels, **second).chunk(2)
+    """A network's outputs with the condition and without it, in one batched call."""
+    condition = Condition.of(condition)
+    both = condition.beside(condition.unsaid(null))
+    good, worse = net(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
     return good, worse
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ldm.condition import Condition
 from ldm.diffusion.derivative import Derivative, along
 from ldm.diffusion.guidance import with_and_without
 from ldm.diffusion.objective import Objective, expand
@@ -19,6 +20,7 @@ class MeanFlow:
         objective:  with average=true
         same:       share of samples with s = t, where the target is the velocity itself
         guidance:   of the velocity that is averaged: 1 is none (their appendix B.1)
+        null:       what the network is told, in one row, where nothing is said; for guidance alone
         mix:        their kappa: the share of that in which the network's own labelled velocity stands for the sample's,
                     which varies less
         derivative: see `ldm.diffusion.derivative`
@@ -31,6 +33,7 @@ class MeanFlow:
         self,
         *,
         objective: Objective,
+        null: Condition | None = None,
         same: Share = 0.75,
         guidance: NonNegative = 1.0,
         mix: Share = 0.0,
@@ -40,6 +43,9 @@ class MeanFlow:
             raise ValueError("MeanFlow learns averages: pass objective.average=true")
         if mix == 1:
             raise ValueError("mix=1 would leave nothing of the data in the target: pass less")
+        if guidance != 1 and null is None:
+            raise ValueError(f"guidance={guidance:g} wants null=, what the network is told where nothing is said")
+        self.null = null
         self.objective, self.same, self.guidance, self.mix = objective, same, guidance, mix
         self.derivative: Derivative = derivative
 
@@ -57,36 +63,39 @@ class MeanFlow:
         return torch.stack([t, torch.where(same, first, torch.minimum(first, second))], dim=1)
 
     def loss(
-        self, net: nn.Module, x0: Tensor, y: Tensor, *, drawn: Tensor, eps: Tensor, batch: int
+        self, net: nn.Module, x0: Tensor, condition: Condition | Tensor, *, drawn: Tensor, eps: Tensor, batch: int
     ) -> tuple[Tensor, Tensor]:
-        t, s = drawn.unbind(1)
+        (t, s), condition = drawn.unbind(1), Condition.of(condition)
         c = self.objective.path(expand(t, x0))
         x_t, velocity = c.alpha * x0 + c.sigma * eps, c.dalpha * x0 + c.dsigma * eps
         with held(net, x0.device):
-            target = self.target(net, x_t, self._guided(net, x_t, t, y, velocity), t, s, y)
+            target = self.target(net, x_t, self._guided(net, x_t, t, condition, velocity), t, s, condition)
         seen, time = self.objective.input(c, x_t, t)
-        error = (net(seen, time, y, s=s.to(time)) - target).square().flatten(1).mean(1)
+        error = (net(seen, time, condition._replace(s=s.to(time))) - target).square().flatten(1).mean(1)
         return self.objective.weighted(error, c), t
 
-    def target(self, net: nn.Module, x_t: Tensor, velocity: Tensor, t: Tensor, s: Tensor, y: Tensor) -> Tensor:
+    def target(
+        self, net: nn.Module, x_t: Tensor, velocity: Tensor, t: Tensor, s: Tensor, condition: Condition | Tensor
+    ) -> Tensor:
         """velocity - (t - s) du/dt, [B, ...]; where s = t the velocity to the bit, and nothing is differentiated."""
         apart = (s < t).nonzero().flatten()
         if len(apart) == 0:
             return velocity
-        then, label = s[apart], y[apart]
+        told = Condition.of(condition).rows(apart)._replace(s=s[apart])
 
         def average(x_t: Tensor, t: Tensor) -> Tensor:
-            return net(x_t, t, label, s=then)
+            return net(x_t, t, told)
 
-        slope = along(average, x_t[apart], t[apart], velocity[apart], torch.ones_like(then), self.derivative)
+        slope = along(average, x_t[apart], t[apart], velocity[apart], torch.ones_like(s[apart]), self.derivative)
         return velocity.index_add(0, apart, -expand(t - s, velocity)[apart] * slope.to(velocity.dtype))
 
-    def _guided(self, net: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, velocity: Tensor) -> Tensor:
-        """The velocity that is averaged: guided, where a label is there."""
-        if self.guidance == 1:
-            return velocity if self.mix == 0 else torch.lerp(velocity, net(x_t, t, y, s=t).to(velocity.dtype), self.mix)
-        null_class = int(net.null_class)  # type: ignore[arg-type]
-        labelled, free = with_and_without(net, null_class, x_t, t, y, t)
+    def _guided(self, net: nn.Module, x_t: Tensor, t: Tensor, condition: Condition, velocity: Tensor) -> Tensor:
+        """The velocity that is averaged: guided, where a condition is there."""
+        condition = condition._replace(s=t)
+        if self.null is None or self.guidance == 1:
+            return velocity if self.mix == 0 else torch.lerp(velocity, net(x_t, t, condition).to(velocity), self.mix)
+        told, free = with_and_without(net, self.null, x_t, t, condition)
         own = self.guidance * (1 - self.mix)  # their omega, of which guidance = omega / (1 - kappa)
-        guided = own * velocity + self.mix * labelled + (1 - own - self.mix) * free
-        return torch.where(expand(y == null_class, velocity), velocity, guided.to(velocity.dtype))
+        guided = own * velocity + self.mix * told + (1 - own - self.mix) * free
+        dropped = condition.label == self.null.label.to(x_t.device)
+        return torch.where(expand(dropped, velocity), velocity, guided.to(velocity.dtype))

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ldm.condition import Condition
 from ldm.diffusion.coupling import Coupling, Independent
 from ldm.diffusion.parameterization import (
     PARAMETERIZATIONS,
@@ -24,7 +25,7 @@ from ldm.diffusion.path import Coefficients, Path, log_snr, time_at
 from ldm.diffusion.times import TimeSampler
 from ldm.diffusion.weighting import Weighting
 
-Net = Callable[..., Tensor]  # (x_t [B,C,H,W], t [B], y [B]) -> [B,C,H,W]; with s= [B], where it has learned averages
+Net = Callable[..., Tensor]  # (x_t [B,C,H,W], t [B], condition) -> [B,C,H,W]
 
 
 class Denoise(Protocol):
@@ -87,22 +88,22 @@ class Objective:
             )
 
     def loss(
-        self, net: Net, x0: Tensor, y: Tensor, *, t: Tensor | None = None, eps: Tensor | None = None
+        self, net: Net, x0: Tensor, condition: Condition | Tensor, *, t: Tensor | None = None, eps: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Weighted mean square of the network's error at random times, [B], and those times, [B].
 
         Args:
-            net: (x_t, t, y) -> like x_t
-            x0:  clean latents, [B, C, H, W]
-            y:   labels, [B]
-            t:   times, [B]; None = drawn from the global generator
-            eps: noise that is paired with x0 already, like x0; None = drawn from the global generator, then paired
+            net:       (x_t, t, condition) -> like x_t
+            x0:        clean latents, [B, C, H, W]
+            condition: what the network is told; labels [B] alone may stand for it
+            t:         times, [B]; None = drawn from the global generator
+            eps:       noise that is paired with x0 already, like x0; None = drawn likewise, then paired
         """
-        t = self.times(len(x0), x0.device) if t is None else t  # [B]
-        eps = self.coupling(x0, torch.randn_like(x0), y) if eps is None else eps  # [B, C, H, W]
+        t, condition = self.times(len(x0), x0.device) if t is None else t, Condition.of(condition)
+        eps = self.coupling(x0, torch.randn_like(x0), condition.label) if eps is None else eps  # [B, C, H, W]
         c = self.path(expand(t, x0))  # [B, 1, 1, 1] each
         a, b = target_coefficients(c, self.parameterization)
-        output = net(*self.input(c, c.alpha * x0 + c.sigma * eps, t), y)
+        output = net(*self.input(c, c.alpha * x0 + c.sigma * eps, t), condition)
         return self.weighted((output - (a * x0 + b * eps)).square().flatten(1).mean(1), c), t
 
     def weighted(self, error: Tensor, c: Coefficients) -> Tensor:
@@ -115,16 +116,19 @@ class Objective:
         """[n] times at which it is trained."""
         return self.time_sampler(n, self.path, device)
 
-    def denoiser(self, net: Net, y: Tensor) -> Denoise:
-        """Wrap `net`, conditioned on y [B], as (x_t, t) -> Prediction(x0, eps)."""
+    def denoiser(self, net: Net, condition: Condition | Tensor) -> Denoise:
+        """Wrap `net`, told a condition of B rows or labels [B], as (x_t, t) -> Prediction(x0, eps)."""
+
+        condition = Condition.of(condition)
 
         def denoise(x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Prediction:
             c = coefficients(self.path, t, x_t)
             seen, time = self.input(c, x_t, t.expand(len(x_t)))
             if s is None or not self.average:
-                return solve(c, *target_coefficients(c, self.parameterization), x_t, net(seen, time, y))
+                return solve(c, *target_coefficients(c, self.parameterization), x_t, net(seen, time, condition))
             a, b = secants(c, coefficients(self.path, s, x_t), expand(t - s, x_t))
-            return solve(c, a, b, x_t, net(seen, time, y, s=s.expand(len(x_t)).to(time)))
+            told = condition._replace(s=s.expand(len(x_t)).to(time))
+            return solve(c, a, b, x_t, net(seen, time, told))
 
         return denoise
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ldm.condition import Condition
 from ldm.diffusion.objective import Objective, coefficients, expand
 from ldm.diffusion.parameterization import Prediction
 from ldm.diffusion.path import Coefficients, Path
@@ -49,20 +50,20 @@ class Progressive:
         return torch.stack([t, scales_of(self.guidance, self.guidance_max, n, device)], dim=1)
 
     def loss(
-        self, net: nn.Module, x0: Tensor, y: Tensor, *, drawn: Tensor, eps: Tensor, batch: int
+        self, net: nn.Module, x0: Tensor, condition: Condition | Tensor, *, drawn: Tensor, eps: Tensor, batch: int
     ) -> tuple[Tensor, Tensor]:
         t, scale = drawn.unbind(1)
         now = coefficients(self.objective.path, t, x0)
         x_t = now.alpha * x0 + now.sigma * eps
-        x0, eps = self.target(x_t, t, y, scale if guides(self.guidance, self.guidance_max) else None)
-        return self.objective.loss(told(net, scale, self.guidance_max), x0, y, t=t.to(x_t.dtype), eps=eps)
+        x0, eps = self.target(x_t, t, condition, scale if guides(self.guidance, self.guidance_max) else None)
+        return self.objective.loss(told(net, scale, self.guidance_max), x0, condition, t=t.to(x_t.dtype), eps=eps)
 
     @torch.no_grad()
-    def target(self, x_t: Tensor, t: Tensor, y: Tensor, scale: Tensor | None) -> Prediction:
+    def target(self, x_t: Tensor, t: Tensor, condition: Condition | Tensor, scale: Tensor | None) -> Prediction:
         """The ends of the path through x_t, at times t [B], and the state that the teacher's two steps reach."""
         path, x, half = self.objective.path, x_t, 0.5 / self.steps
         for start, stop in ((t, t - half), (t - half, t - 2 * half)):
-            prediction = self.teacher.predict(x, start, y, scale)
+            prediction = self.teacher.predict(x, start, condition, scale)
             then = _landing(path, stop, x)
             x = then.alpha * prediction.x0 + then.sigma * prediction.eps
         now = coefficients(path, t, x)

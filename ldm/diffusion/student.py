@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ldm.condition import Condition
 from ldm.diffusion.guidance import with_and_without
 from ldm.diffusion.objective import Net, Objective, expand, on_path
 from ldm.diffusion.parameterization import Prediction
@@ -33,12 +34,12 @@ class Student(Protocol):
         """[n, k] random numbers, of which the first are the times."""
 
     def loss(
-        self, net: nn.Module, x0: Tensor, y: Tensor, *, drawn: Tensor, eps: Tensor, batch: int
+        self, net: nn.Module, x0: Tensor, condition: Condition | Tensor, *, drawn: Tensor, eps: Tensor, batch: int
     ) -> tuple[Tensor, Tensor]:
         """The losses [B] and the times [B].
 
-        net:   (x_t, t, y) -> like x_t
-        x0:    clean latents [B, C, H, W], with labels y [B] and noise eps
+        net:   (x_t, t, condition) -> like x_t
+        x0:    clean latents [B, C, H, W], with their condition and noise eps
         drawn: [B, k], of `times`
         batch: how many batches came before
         """
@@ -48,33 +49,40 @@ class Student(Protocol):
 class Teacher:
     """A trained network that students learn from; it is held fixed.
 
-    null_class: its label of images without one; None where it was never trained without, and can't be guided
+    null: what it is told, in one row, where nothing is said; None where it was never trained so, and can't be guided
     """
 
     net: nn.Module
     objective: Objective
-    null_class: int | None
+    null: Condition | None
 
     def passes(self, guided: bool) -> float:
         """Forward passes behind one prediction."""
         return 2.0 if guided and not getattr(self.net, "takes_guidance", False) else 1.0
 
-    def predict(self, x_t: Tensor, t: Tensor, y: Tensor, scale: Tensor | None, path: Path | None = None) -> Prediction:
+    def predict(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Condition | Tensor,
+        scale: Tensor | None,
+        path: Path | None = None,
+    ) -> Prediction:
         """Both ends of the path through x_t [B, ...] at times t [B].
 
         scale: of guidance, [B]; None: unguided
         path:  on which x_t lies; None: the teacher's own
         """
 
-        def guided(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        def guided(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
             if scale is not None and getattr(self.net, "takes_guidance", False):  # a student itself
-                return self.net(x_t, t, y, w=scale.to(t))
-            if scale is None or self.null_class is None:
-                return self.net(x_t, t, y)
-            good, worse = with_and_without(self.net, self.null_class, x_t, t, y)
+                return self.net(x_t, t, condition._replace(w=scale.to(t)))
+            if scale is None or self.null is None:
+                return self.net(x_t, t, condition)
+            good, worse = with_and_without(self.net, self.null, x_t, t, condition)
             return torch.lerp(worse, good, expand(scale, x_t).to(good))
 
-        denoise = self.objective.denoiser(guided, y)
+        denoise = self.objective.denoiser(guided, condition)
         return (denoise if path is None else on_path(denoise, self.objective.path, path))(x_t, t)
 
 
@@ -106,7 +114,7 @@ def told(net: Net, scale: Tensor, most: float | None) -> Net:
     """The network as it is, or, where guidance has a range, told the scale."""
     if most is None:
         return net
-    return lambda x_t, t, y: net(x_t, t, y, w=scale.to(t))
+    return lambda x_t, t, condition: net(x_t, t, condition._replace(w=scale.to(t)))
 
 
 def check_range(guidance: float, most: float | None) -> None:

@@ -1,4 +1,4 @@
-"""A model with one way to sample it: noise, a guided sampler, the decoder."""
+"""A model with one way to sample it: conditions, noise, a guided sampler, the decoder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ldm.condition import Condition
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.noise import IndexedNoise
 from ldm.diffusion.objective import Net, on_path
@@ -24,7 +25,7 @@ class Generator:
 
     model:     the trained pair of stages
     sampling:  the sampler and the times that it walks
-    guidance:  how the label is strengthened
+    guidance:  how the condition is strengthened
     seed:      with a sample's index, it determines all of that sample's noise
     path:      what the sampler walks on; None is the path of training. On another path, it starts where that is as
                noisy as the end of training's: neither knows what lies beyond
@@ -67,41 +68,41 @@ class Generator:
         return bool(drawn)
 
     @torch.no_grad()
-    def latents(self, indices: Sequence[int], labels: Tensor, keep: int = 0) -> tuple[Tensor, Record]:
-        """Normalised latents [B, C, h, w] of the samples with these indices and labels [B], and the record of the walk,
-        with the states of the first `keep`."""
+    def latents(self, indices: Sequence[int], condition: Condition | Tensor, keep: int = 0) -> tuple[Tensor, Record]:
+        """Normalised latents [B, C, h, w] of the samples with these indices and a condition of as many rows, or labels
+        [B] alone, and the record of the walk, with the states of the first `keep`."""
         noise = IndexedNoise(self.seed, indices)
-        return self.latents_from(noise.draw(self.model.latent_shape), self.net(), labels, noise, keep)
+        return self.latents_from(noise.draw(self.model.latent_shape), self.net(), condition, noise, keep)
 
     def net(self) -> Net:
         """The guided network."""
-        return self.guidance(self.model.net, self.model.net.null_class)  # type: ignore[arg-type]
+        return self.guidance(self.model.net, self.model.null)
 
     @torch.no_grad()
     def latents_from(
-        self, start: Tensor, net: Net, labels: Tensor, noise: IndexedNoise, keep: int = 0
+        self, start: Tensor, net: Net, condition: Condition | Tensor, noise: IndexedNoise, keep: int = 0
     ) -> tuple[Tensor, Record]:
         """Likewise, from standard normal noise [B, C, h, w], by a network (guided, or of several), with what noise a
         stochastic sampler adds on its way."""
         path, times = self._walk()
-        x = start.to(labels.device) * scale(path(times[0]))
-        denoise = self.model.objective.denoiser(net, labels)
+        x = start.to(Condition.of(condition).label.device) * scale(path(times[0]))
+        denoise = self.model.objective.denoiser(net, condition)
         record = Record(denoise if self.path is None else on_path(denoise, self.model.objective.path, path), keep)
         return self.sampling.walk(record, path, x, times, noise), record
 
-    def images(self, indices: Sequence[int], labels: Tensor) -> tuple[Tensor, int]:
+    def images(self, indices: Sequence[int], condition: Condition | Tensor) -> tuple[Tensor, int]:
         """Images, uint8 [B, 3, H, W], and the denoiser's evaluations for each (guided, two of networks each)."""
-        latents, record = self.latents(indices, labels)
+        latents, record = self.latents(indices, condition)
         return self.model.decode(latents), record.evaluations
 
-    def trajectory(self, label: Tensor, columns: int = 11) -> tuple[Tensor, list[float]]:
-        """Sample 0, of the class label [1], on its way from noise, at up to `columns` times of its grid.
+    def trajectory(self, condition: Condition | Tensor, columns: int = 11) -> tuple[Tensor, list[float]]:
+        """Sample 0, of a condition of one row or a label [1], on its way from noise, at up to `columns` of its times.
 
         Returns:
             K states x_t and then the x0 that the network predicts at each, decoded, uint8 [2 K, 3, H, W]; and the K
             times.
         """
-        latents, record = self.latents([0], label, keep=1)
+        latents, record = self.latents([0], condition, keep=1)
         grid = self._walk()[1].tolist()
         walked = {grid[-1]: (latents, latents)}
         for wanted in grid[:-1]:  # the state nearest to it: of several, the last, which the solver has corrected

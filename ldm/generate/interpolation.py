@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ldm.condition import Condition
 from ldm.diffusion.noise import IndexedNoise
 from ldm.generate.generator import Generator
 
@@ -27,8 +28,8 @@ def interpolate(generator: Generator, seeds: tuple[int, int], labels: tuple[int,
     net = generator.net()
     a, b = (torch.full((frames,), label, device=device) for label in labels)
 
-    def mixed(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return net(x_t, t, y) if labels[0] == labels[1] else torch.lerp(net(x_t, t, a), net(x_t, t, b), w)
+    def mixed(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return net(x_t, t, condition) if labels[0] == labels[1] else torch.lerp(net(x_t, t, a), net(x_t, t, b), w)
 
     noise = IndexedNoise(seeds[0], [0] * frames)  # what a stochastic sampler adds is the same for all
     noise.draw(model.latent_shape)  # as for the first image, whose start is the first that its generator draws

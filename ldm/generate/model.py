@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ldm.card import usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
+from ldm.condition import Condition, no_label
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import Path
@@ -34,7 +35,7 @@ def decoded_at_once(resolution: int) -> int:
 class LatentDiffusionModel:
     """Both stages of a trained model: it samples, encodes and decodes.
 
-    net:           stage 2's network, net(x_t, t, y)
+    net:           stage 2's network, net(x_t, t, condition)
     objective:     what it has learned
     stats:         of the latents, as they were cached
     autoencoder:   stage 1; without one there are no images, only latents
@@ -78,6 +79,11 @@ class LatentDiffusionModel:
     def device(self) -> torch.device:
         """Where its network is."""
         return next(self.net.parameters()).device
+
+    @property
+    def null(self) -> Condition:
+        """What its network is told, in one row, where nothing is said."""
+        return no_label(len(self.class_names))
 
     @property
     def resolution(self) -> int:

@@ -9,11 +9,12 @@ EPS = 1e-5  # of ADM's norms
 TRANSFORMER_EPS = 1e-6  # of the norm before a transformer, as in LDM
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, qk_norm: nn.ModuleList) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, of [B, heads, L, d] each; qk_norm holds the norms of queries and keys, or none."""
+def attend(q: Tensor, k: Tensor, v: Tensor, qk_norm: nn.ModuleList, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, of [B, heads, L, d] each; qk_norm holds the norms of queries and keys, or none; mask,
+    bool and broadcast to [B, heads, L, L'], says which keys are there."""
     if len(qk_norm) > 0:
         q, k = qk_norm[0](q), qk_norm[1](k)
-    return F.scaled_dot_product_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def qk_norms(wanted: bool, head_channels: int) -> nn.ModuleList:
@@ -32,7 +33,7 @@ class AttentionBlock(nn.Module):
         self.qk_norm = qk_norms(qk_norm, channels // num_heads)
         self.proj_out = zero_init(nn.Conv1d(channels, channels, 1))
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         h = self.qkv(self.norm(x.flatten(2)))  # [B, heads (q k v) C/heads, hw]: heads first, then q, k, v, as in LDM
         h = h.unflatten(1, (self.num_heads, 3, -1)).transpose(3, 4)  # [B, heads, 3, hw, C/heads]
         q, k, v = h.contiguous().unbind(2)  # in other orders there is no fused kernel
@@ -52,12 +53,12 @@ class CrossAttention(nn.Module):
         self.qk_norm = qk_norms(qk_norm, channels // num_heads)
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = (
             f(of).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for f, of in ((self.to_q, x), (self.to_k, context), (self.to_v, context))
         )  # [B, heads, L or M, C/heads]
-        return self.to_out(attend(q, k, v, self.qk_norm).transpose(1, 2).flatten(2))
+        return self.to_out(attend(q, k, v, self.qk_norm, mask).transpose(1, 2).flatten(2))
 
 
 class GEGLU(nn.Module):
@@ -93,10 +94,10 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(channels)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         h = self.norm1(x)
         x = x + self.attn1(h, h)
-        x = x + self.attn2(self.norm2(x), context)
+        x = x + self.attn2(self.norm2(x), context, mask)
         return x + self.ff(self.norm3(x))
 
 
@@ -110,8 +111,8 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, num_heads, context_dim, qk_norm)])
         self.proj_out = zero_init(nn.Conv2d(channels, channels, 1))
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # [B, hw, C]
         for block in self.transformer_blocks:
-            h = block(h, context)
+            h = block(h, context, mask)
         return x + self.proj_out(h.transpose(1, 2).reshape(x.shape))

@@ -1,8 +1,9 @@
-"""Layers that the autoencoder and the U-Net share."""
+"""Layers and checks that several networks share."""
 
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,3 +34,16 @@ def zero_init(module: nn.Module) -> nn.Module:
 def upsample_nearest(x: Tensor) -> Tensor:
     """[B, C, H, W] -> [B, C, 2H, 2W]."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def parts_taken(*, context: bool, concat: bool, second_time: bool, guidance: bool) -> tuple[str, ...]:
+    """The names of the parts of a `Condition` that a network of these takes, in their order."""
+    further = {"context": context, "mask": context, "concat": concat, "s": second_time, "w": guidance}
+    return ("label", *(name for name, taken in further.items() if taken))
+
+
+def put_beside(x_t: Tensor, concat: Tensor | None, channels: int) -> Tensor:
+    """x_t [B, C, h, w] with the condition's channels beside it; ValueError unless there are so many."""
+    if (0 if concat is None else concat.shape[1]) != channels:
+        raise ValueError(f"the network wants {channels} channels of concat beside x_t")
+    return x_t if concat is None else torch.cat([x_t, concat.to(x_t.dtype)], dim=1)

@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ldm.models.layers import check_factors, group_norm, zero_init
+from ldm.condition import Condition
+from ldm.models.layers import check_factors, group_norm, parts_taken, put_beside, zero_init
 from ldm.models.unet_layers import EPS, TIME_SCALE, LayerMaker, ScalarEmbedding, Stack, Stem, time_embedding
 from ldm.runtime.ranges import Blocks, Count, Fraction, Multipliers, Natural
 
@@ -16,11 +17,11 @@ GUIDANCE_SCALE = 0.1  # guidance of 1 to 11 is embedded as a time of 0 to 1
 class UNet(nn.Module):
     """ADM's U-Net, as LDM has it (Dhariwal & Nichol 2021, section 3; Rombach et al. 2022, appendix E).
 
-    net(x_t [B, C, h, w], t [B] in [0, 1], y [B]) -> [B, C, h, w]: what the objective regresses. It never learns which
-    path it serves. h and w must be multiples of `downsample_factor` (ValueError otherwise).
-
-    Further conditions, for those who bind them: context [B, L, context_dim], to which the transformers attend, and
-    concat [B, concat_channels, h, w], which is put beside x_t.
+    net(x_t [B, C, h, w], t [B] in [0, 1], condition) -> [B, C, h, w]: what the objective regresses. It never learns
+    which path it serves. h and w must be multiples of `downsample_factor` (ValueError otherwise). Of the condition it
+    takes the label and, as it was built, context [B, L, context_dim] with its mask, to which the transformers attend,
+    concat [B, concat_channels, h, w], which is put beside x_t, the second time and the guidance; labels [B] alone may
+    stand for it.
 
     Args:
         in_channels:           C, the latent's channels, in and out
@@ -45,7 +46,7 @@ class UNet(nn.Module):
         conv_resample:         whether a convolution goes with each such plain layer
         qk_norm:               normalise queries and keys (root mean square, learned scale), for half precision
         second_time:           it takes s [B], too, where t - s is embedded; the embedding starts at zero
-        takes_guidance:        it takes a guidance scale w [B], too, likewise: a student that was taught to be guided
+        takes_guidance:        it takes a scale of guidance w [B], too, likewise: a student that was taught to be guided
         time_offset:           the network sees the timestep 1000 t - time_offset; 1 for published weights, which count
                                from 0
         checkpoint:            recompute activations in the backward pass: less memory for about a third more time
@@ -155,50 +156,53 @@ class UNet(nn.Module):
         """What FSDP shards block by block."""
         return [module for module in self.modules() if isinstance(module, Stack)]
 
-    def forward(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        y: Tensor,
-        context: Tensor | None = None,
-        concat: Tensor | None = None,
-        s: Tensor | None = None,
-        w: Tensor | None = None,
-    ) -> Tensor:
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The parts of a condition that it was built for."""
+        return parts_taken(
+            context=self.context_dim is not None,
+            concat=self.concat_channels > 0,
+            second_time=self.second_embed is not None,
+            guidance=self.guidance_embed is not None,
+        )
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition | Tensor) -> Tensor:
         f = self.downsample_factor
         if x_t.shape[-1] % f or x_t.shape[-2] % f:
             raise ValueError(f"latent size {tuple(x_t.shape[-2:])} is not a multiple of the U-Net's factor {f}")
-        if (0 if concat is None else concat.shape[1]) != self.concat_channels:
-            raise ValueError(f"the network wants {self.concat_channels} channels of concat beside x_t")
-        emb, context = self._embed(t, y, context, x_t.dtype)
-        emb = self._embed_further(emb, t, s, w)
+        condition = Condition.of(condition)
+        condition.refuse("the U-Net", self.takes)
+        h = put_beside(x_t, condition.concat, self.concat_channels)
+        emb, context, mask = self._embed(t, condition, x_t.dtype)
+        emb = self._embed_further(emb, t, condition.s, condition.w)
         recompute = self.checkpoint and torch.is_grad_enabled()
-        h, skips = x_t if concat is None else torch.cat([x_t, concat], dim=1), []
+        skips = []
         for block in self.input_blocks:
-            h = block(h, emb, context, recompute)
+            h = block(h, emb, context, mask, recompute)
             skips.append(h)
-        h = self.middle_block(h, emb, context, recompute)
+        h = self.middle_block(h, emb, context, mask, recompute)
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), emb, context, recompute)
+            h = block(torch.cat([h, skips.pop()], dim=1), emb, context, mask, recompute)
         return self.out(h)
 
-    def _embed(self, t: Tensor, y: Tensor, context: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """The embedding [B, 4 model_channels] and the context that every layer is called with."""
+    def _embed(
+        self, t: Tensor, condition: Condition, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The embedding [B, 4 model_channels] and the context, with its mask, that every layer is called with."""
         time = time_embedding(t - self.time_offset / TIME_SCALE, self.model_channels).to(dtype)
-        emb, label = self.time_embed(time), self.label_emb(y)
+        emb, label = self.time_embed(time), self.label_emb(condition.label)
+        context, mask = condition.context, condition.mask
         if self.label_as == "embedding":
             emb = emb + label
         else:
             context = label[:, None] if context is None else torch.cat([label[:, None], context], dim=1)
+            mask = None if mask is None else torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
         if (context is None) != (self.context_dim is None):
             raise ValueError("the network wants a context exactly where net.context_dim is given")
-        return emb, context
+        return emb, context, None if mask is None else mask[:, None, None]  # [B, 1, 1, L]: of all heads and queries
 
     def _embed_further(self, emb: Tensor, t: Tensor, s: Tensor | None, w: Tensor | None) -> Tensor:
         """The embedding with those of the second time (None: s = t) and of guidance (None: w = 1)."""
-        for key, value, embed in (("second_time", s, self.second_embed), ("takes_guidance", w, self.guidance_embed)):
-            if value is not None and embed is None:
-                raise ValueError(f"the network was not built with net.{key}=true")
         if self.second_embed is not None:
             emb = emb + self.second_embed(torch.zeros_like(t) if s is None else t - s, emb.dtype)
         if self.guidance_embed is not None:

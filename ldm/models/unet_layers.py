@@ -1,6 +1,7 @@
 """The layers of the U-Net, in LDM's names, and the one place that makes them.
 
-Every layer is called with (x [B, C, h, w], emb [B, E], context [B, L, D] or None) and takes of them what it wants.
+Every layer is called with (x [B, C, h, w], emb [B, E], context [B, L, D] or None, its mask [B, 1, 1, L] or None) and
+takes of them what it wants.
 """
 
 import math
@@ -79,7 +80,7 @@ class ResBlock(nn.Module):
         same = in_channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         norm, activation, convolution = self.in_layers
         h = convolution(self._resampled(activation(norm(x))))
         emb = self.emb_layers(emb)[:, :, None, None]
@@ -106,7 +107,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if convolution else nn.AvgPool2d(2)
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         return self.op(x)
 
 
@@ -117,23 +118,24 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if convolution else nn.Identity()
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         return self.conv(upsample_nearest(x))
 
 
 class Stem(nn.Conv2d):
     """The first convolution, called as every layer is."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:  # type: ignore[override]
         return super().forward(x)
 
 
 class Stack(nn.ModuleList):
     """Layers in sequence; with `recompute`, their activations are computed again in the backward pass, not kept."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, recompute: bool) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None, recompute: bool) -> Tensor:
         for layer in self:
-            x = checkpoint(layer, x, emb, context, use_reentrant=False) if recompute else layer(x, emb, context)
+            told = (x, emb, context, mask)
+            x = checkpoint(layer, *told, use_reentrant=False) if recompute else layer(*told)
         return x
 
 

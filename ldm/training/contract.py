@@ -4,9 +4,9 @@
     time_sampler(n, path, device) -> t [n] in [0, 1]
     weighting(error [B], snr [B], gain [B]) -> loss [B]
     net = Net(in_channels=C, num_classes=K, **keys of its yaml)
-    net(x_t [B, C, h, w], t [B], y [B]) -> [B, C, h, w]           y is never None; net.null_class = K is "no label"
-    net(x_t, t, y, s=s [B])                                       of objective=meanflow: built with second_time=True
-    net(x_t, t, y, w=w [B])                                       of guidance as a condition: with takes_guidance=True
+    net(x_t [B, C, h, w], t [B], condition) -> [B, C, h, w]       condition.label [B]; net.null_class = K is "no label"
+        condition.s [B]                                           of objective=meanflow: built with second_time=True
+        condition.w [B]                                           of guidance as a condition: with takes_guidance=True
     net.fsdp_blocks                                               optional: modules that FSDP gathers one at a time
     grid(path, steps, t_max) -> times [steps + 1]                 falling, from t_max or just below to 0
     sampler(denoise, path, x [B, C, h, w], times) -> [B, C, h, w]
@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.condition import Condition
 from ldm.diffusion.checks import apart
 from ldm.generate.generator import Generator
 
-SHAPES = "net(x_t [B, C, h, w], t [B], y [B]) -> [B, C, h, w]"
+SHAPES = "net(x_t [B, C, h, w], t [B], condition) -> [B, C, h, w]"
 
 
 def check_network(
@@ -31,16 +32,16 @@ def check_network(
     latent_shape: tuple[int, ...],
     num_classes: int,
     device: torch.device,
-    further: dict[str, float] | None = None,
+    told: Condition,
 ) -> None:
-    """Call a network as training and sampling do: once, in evaluation mode, with the first label and with none.
+    """Call a network as training and sampling do: once, in evaluation mode, told something and told nothing.
 
     Args:
         net:          the network, on the CPU before and after
         latent_shape: C, h, w
         num_classes:  K
         device:       where it will be trained
-        further:      what a student is called with beside: a second time s, a scale of guidance w
+        told:         a condition of two rows: of the first label, and the null one
 
     Raises:
         ValueError: if it does not keep the contract above.
@@ -52,13 +53,13 @@ def check_network(
             "self.null_class = num_classes, and let it take labels from 0 up to and including that"
         )
     try:
-        output = _called(net, wanted, torch.tensor([0, num_classes]), device, further or {})
+        output = _called(net, wanted, told, device)
     except ValueError:
         raise
     except Exception as error:
         raise ValueError(
-            f"net: {name} can't be called as {SHAPES} with C, h, w = {latent_shape}, labels 0 and {num_classes} "
-            f"(null_class){''.join(f', {key}= [B]' for key in further or {})}: {type(error).__name__}: {error}"
+            f"net: {name} can't be called as {SHAPES} with C, h, w = {latent_shape}, condition.label 0 and "
+            f"{num_classes} (null_class){_beside_label(told)}: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(output, Tensor) or list(output.shape) != wanted:
         got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -67,14 +68,20 @@ def check_network(
         raise ValueError(f"net: {name} returns values that are not finite, before any training")
 
 
-def _called(net: nn.Module, shape: list[int], y: Tensor, device: torch.device, further: dict[str, float]) -> Any:
+def _beside_label(told: Condition) -> str:
+    parts = zip(told._fields, told, strict=True)
+    return "".join(
+        f", condition.{key} {list(part.shape)}" for key, part in parts if part is not None and key != "label"
+    )
+
+
+def _called(net: nn.Module, shape: list[int], told: Condition, device: torch.device) -> Any:
     """What a network returns at t = 0 and 1; its mode and its place are as before."""
     training = net.training
     try:
         with apart():
             x_t, t = torch.randn(shape), torch.tensor([0.0, 1.0])
-            more = {key: torch.full((2,), value, device=device) for key, value in further.items()}
-            return net.to(device).eval()(x_t.to(device), t.to(device), y.to(device), **more)
+            return net.to(device).eval()(x_t.to(device), t.to(device), told.to(device))
     finally:
         net.to("cpu").train(training)
 
@@ -84,7 +91,7 @@ class _SaysZero(nn.Module):
         super().__init__()
         self.null_class = null_class
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return torch.zeros_like(x_t)
 
 

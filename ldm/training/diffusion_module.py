@@ -9,7 +9,7 @@ from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from ldm.diffusion.guidance import drop_labels
+from ldm.condition import Condition
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.parameterization import angle
 from ldm.diffusion.student import Student
@@ -46,11 +46,12 @@ class TimeBins:
 
 
 class DiffusionModule(ProgressModule):
-    """Fresh posterior samples and label dropout, then the objective, or what a student regresses in its place.
+    """Fresh posterior samples, whose condition is dropped now and then; the objective, or what a student regresses.
 
     A weighting that learns (`LearnedUncertainty`) is trained, saved and averaged with the network; a teacher is not.
 
     Args:
+        null:  what the network is told, in one row, where nothing is said.
         guard: between the gradients and the step.
         rollbacks: how often the run may go back to an older checkpoint, once the guard has skipped too many in a row.
         rollback_lr: the rate is multiplied by this for each time that it did.
@@ -64,6 +65,7 @@ class DiffusionModule(ProgressModule):
         net: nn.Module,
         objective: Objective,
         stats: LatentStats,
+        null: Condition,
         label_dropout: float,
         optimizer: Callable[[Iterable[Parameter]], Optimizer],
         guard: StepGuard,
@@ -76,7 +78,8 @@ class DiffusionModule(ProgressModule):
         self.guard, self.max_rollbacks, self.rollback_lr = guard, rollbacks, rollback_lr
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout={label_dropout} must lie in [0, 1]")
-        self.net, self.objective, self.stats, self.label_dropout = net, objective, stats, label_dropout
+        self.net, self.objective, self.stats, self.null = net, objective, stats, null
+        self.label_dropout = label_dropout
         self.weighting = objective.weighting if isinstance(objective.weighting, nn.Module) else nn.Identity()
         self.student = student
         self.make_optimizer = optimizer
@@ -98,12 +101,12 @@ class DiffusionModule(ProgressModule):
 
     def flops_per_image(self) -> float:
         """Three forward passes, as a backward one costs two, and those behind a student's target."""
-        x_t, t, y = torch.empty(1, *self.card["latent_shape"]), torch.empty(1), torch.zeros(1, dtype=torch.long)
+        inputs = torch.empty(1, *self.card["latent_shape"]), torch.empty(1), self.null
         own, taught = (0.0, 0.0) if self.student is None else self.student.passes
-        flops = (3 + own) * forward_flops(self.net, x_t, t, y)
+        flops = (3 + own) * forward_flops(self.net, *inputs)
         if self.student is None or self.student.teacher is None:
             return flops
-        return flops + taught * forward_flops(self.student.teacher.net, x_t, t, y)
+        return flops + taught * forward_flops(self.student.teacher.net, *inputs)
 
     def rate_factors(self) -> dict[str, float]:
         return {name: self.rollback_lr**self.rollbacks * factor for name, factor in super().rate_factors().items()}
@@ -123,15 +126,15 @@ class DiffusionModule(ProgressModule):
         moments, y, *noise = batch  # [B, 2C, h, w], [B], perhaps [B, C, h, w]
         seed_from(self.seed, 2, self.batches_seen)  # of all ranks, for `_rows`
         uniform = self._rows(len(y), lambda n: torch.rand(n, device=y.device))
-        y = drop_labels(y, self.label_dropout, self.net.null_class, uniform)  # type: ignore[arg-type]
-        loss = self._loss("train", moments, y, *noise)
+        condition = Condition(y).dropped(uniform < self.label_dropout, self.null)
+        loss = self._loss("train", moments, condition, *noise)
         self.log_terms("train", {"loss": loss.detach()})
         return loss
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """The same loss on held-out latents with labels, at times and with noise that are the same every time."""
         moments, y, *noise = batch
-        self.log_terms("val", {"loss": self._loss("val", moments, y, *noise)}, images=len(y))
+        self.log_terms("val", {"loss": self._loss("val", moments, Condition(y), *noise)}, images=len(y))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -157,18 +160,18 @@ class DiffusionModule(ProgressModule):
         start = self.global_rank * n
         return draw(n * self.trainer.world_size)[start : start + n]
 
-    def _loss(self, stage: str, moments: Tensor, y: Tensor, eps: Tensor | None = None) -> Tensor:
+    def _loss(self, stage: str, moments: Tensor, condition: Condition, eps: Tensor | None = None) -> Tensor:
         n, shape, device = len(moments), (moments.shape[1] // 2, *moments.shape[2:]), moments.device
         spread, normal = (self._rows(n, lambda n: torch.randn(n, *shape, device=device)) for _ in range(2))
         x0 = self.stats.normalize(sample_moments(moments, spread))  # [B, C, h, w]
         drawn = self._rows(n, lambda n: (self.student or self.objective).times(n, device))  # [B], or [B, k]
-        eps = self.objective.coupling(x0, normal, y) if eps is None else eps
+        eps = self.objective.coupling(x0, normal, condition.label) if eps is None else eps
         if stage == "train":
             seed_from(self.seed, 3, self.batches_seen, self.global_rank)  # each rank's own, for dropout
         if self.student is None:
-            loss, t = self.objective.loss(self.net, x0, y, t=drawn, eps=eps)  # [B] each
+            loss, t = self.objective.loss(self.net, x0, condition, t=drawn, eps=eps)  # [B] each
         else:
-            loss, t = self.student.loss(self.net, x0, y, drawn=drawn, eps=eps, batch=self.batches_seen)
+            loss, t = self.student.loss(self.net, x0, condition, drawn=drawn, eps=eps, batch=self.batches_seen)
         # EDM's times lie next to 0, where its noise levels do not
         self.bins[stage].add(loss, angle(self.objective.path(t)) if self.objective.unit_input else t)
         return loss.mean()

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import (
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from ldm.condition import Condition
 from ldm.training.lightning_internals import batches_stepped, get_available_flops
 
 CompileOption = bool | str  # trainer.compile
@@ -139,13 +140,19 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     return get_available_flops(device, dtype)
 
 
-def forward_flops(net: nn.Module, *inputs: Tensor) -> float:
+def _empty_like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+
+def forward_flops(net: nn.Module, *inputs: Tensor | Condition) -> float:
     """Floating-point operations of a forward pass, counted without computing; 0 where torch can't foresee it, as in a
     network that looks at its own values. Of the inputs only shapes and types matter."""
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         tensors = (*net.named_parameters(), *net.named_buffers())
-        state = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors}
-        arguments = tuple(torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in inputs)
+        state = {name: _empty_like(tensor) for name, tensor in tensors}
+        arguments = tuple(
+            given.each(_empty_like) if isinstance(given, Condition) else _empty_like(given) for given in inputs
+        )
         try:
             functional_call(net, state, arguments)
         except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):

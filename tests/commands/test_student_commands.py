@@ -10,6 +10,7 @@ from support.tiny import CPU, TINY_DIFFUSION, fails
 
 import ldm as package
 from ldm.checkpoint import load_diffusion, newest, read
+from ldm.condition import Condition
 from ldm.data.cache_reader import CachedMoments, LatentCache
 from ldm.diffusion.noise import IndexedNoise
 
@@ -49,7 +50,7 @@ def test_a_student_takes_guidance_as_a_condition(there):
     net = load_diffusion("runs/told").net
     assert net.guidance_embed[2].weight.abs().sum() > 0  # it has learned from zero on
     x_t, t, y = torch.randn(1, *load_diffusion("runs/told").card["latent_shape"]), torch.ones(1), torch.zeros(1).long()
-    assert not torch.equal(net(x_t, t, y, w=torch.ones(1)), net(x_t, t, y, w=3 * torch.ones(1)))
+    assert not torch.equal(*(net(x_t, t, Condition(y, w=w * torch.ones(1))) for w in (1, 3)))
     assert "guidance=5 must lie in [1, 4]" in fails("sample", "run=x", "model=runs/told", "guidance=5")
     assert "takes guidance= as a condition" in fails("sample", "run=x", "model=runs/told", "guidance_rescale=0.5")
     next_one = [*PROGRESSIVE, "teacher=runs/told", "objective.student.steps=2"]

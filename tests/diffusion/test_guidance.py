@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from ldm.diffusion.guidance import Guidance, drop_labels
+from ldm.condition import Condition, no_label
+from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.noise import IndexedNoise
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import LinearPath
@@ -11,7 +12,8 @@ from ldm.diffusion.weighting import Unweighted
 NULL = 10
 
 
-def net(x_t, t, y):
+def net(x_t, t, condition):
+    y = Condition.of(condition).label
     return torch.sin(x_t * (y.reshape(-1, 1, 1, 1) + 1.0)) + t.reshape(-1, 1, 1, 1)
 
 
@@ -25,15 +27,6 @@ def branches(inputs):
     return net(x, t, y), net(x, t, torch.full_like(y, NULL))
 
 
-def test_labels_are_dropped_at_the_given_rate():
-    y = torch.arange(10).repeat(5000)
-    dropped = drop_labels(y, 0.1, NULL)
-    assert abs((dropped == NULL).float().mean() - 0.1) < 0.005
-    assert torch.equal(dropped[dropped != NULL], y[dropped != NULL])
-    assert torch.equal(drop_labels(y, 0.0, NULL), y)
-    assert (drop_labels(y, 1.0, NULL) == NULL).all()
-
-
 def test_guiding_the_output_guides_x0_and_eps(inputs):
     objective = Objective(
         path=LinearPath(), parameterization="velocity", weighting=Unweighted(), time_sampler=Uniform()
@@ -41,7 +34,7 @@ def test_guiding_the_output_guides_x0_and_eps(inputs):
     x, _, y = inputs
     t = torch.tensor(0.6)
     cond, uncond = (objective.denoiser(net, labels)(x, t) for labels in (y, torch.full_like(y, NULL)))
-    guided = objective.denoiser(Guidance(scale=3.0)(net, NULL), y)(x, t)
+    guided = objective.denoiser(Guidance(scale=3.0)(net, no_label(NULL)), y)(x, t)
     torch.testing.assert_close(guided.x0, uncond.x0 + 3.0 * (cond.x0 - uncond.x0))
     torch.testing.assert_close(guided.eps, uncond.eps + 3.0 * (cond.eps - uncond.eps))
 
@@ -53,7 +46,7 @@ def test_both_branches_in_one_call_and_one_branch_outside_the_interval(inputs):
         sizes.append(len(x_t))
         return net(x_t, t, y)
 
-    guided = Guidance(scale=2.0, interval=(0.3, 0.7))(counting, NULL)
+    guided = Guidance(scale=2.0, interval=(0.3, 0.7))(counting, no_label(NULL))
     x, t, y = inputs
     assert not torch.allclose(guided(x, t, y), net(x, t, y))
     for outside in (0.2, 0.8):
@@ -65,13 +58,13 @@ def test_autoguidance_extrapolates_from_the_weaker_network(inputs):
     def weak(x_t, t, y):
         return 0.5 * net(x_t, t, y)
 
-    guided = Guidance(scale=2.0, weak=weak)(net, NULL)(*inputs)
+    guided = Guidance(scale=2.0, weak=weak)(net, no_label(NULL))(*inputs)
     torch.testing.assert_close(guided, weak(*inputs) + 2.0 * (net(*inputs) - weak(*inputs)))
 
 
 def test_rescaling_by_hand(inputs):
     """Lin et al. 2024, eq. 14-16, a sample at a time."""
-    guided = Guidance(scale=5.0, rescale=0.7)(net, NULL)(*inputs)
+    guided = Guidance(scale=5.0, rescale=0.7)(net, no_label(NULL))(*inputs)
     for cond, uncond, found in zip(*branches(inputs), guided, strict=True):
         cfg = uncond + 5.0 * (cond - uncond)
         rescaled = cfg * cond.std() / cfg.std()
@@ -79,7 +72,7 @@ def test_rescaling_by_hand(inputs):
 
 
 def test_scale_one_is_the_conditional_network():
-    assert Guidance(scale=1.0)(net, NULL) is net
+    assert Guidance(scale=1.0)(net, no_label(NULL)) is net
 
 
 @pytest.mark.parametrize(

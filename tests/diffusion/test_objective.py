@@ -3,6 +3,7 @@ import torch
 from diffusers import DDPMScheduler
 from support.closed_forms import LDM_BETAS
 
+from ldm.condition import Condition
 from ldm.diffusion.coupling import OptimalTransport
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.parameterization import PARAMETERIZATIONS, target_coefficients
@@ -11,7 +12,8 @@ from ldm.diffusion.times import Discrete, LogNormal, Uniform
 from ldm.diffusion.weighting import EDM, Unweighted
 
 
-def net(x_t, t, y):
+def net(x_t, t, condition):
+    y = Condition.of(condition).label
     return torch.sin(3 * x_t + t.reshape(-1, 1, 1, 1)) + y.reshape(-1, 1, 1, 1)
 
 

@@ -8,6 +8,7 @@ from support.closed_forms import ALL_PATHS, PATHS
 from support.students import LABELS, ONES, SHAPE, Exact, normal, objective
 from torch import nn
 
+from ldm.condition import no_label
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.objective import expand
 from ldm.diffusion.parameterization import target_coefficients
@@ -28,7 +29,9 @@ def said(prediction, x_t, t):
 def test_progressives_target_ends_where_two_of_the_teachers_ddim_steps_end(name, parameterization, steps):
     trained = objective(ALL_PATHS[name], parameterization)
     net = Exact(trained)
-    student = Progressive(objective=trained, teacher=Teacher(net=net, objective=trained, null_class=100), steps=steps)
+    student = Progressive(
+        objective=trained, teacher=Teacher(net=net, objective=trained, null=no_label(100)), steps=steps
+    )
     x = normal()
     for i in range(1, steps + 1):
         t = torch.tensor(i / steps, dtype=torch.float64)
@@ -43,7 +46,7 @@ def test_progressives_target_ends_where_two_of_the_teachers_ddim_steps_end(name,
 
 def test_progressives_loss_is_zero_for_the_network_that_makes_the_double_step():
     trained = objective(CosinePath(), "v", weighting=TruncatedSNR())
-    teacher = Teacher(net=Exact(trained), objective=trained, null_class=100)
+    teacher = Teacher(net=Exact(trained), objective=trained, null=no_label(100))
     student = Progressive(objective=trained, teacher=teacher, steps=4)
     drawn = student.times(SHAPE[0], torch.device("cpu"))
     assert set(drawn[:, 0].tolist()) <= {0.25, 0.5, 0.75, 1.0}
@@ -62,7 +65,7 @@ def test_a_student_of_a_perfect_denoiser_is_perfect():
     """Of data that is a single point a step of any length lands on it, and so does the student's."""
     trained = objective(LinearPath(), "x0")
     point = normal(3)[:1]
-    teacher = Teacher(net=_Says(point), objective=trained, null_class=None)
+    teacher = Teacher(net=_Says(point), objective=trained, null=None)
     student = Progressive(objective=trained, teacher=teacher, steps=2)
     for t in (0.5, 1.0):
         ends = student.target(normal(4), t * ONES, LABELS, ONES)
@@ -82,11 +85,11 @@ class _Says(nn.Module):
 def test_guidance_baked_in_is_guidance_applied(scale):
     trained = objective(CosinePath(), "v")
     net = Exact(trained)
-    teacher = Teacher(net=net, objective=trained, null_class=100)
+    teacher = Teacher(net=net, objective=trained, null=no_label(100))
     student = Progressive(objective=trained, teacher=teacher, steps=2, guidance=scale)
     drawn = student.times(SHAPE[0], torch.device("cpu"))
     ends = student.target(normal(), ONES, LABELS, drawn[:, 1])
-    guided = trained.denoiser(Guidance(scale=scale)(net, 100), LABELS)
+    guided = trained.denoiser(Guidance(scale=scale)(net, no_label(100)), LABELS)
     times = torch.tensor([1.0, 0.75, 0.5], dtype=torch.float64)
     walked = ddim(guided, trained.path, normal(), times)
     torch.testing.assert_close(
@@ -99,7 +102,7 @@ def test_guidance_as_a_condition_reaches_teacher_and_student():
     net = Exact(trained)
     student = Progressive(
         objective=trained,
-        teacher=Teacher(net=net, objective=trained, null_class=100),
+        teacher=Teacher(net=net, objective=trained, null=no_label(100)),
         steps=1,
         guidance=1.0,
         guidance_max=3.0,
@@ -111,8 +114,8 @@ def test_guidance_as_a_condition_reaches_teacher_and_student():
     assert scales.std() > 0.1
     told = []
 
-    def student_net(x_t, t, y, w):
-        told.append(w)
+    def student_net(x_t, t, condition):
+        told.append(condition.w)
         return torch.zeros_like(x_t)
 
     student.loss(student_net, normal(1), LABELS, drawn=drawn, eps=normal(2), batch=0)

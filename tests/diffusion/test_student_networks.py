@@ -7,6 +7,7 @@ import torch
 from support.closed_forms import exact_denoiser
 from support.students import GAUSSIAN, LABELS, SHAPE, Exact, consistency_net, normal, objective, small_net
 
+from ldm.condition import Condition, no_label
 from ldm.diffusion.consistency import Consistency
 from ldm.diffusion.derivative import along, value_along
 from ldm.diffusion.meanflow import MeanFlow
@@ -26,7 +27,7 @@ def test_the_derivative_of_a_network_is_autograds_and_the_differences(attention)
     net = small_net(second_time=True, **attention).eval()
     y, t, s = LABELS % 3, torch.linspace(0.2, 0.9, SHAPE[0]), torch.zeros(SHAPE[0])
     x, dx, dt = normal().float(), normal(1).float(), torch.full((SHAPE[0],), 0.01)
-    function = lambda x, t: net(x, t, y, s=s)  # noqa: E731
+    function = lambda x, t: net(x, t, Condition(y, s=s))  # noqa: E731
     value, exact = value_along(function, x, t, dx, dt, "exact")
     difference = along(function, x, t, dx, dt, 0.005)
     torch.testing.assert_close(value, function(x, t), rtol=1e-4, atol=1e-5)
@@ -69,13 +70,13 @@ def test_a_loaded_teacher_is_itself_to_the_bit():
     assert {name.partition(".")[0] for name in further} == {"second_embed", "guidance_embed"}
     student.load_state_dict(further | plain.state_dict())
     x, t, y = normal().float(), torch.rand(SHAPE[0]), LABELS % 3
-    assert torch.equal(student(x, t, y, s=t / 3, w=2 * torch.ones_like(t)), plain(x, t, y))
+    assert torch.equal(student(x, t, Condition(y, s=t / 3, w=2 * torch.ones_like(t))), plain(x, t, y))
     assert torch.equal(student(x, t, y), plain(x, t, y))
     with pytest.raises(ValueError, match=r"net.second_time=true"):
-        plain(x, t, y, s=t)
+        plain(x, t, Condition(y, s=t))
 
 
-TAUGHT = Teacher(net=Exact(objective()), objective=objective(), null_class=100)
+TAUGHT = Teacher(net=Exact(objective()), objective=objective(), null=no_label(100))
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,7 @@ TAUGHT = Teacher(net=Exact(objective()), objective=objective(), null_class=100)
     [
         (lambda: MeanFlow(objective=objective()), "objective.average=true"),
         (lambda: MeanFlow(objective=objective(average=True), mix=1.0), "mix=1"),
+        (lambda: MeanFlow(objective=objective(average=True), guidance=2.0), "wants null="),
         (lambda: Consistency(objective=objective()), "cosine path"),
         (lambda: Consistency(objective=objective(CosinePath(), "v"), guidance=2.0), "pass teacher="),
         (lambda: objective(CosinePath(), "v", average=True), "parameterization=velocity"),

@@ -5,6 +5,7 @@ import torch
 from support.students import GAUSSIAN, LABELS, ONES, SHAPE, Exact, consistency_net, normal, objective, small_net
 from torch import nn
 
+from ldm.condition import no_label
 from ldm.diffusion.consistency import Consistency
 from ldm.diffusion.meanflow import MeanFlow
 from ldm.diffusion.objective import expand
@@ -31,7 +32,7 @@ def test_the_exact_average_velocity_solves_meanflows_identity(path, method):
     c = path(expand(t, x_t))
     x0 = GAUSSIAN.x0(c, x_t)
     v = c.dalpha * x0 + c.dsigma * (x_t - c.alpha * x0) / c.sigma
-    net = lambda x_t, t, y, s: average_velocity(path, x_t, t, s)  # noqa: E731
+    net = lambda x_t, t, condition: average_velocity(path, x_t, t, condition.s)  # noqa: E731
     u = average_velocity(path, x_t, t, s)
     target = student.target(net, x_t, v, t, s, LABELS)
     torch.testing.assert_close(target, u, rtol=0, atol=1e-10 if method == "exact" else 5e-4)
@@ -43,8 +44,8 @@ def test_the_exact_average_velocity_solves_meanflows_identity(path, method):
 def test_a_jump_by_the_exact_average_velocity_is_the_flow(path, steps):
     learned = objective(path, average=True)
 
-    def net(x_t, t, y, s=None):
-        return average_velocity(path, x_t, t, s)
+    def net(x_t, t, condition):
+        return average_velocity(path, x_t, t, condition.s)
 
     # float32 times would round: the network is asked in the state's own type
     times = uniform_grid(path, steps)
@@ -81,10 +82,10 @@ def test_meanflows_times_are_of_the_objectives_sampler_in_order():
 def test_meanflow_averages_the_guided_velocity():
     """omega v + kappa u(c) + (1 - omega - kappa) u(null), omega = guidance (1 - kappa); unlabelled samples keep v."""
     null = 5
-    net = _Labelled(null)
+    net = _Labelled()
     y = torch.tensor([0, 1, 2, null, 0, 1, null])
     for mix, omega in ((0.0, 3.0), (0.5, 1.5)):
-        student = MeanFlow(objective=objective(average=True), same=1.0, guidance=3.0, mix=mix)
+        student = MeanFlow(objective=objective(average=True), null=no_label(null), same=1.0, guidance=3.0, mix=mix)
         drawn = student.times(SHAPE[0], torch.device("cpu"))
         x0, eps = normal(1), normal(2)
         loss, _ = student.loss(net, x0, y, drawn=drawn, eps=eps, batch=0)
@@ -96,7 +97,7 @@ def test_meanflow_averages_the_guided_velocity():
 
 def test_meanflow_mixes_its_own_velocity_in_without_guidance_too():
     """(1 - kappa) v + kappa u(c), as omega + kappa = 1."""
-    net, y = _Labelled(5), torch.tensor([0, 1, 2, 5, 0, 1, 5])
+    net, y = _Labelled(), torch.tensor([0, 1, 2, 5, 0, 1, 5])
     student = MeanFlow(objective=objective(average=True), same=1.0, mix=0.25)
     x0, eps = normal(1), normal(2)
     drawn = student.times(SHAPE[0], torch.device("cpu"))
@@ -109,12 +110,8 @@ def test_meanflow_mixes_its_own_velocity_in_without_guidance_too():
 class _Labelled(nn.Module):
     """Says its label."""
 
-    def __init__(self, null_class):
-        super().__init__()
-        self.null_class = null_class
-
-    def forward(self, x_t, t, y, s=None):
-        return expand(y, x_t).to(x_t.dtype).expand_as(x_t)
+    def forward(self, x_t, t, condition):
+        return expand(condition.label, x_t).to(x_t.dtype).expand_as(x_t)
 
 
 @pytest.mark.parametrize("method", ["exact", 0.005])
@@ -135,7 +132,7 @@ def test_a_taught_slope_is_the_teachers_own_on_any_of_its_paths():
     """The exact denoiser of another path and another parameterization says the same of the same noise level."""
     for path, parameterization in ((CosinePath(), "v"), (LinearPath(), "velocity"), (VEPath(sigma_max=80.0), "x0")):
         trained = objective(path, parameterization)
-        teacher = Teacher(net=Exact(trained), objective=trained, null_class=100)
+        teacher = Teacher(net=Exact(trained), objective=trained, null=no_label(100))
         student = Consistency(objective=objective(CosinePath(), "v"), teacher=teacher)
         t = torch.linspace(0.1, 0.95, SHAPE[0], dtype=torch.float64)
         c, x_t = CosinePath()(expand(t, normal())), normal()

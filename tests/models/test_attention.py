@@ -8,9 +8,9 @@ from ldm.models.attention import AttentionBlock, SpatialTransformer
 from ldm.models.autoencoder import AttnBlock
 
 BLOCKS = {
-    "unet": lambda: (AttentionBlock(64, 4, qk_norm=False), (None, None)),
-    "unet, normalised": lambda: (AttentionBlock(64, 4, qk_norm=True), (None, None)),
-    "transformer": lambda: (SpatialTransformer(64, 4, 16, qk_norm=False), (None, torch.randn(2, 1, 16))),
+    "unet": lambda: (AttentionBlock(64, 4, qk_norm=False), (None, None, None)),
+    "unet, normalised": lambda: (AttentionBlock(64, 4, qk_norm=True), (None, None, None)),
+    "transformer": lambda: (SpatialTransformer(64, 4, 16, qk_norm=False), (None, torch.randn(2, 1, 16), None)),
     "autoencoder": lambda: (AttnBlock(64, 32), ()),
 }
 
@@ -21,9 +21,9 @@ def test_attention_takes_a_fused_kernel_in_either_memory_layout(monkeypatch, nam
     block, more = BLOCKS[name]()
     choices, attend = [], F.scaled_dot_product_attention
 
-    def spy(q, k, v):
-        choices.append(torch._fused_sdp_choice(q, k, v))
-        return attend(q, k, v)
+    def spy(q, k, v, attn_mask=None):
+        choices.append(torch._fused_sdp_choice(q, k, v, attn_mask))
+        return attend(q, k, v, attn_mask)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     block.to(memory_format=layout)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from ldm.condition import Condition
 from ldm.models.unet import UNet
 from ldm.models.unet_layers import time_embedding
 
@@ -70,14 +71,18 @@ CONTEXT = TINY | {"context_dim": 12}
 def test_conditions_reach_the_output():
     net = trained_looking(UNet(**CONTEXT, concat_channels=2)).eval()
     x, t, context, concat = torch.randn(2, 3, 8, 8), torch.rand(2), torch.randn(2, 5, 12), torch.randn(2, 2, 8, 8)
-    out = net(x, t, NULL, context=context, concat=concat)
-    assert not torch.allclose(net(x, t, NULL, context=context + 1, concat=concat), out)
-    assert not torch.allclose(net(x, t, NULL, context=context, concat=concat + 1), out)
-    torch.testing.assert_close(net(x, t, NULL, context=context.flip(1), concat=concat), out)  # a set of tokens
+    out = net(x, t, Condition(NULL, context, concat=concat))
+    assert not torch.allclose(net(x, t, Condition(NULL, context + 1, concat=concat)), out)
+    assert not torch.allclose(net(x, t, Condition(NULL, context, concat=concat + 1)), out)
+    torch.testing.assert_close(net(x, t, Condition(NULL, context.flip(1), concat=concat)), out)  # a set of tokens
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    masked = net(x, t, Condition(NULL, context, mask, concat))
+    torch.testing.assert_close(masked[0], out[0])
+    torch.testing.assert_close(masked[1:], net(x[1:], t[1:], Condition(NULL[1:], context[1:, :3], concat=concat[1:])))
     with pytest.raises(ValueError, match=r"wants a context"):
-        net(x, t, NULL, concat=concat)
+        net(x, t, Condition(NULL, concat=concat))
     with pytest.raises(ValueError, match="wants 2 channels of concat"):
-        net(x, t, NULL, context=context)
+        net(x, t, Condition(NULL, context))
 
 
 def test_label_as_context_and_options_change_the_output():

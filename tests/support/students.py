@@ -4,6 +4,7 @@ import torch
 from support.closed_forms import GaussianData
 from torch import nn
 
+from ldm.condition import Condition
 from ldm.diffusion.objective import Objective, expand
 from ldm.diffusion.parameterization import target_coefficients
 from ldm.diffusion.path import CosinePath, LinearPath
@@ -37,7 +38,8 @@ class Exact(nn.Module):
         super().__init__()
         self.objective = objective
 
-    def forward(self, x_t, t, y):
+    def forward(self, x_t, t, condition):
+        y = Condition.of(condition).label
         c = self.objective.path(expand(t, x_t))
         shift = torch.where(y == self.null_class, 0.0, 0.1 * y).reshape(-1, 1, 1, 1)
         x0 = GAUSSIAN.x0(c, x_t) + shift

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ldm.card import build_from_card
+from ldm.condition import Condition
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import Coefficients, LinearPath
@@ -22,6 +23,7 @@ from ldm.training.contract import check_network, check_sampling
 CONF = Path(__file__).parents[2] / "conf"
 CPU = torch.device("cpu")
 SHAPE = (4, 8, 8)
+TOLD = Condition(torch.tensor([0, 10]))
 
 
 class Net(nn.Module):
@@ -33,14 +35,14 @@ class Net(nn.Module):
         self.label = nn.Embedding(num_classes + 1 if rows is None else rows, 4)
         self.dropout = nn.Dropout(0.5)
 
-    def forward(self, x_t, t, y):
-        return self.dropout(x_t) * t[:, None, None, None] + self.label(y)[:, :, None, None]
+    def forward(self, x_t, t, condition):
+        return self.dropout(x_t) * t[:, None, None, None] + self.label(condition.label)[:, :, None, None]
 
 
 def test_a_network_that_keeps_it_is_left_as_it_was():
     net, before = Net().train(), torch.get_rng_state()
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    check_network(net, SHAPE, 10, CPU)
+    check_network(net, SHAPE, 10, CPU, TOLD)
     assert net.training
     assert all(parameter.grad is None for parameter in net.parameters())
     assert torch.equal(torch.get_rng_state(), before)
@@ -67,7 +69,7 @@ class Other(Net):
     [
         (NoNull, "NoNull needs an attribute null_class"),
         (partial(Net, 9), "self.null_class = num_classes"),
-        (partial(Net, rows=10), r"labels 0 and 10 \(null_class\): IndexError"),
+        (partial(Net, rows=10), r"condition.label 0 and 10 \(null_class\): IndexError"),
         (partial(Other, lambda x_t, t: x_t), "Other can't be called as net.*TypeError"),
         (partial(Other, lambda x_t, t, y: x_t[:, :3]), r"like x_t, \[2, 4, 8, 8\], not \[2, 3, 8, 8\]"),
         (partial(Other, lambda x_t, t, y: (x_t,)), "not tuple"),
@@ -77,7 +79,7 @@ class Other(Net):
 def test_a_network_that_breaks_it_is_told_how(net, said):
     net = net()
     with pytest.raises(ValueError, match=said):
-        check_network(net, SHAPE, 10, CPU)
+        check_network(net, SHAPE, 10, CPU, TOLD)
     assert net.training
 
 
