@@ -22,10 +22,11 @@ from ldm.diffusion.path import LinearPath
 from ldm.diffusion.sampling import Sampling
 from ldm.diffusion.times import Uniform
 from ldm.diffusion.weighting import Unweighted
-from ldm.generate.model import LatentDiffusionModel, decoded_at_once
+from ldm.generate.model import LatentDiffusionModel, decoded_at_once, size_for
 from ldm.images import to_image, to_x
 from ldm.latents import LatentStats
 from ldm.models.autoencoder import Autoencoder
+from ldm.training.contract import supplied
 from ldm.training.cost import Cost
 from ldm.training.speed import forward_flops
 from ldm.training.step_memory import evaluation_memory
@@ -86,6 +87,8 @@ def sample_cost(options: SampleOptions, given: EstimateOptions, gpu: bool) -> Co
     said: list[str] = []
     model = _model(options, given, said)
     net, shape, autoencoder = model.net, model.shape, model.autoencoder
+    if options.latent_size is not None:
+        shape = (shape[0], *size_for(net, options.latent_size))
     function, steps, grid = build(options.sampler.function), options.sampler.steps, build(options.grid)
     calls = evaluations(model.objective, model.sampling, (function, steps, grid, build(options.path)))
     scale = model.guidance if options.guidance is None else options.guidance
@@ -97,7 +100,7 @@ def sample_cost(options: SampleOptions, given: EstimateOptions, gpu: bool) -> Co
     inputs = [tensor.expand(batch, *tensor.shape[1:]).to("meta") for tensor in (x_t, t, y)]
     alive = evaluation_memory(net, lambda net, *x_t_y: guidance(net, no_label(0))(*x_t_y), *inputs)
     said.append(f"{calls} evaluations of the denoiser, each of {branches} network pass{'es' * (branches > 1)}")
-    side = shape[-1] * autoencoder.downsample_factor
+    side = max(shape[1:]) * autoencoder.downsample_factor
     return Cost(
         parameters=sum(p.numel() for p in net.parameters()),
         flops=flops,
@@ -144,7 +147,7 @@ def _model(options: SampleOptions, given: EstimateOptions, said: list[str]) -> _
         said.append(
             f"the network is that of net=, sampled by {Sampling().function.__name__} where nothing else is said"
         )
-        node, path = given.net | {"in_channels": shape[0], "num_classes": classes}, options.autoencoder
+        node, path = given.net | supplied(given.net, shape, classes), options.autoencoder
     arguments = given.shape_of_autoencoder(path, said)
     with torch.device("meta"):
         return _Model(build_from_card(node, options.trust), Autoencoder(**arguments), shape, **usual)

@@ -14,6 +14,7 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.runtime.arguments import arguments_of, node_with
 from ldm.runtime.gpus import CPU, Device, named
 from ldm.runtime.ranges import Count, Positive
+from ldm.training.contract import SUPPLIED
 from ldm.training.cost import this_cpu, this_machine
 
 ShareOfPeak = Annotated[float, Interval(gt=0, le=1)]
@@ -23,7 +24,7 @@ class EstimateOptions(Group):
     """conf/estimate.yaml, which says what each key means."""
 
     autoencoder: Annotated[dict[str, Any], arguments_of(Autoencoder, "variational")]
-    net: Annotated[dict[str, Any], node_with("in_channels", "num_classes")]
+    net: Annotated[dict[str, Any], node_with(*SUPPLIED)]
     gpu: Text | None
     tflops: Positive | None
     memory_gb: Positive | None

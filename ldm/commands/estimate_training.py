@@ -26,6 +26,7 @@ from ldm.latents import LatentStats
 from ldm.losses.autoencoder_loss import AutoencoderLoss
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
+from ldm.training.contract import supplied
 from ldm.training.cost import Cost, Parts, checkpoint_bytes
 from ldm.training.pictures import SampleGrid
 from ldm.training.step_memory import Module, StepMemory, step_memory
@@ -68,7 +69,7 @@ def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions,
     sampling = Sampling(**build_from_card(parts["sampling"], options.trust))
     said: list[str] = []
     shape, classes, _ = given.shape_of_latents(options.latents, said)
-    sizes = {"in_channels": shape[0], "num_classes": classes}
+    sizes = supplied(options.net, shape, classes)
     cached = Path(options.latents, AUTOENCODER_FILE)
     arguments = given.shape_of_autoencoder(options.autoencoder or (cached if cached.exists() else None), said)
     with torch.device("meta"):

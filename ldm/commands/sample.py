@@ -1,6 +1,7 @@
 """Generate images with a trained model: samples.npz, grid.png, trajectory.png, sample.json."""
 
 import io
+import math
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
-from annotated_types import Interval
+from annotated_types import Interval, Le, Len
 from pydantic import model_validator
 from torch import Tensor
 
@@ -35,6 +36,9 @@ from ldm.runtime.memory import check_batch, check_fits
 from ldm.runtime.ranges import Count, NonNegative, Share
 from ldm.runtime.ranks import gather, join_ranks, pick_device, precision
 
+Side = Annotated[Count, Le(2048)]
+LatentSize = Side | Annotated[list[Side], Len(2, 2)] | None
+
 
 class SampleOptions(ResultOptions, LoggedOptions):
     """conf/sample.yaml, which says what each key means."""
@@ -45,6 +49,7 @@ class SampleOptions(ResultOptions, LoggedOptions):
     grid: Choice
     path: Choice
     num: Count
+    latent_size: LatentSize
     classes: list[str | int] | str | int | None
     weights: Weights
     guidance: NonNegative | None
@@ -143,6 +148,8 @@ def folder_names(names: Sequence[str]) -> list[str]:
 
 def planned(options: SampleOptions, model: LatentDiffusionModel, guidance: Guidance) -> tuple[Generator, Tensor]:
     """How the model is sampled and the labels [num] of the samples; ValueError if they do not fit into memory."""
+    if options.latent_size is not None:
+        model = model.sized(options.latent_size)
     generator = model.generator(
         sampler=build(options.sampler.function),
         steps=options.sampler.steps,
@@ -151,7 +158,7 @@ def planned(options: SampleOptions, model: LatentDiffusionModel, guidance: Guida
         guidance=guidance,
         seed=options.seed,
     )
-    pixels = 3 * model.resolution**2
+    pixels = 3 * math.prod(model.image_size)
     check_fits(2 * options.num * pixels, f"num={options.num}", "lower num=, and sample several times by seed=")
     check_batch(options.batch_size, pixels)
     return generator, model.in_turn(options.classes, options.num)
@@ -243,6 +250,7 @@ def stamp_of(
         "guidance_rescale": options.guidance_rescale,
         "weak": None if weak is None else weak.fingerprint,
         "seed": options.seed,
+        "latent_size": given["latent_size"],
         "batches_trained": loaded.card["batches_seen"],
         "student": loaded.card.get("student"),
     }

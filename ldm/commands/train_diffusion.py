@@ -37,7 +37,7 @@ from ldm.runtime.loggers import artifact
 from ldm.runtime.ranges import Natural, NonNegative, Several, Share
 from ldm.runtime.ranks import pick_device
 from ldm.training.console import final_figures
-from ldm.training.contract import check_network, check_sampling
+from ldm.training.contract import SUPPLIED, check_network, check_sampling, supplied
 from ldm.training.curves import last_value
 from ldm.training.data_modules import LatentData
 from ldm.training.diffusion_module import DiffusionModule
@@ -51,7 +51,7 @@ from ldm.training.schedule import Schedule
 
 Width = Annotated[float, Interval(gt=0, le=WIDEST)]  # sigma_rel of an average
 NetNode = Annotated[
-    dict[str, Any], AfterValidator(lambda node: check_node(node, ("in_channels", "num_classes")) if node else node)
+    dict[str, Any], AfterValidator(lambda node: check_node(node, SUPPLIED) if node else node)
 ]  # {} is the teacher's
 
 
@@ -106,7 +106,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
         check_latents(f"teacher={options.teacher}", teacher.card, options.latents, cache)
     reflow = reflow_card(options, objective, cache, run)
     autoencoder = matching_autoencoder(options.autoencoder, AUTOENCODER_FILE, cache.folder, cache.manifest.autoencoder)
-    shape = {"in_channels": cache.latent_shape[0], "num_classes": len(cache.class_names)} | schooling.net
+    shape = supplied(own_net, cache.latent_shape, len(cache.class_names)) | schooling.net
     seed_from(options.seed)
     net: nn.Module = build_from_card(own_net | shape, options.trust)
     told = schooling.told(no_label(0).beside(null))

@@ -47,6 +47,7 @@ class SampleStamp(JsonFile):
     guidance_rescale: NonNegative
     weak: Fingerprint | None
     seed: Natural
+    latent_size: Count | list[Count] | None = None  # null: as in training
     batches_trained: Natural
     student: StudentCard | None = None
     evaluations: NonNegative

@@ -31,6 +31,17 @@ def decoded_at_once(resolution: int) -> int:
     return max(1, PIXELS // resolution**2)
 
 
+def size_for(net: nn.Module, latent_size: Sequence[int] | int) -> tuple[int, int]:
+    """Height and width, of them or of a side; ValueError where a network cannot be asked for such latents."""
+    given = [latent_size] * 2 if isinstance(latent_size, int) else list(latent_size)
+    factor = int(getattr(net, "downsample_factor", 1))
+    if len(given) != 2 or any(side < 1 or side % factor for side in given):
+        raise ValueError(
+            f"latent_size={latent_size} must be a side or [height,width], in multiples of {factor} for this network"
+        )
+    return given[0], given[1]
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class LatentDiffusionModel:
     """Both stages of a trained model: it samples, encodes and decodes.
@@ -86,9 +97,20 @@ class LatentDiffusionModel:
         return no_label(len(self.class_names))
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of its images, in pixels."""
+        height, width = self.latent_shape[1:]
+        factor = self._stage1().downsample_factor
+        return height * factor, width * factor
+
+    @property
     def resolution(self) -> int:
-        """Side of its images, in pixels."""
-        return self.latent_shape[-1] * self._stage1().downsample_factor
+        """The longer side of its images, in pixels."""
+        return max(self.image_size)
+
+    def sized(self, latent_size: Sequence[int] | int) -> "LatentDiffusionModel":
+        """The same model for latents of another size than in its training: see `size_for`."""
+        return replace(self, latent_shape=(self.latent_shape[0], *size_for(self.net, latent_size)))
 
     def labels(self, classes: Classes = None) -> list[int]:
         """The indices of classes that are given by name or index; None is all of them.
@@ -157,6 +179,7 @@ class LatentDiffusionModel:
         guidance: float | Guidance | None = None,
         seed: Natural = 0,
         batch_size: Count = 250,
+        latent_size: Sequence[Count] | Count | None = None,
     ) -> Tensor:
         """Images, uint8 [n, 3, H, W].
 
@@ -169,9 +192,11 @@ class LatentDiffusionModel:
         guidance:   1 is unguided; a `Guidance` has more choices; None: the scale of the sample grids in training
         seed:       with an image's place in the result, it determines the image
         batch_size: images at once; it changes nothing but speed and memory
+        latent_size: see `sized`; None: as in training
         """
         labels = self.in_turn(classes, n)
-        generator = self.generator(sampler=sampler, steps=steps, grid=grid, path=path, guidance=guidance, seed=seed)
+        model = self if latent_size is None else self.sized(latent_size)
+        generator = model.generator(sampler=sampler, steps=steps, grid=grid, path=path, guidance=guidance, seed=seed)
         parts = [range(i, min(i + batch_size, len(labels))) for i in range(0, len(labels), batch_size)]
         return torch.cat([generator.images(part, labels[list(part)].to(self.device))[0] for part in parts])
 

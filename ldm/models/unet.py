@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm.condition import Condition
+from ldm.models.embedding import TIME_SCALE, ScalarEmbedding, time_embedding, told_further
 from ldm.models.layers import check_factors, group_norm, parts_taken, put_beside, zero_init
-from ldm.models.unet_layers import EPS, TIME_SCALE, LayerMaker, ScalarEmbedding, Stack, Stem, time_embedding
+from ldm.models.unet_layers import EPS, LayerMaker, Stack, Stem
 from ldm.runtime.ranges import Blocks, Count, Fraction, Multipliers, Natural
-
-GUIDANCE_SCALE = 0.1  # guidance of 1 to 11 is embedded as a time of 0 to 1
 
 
 class UNet(nn.Module):
@@ -174,7 +173,7 @@ class UNet(nn.Module):
         condition.refuse("the U-Net", self.takes)
         h = put_beside(x_t, condition.concat, self.concat_channels)
         emb, context, mask = self._embed(t, condition, x_t.dtype)
-        emb = self._embed_further(emb, t, condition.s, condition.w)
+        emb = told_further(emb, t, condition.s, condition.w, self.second_embed, self.guidance_embed)
         recompute = self.checkpoint and torch.is_grad_enabled()
         skips = []
         for block in self.input_blocks:
@@ -200,12 +199,3 @@ class UNet(nn.Module):
         if (context is None) != (self.context_dim is None):
             raise ValueError("the network wants a context exactly where net.context_dim is given")
         return emb, context, None if mask is None else mask[:, None, None]  # [B, 1, 1, L]: of all heads and queries
-
-    def _embed_further(self, emb: Tensor, t: Tensor, s: Tensor | None, w: Tensor | None) -> Tensor:
-        """The embedding with those of the second time (None: s = t) and of guidance (None: w = 1)."""
-        if self.second_embed is not None:
-            emb = emb + self.second_embed(torch.zeros_like(t) if s is None else t - s, emb.dtype)
-        if self.guidance_embed is not None:
-            told = torch.zeros_like(t) if w is None else GUIDANCE_SCALE * (w - 1)
-            emb = emb + self.guidance_embed(told, emb.dtype)
-        return emb

@@ -4,12 +4,10 @@ Every layer is called with (x [B, C, h, w], emb [B, E], context [B, L, D] or Non
 takes of them what it wants.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -18,27 +16,6 @@ from ldm.models.attention import AttentionBlock, SpatialTransformer
 from ldm.models.layers import group_norm, upsample_nearest, zero_init
 
 EPS = 1e-5  # of every GroupNorm here, as in LDM
-TIME_SCALE = 1000.0  # t in [0, 1] is embedded as LDM's timestep in [0, 1000]
-
-
-def time_embedding(t: Tensor, dim: int) -> Tensor:
-    """Sinusoids [cos, sin] of 1000 t with periods from 2 pi to 2 pi 1e4 (Vaswani et al. 2017): [B] -> [B, dim]."""
-    half = dim // 2
-    frequencies = torch.exp(-math.log(1e4) / half * torch.arange(half, device=t.device, dtype=torch.float32))
-    angles = TIME_SCALE * t.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-class ScalarEmbedding(nn.Sequential):
-    """A further number a sample, [B] in about [0, 1], as an embedding [B, E] that starts at zero."""
-
-    def __init__(self, dim: int, emb_channels: int) -> None:
-        super().__init__(nn.Linear(dim, emb_channels), nn.SiLU(), zero_init(nn.Linear(emb_channels, emb_channels)))
-        self.dim = dim
-
-    def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:  # type: ignore[override]
-        return super().forward(time_embedding(value, self.dim).to(dtype))
-
 
 Resample = Literal["up", "down", "none"]
 

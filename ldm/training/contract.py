@@ -3,7 +3,7 @@
     path(t) -> Coefficients(alpha, sigma, dalpha, dsigma)         each of t's shape; the last two are derivatives by t
     time_sampler(n, path, device) -> t [n] in [0, 1]
     weighting(error [B], snr [B], gain [B]) -> loss [B]
-    net = Net(in_channels=C, num_classes=K, **keys of its yaml)
+    net = Net(in_channels=C, num_classes=K, **keys of its yaml)   and latent_size=[h, w], if it has such an argument
     net(x_t [B, C, h, w], t [B], condition) -> [B, C, h, w]       condition.label [B]; net.null_class = K is "no label"
         condition.s [B]                                           of objective=meanflow: built with second_time=True
         condition.w [B]                                           of guidance as a condition: with takes_guidance=True
@@ -14,6 +14,8 @@
 Each check computes next to nothing, and leaves the random numbers of training as they were.
 """
 
+import inspect
+import pydoc
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +27,17 @@ from ldm.diffusion.checks import apart
 from ldm.generate.generator import Generator
 
 SHAPES = "net(x_t [B, C, h, w], t [B], condition) -> [B, C, h, w]"
+
+
+SUPPLIED = ("in_channels", "num_classes", "latent_size")  # arguments of a network that no config gives
+
+
+def supplied(node: dict[str, Any], latent_shape: tuple[int, ...], num_classes: int) -> dict[str, Any]:
+    """Those of the network that a node names: what it is built with beside the node's own."""
+    channels, *size = latent_shape
+    given: dict[str, Any] = {"in_channels": channels, "num_classes": num_classes, "latent_size": size}
+    takes = inspect.signature(pydoc.locate(node["_target_"])).parameters  # type: ignore[arg-type]
+    return {name: value for name, value in given.items() if name in takes or name != "latent_size"}
 
 
 def check_network(

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from ldm.condition import Condition
+from ldm.models.embedding import time_embedding
 from ldm.models.unet import UNet
-from ldm.models.unet_layers import time_embedding
 
 TINY = {
     "in_channels": 3,
