@@ -20,12 +20,14 @@ from ldm.checkpoint import (
 from ldm.commands.options import ObjectiveOptions, ResultOptions, Text
 from ldm.commands.recipes import lineage_of
 from ldm.data.cache_reader import LatentCache
+from ldm.exchange import dit_weights, unet_weights
 from ldm.exchange.autoencoder_weights import export_diffusers, import_autoencoder
 from ldm.exchange.hub import fetched, is_hub_id
 from ldm.exchange.pipeline_folder import PipelineExport
 from ldm.exchange.schedulers import Named
-from ldm.exchange.unet_weights import export_unet, import_unet
+from ldm.exchange.weight_files import read_tensors
 from ldm.generate.loading import load_stages
+from ldm.models.dit import DiT
 from ldm.models.unet import UNet
 from ldm.report.facts import Lineage
 from ldm.report.model_card import SAMPLES, Exported, model_card, sample_picture
@@ -35,6 +37,8 @@ from ldm.weights import weights_fingerprint
 
 NEVER_TRAINED: dict[str, Any] = {"batches_seen": 0, "images_seen": 0, "rollbacks": 0, "config": {}}
 FILE = "00000000.ckpt"
+LATENT_SIZE = 32  # where a source does not tell
+PARTS = {"autoencoder": ["vae"], "diffusion": ["unet", "transformer"]}  # of a pipeline on a hub
 LatentSize = Annotated[Count, Le(2048)]
 
 
@@ -44,7 +48,7 @@ class ConvertOptions(ResultOptions):
     source: Text | None
     model: Text | None
     what: Literal["autoencoder", "diffusion"]
-    to: Literal["ldm", "diffusers"]
+    to: Literal["ldm", "diffusers", "dit"]
     objective: ObjectiveOptions
     scaling_factor: Positive | None
     latents: Text | None
@@ -53,7 +57,7 @@ class ConvertOptions(ResultOptions):
     head_channels: Count | None
     num_heads_upsample: Count | None
     attention_order: Literal["legacy", "new"] | None
-    latent_size: LatentSize
+    latent_size: LatentSize | None
     null_class: bool
     scheduler: Named | None
 
@@ -66,6 +70,8 @@ class ConvertOptions(ResultOptions):
     def _one_of_both(self) -> Self:
         if (self.source is None) == (self.model is None):
             raise ValueError("pass model=RUN, which goes out whole, or source=, a part that comes in or goes out")
+        if self.to == "dit" and self.what != "diffusion":
+            raise ValueError("to=dit writes a DiT's weights: pass what=diffusion")
         if self.model is not None and self.to != "diffusers":
             raise ValueError("model=RUN goes out: pass to=diffusers, too (what comes in is named by source=)")
         if self.scheduler is not None and self.model is None:
@@ -78,7 +84,8 @@ def main(options: ConvertOptions, run: Path) -> None:
         ("autoencoder", "ldm"): autoencoder_to_ldm,
         ("autoencoder", "diffusers"): autoencoder_to_diffusers,
         ("diffusion", "ldm"): diffusion_to_ldm,
-        ("diffusion", "diffusers"): diffusion_to_diffusers,
+        ("diffusion", "diffusers"): diffusion_elsewhere,
+        ("diffusion", "dit"): diffusion_elsewhere,
     }
     options.keep_others(run)  # before a large file is read for nothing
     foreign = [name for name in (FOLDER, "config.json", "model_index.json") if (run / name).exists()]
@@ -92,7 +99,7 @@ def main(options: ConvertOptions, run: Path) -> None:
     assert options.source is not None
     source = Path(options.source)
     if options.to == "ldm" and is_hub_id(options.source):
-        source = fetched(options.source, {"autoencoder": "vae", "diffusion": "unet"}[options.what])
+        source = fetched(options.source, *PARTS[options.what])
     action[options.what, options.to](options, source, run)
 
 
@@ -119,6 +126,7 @@ def write_model_card(model: Path, run: Path, export: PipelineExport) -> None:
         class_names=export.loaded.card["class_names"],
         resolution=export.loaded.card["latent_shape"][-1] * export.autoencoder.model.downsample_factor,
         guidance=export.index()["guidance_scale"],
+        network="DiT" if export.part == "transformer" else "U-Net",
         codes=[str(code) for code in export.codes()],
         alone=not export.beyond and not export.further and export.loaded.card["net"].get("label_as") != "context",
     )
@@ -156,36 +164,36 @@ def diffusion_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None:
     check_trust([options.objective.card(), options.objective.sampling], options.trust)
     given = options.model_dump(include={"head_channels", "num_heads", "num_heads_upsample"}, exclude_none=True)
     autoencoder = load_autoencoder(options.autoencoder)
-    net, shape, factor = import_unet(source, given, options.null_class, options.attention_order)
+    net, shape, factor = imported_network(source, given, options)
     channels = autoencoder.card["autoencoder"]["latent_channels"]
     if shape["in_channels"] != channels:
         raise ValueError(
             f"{source} takes latents of {shape['in_channels']} channels, {options.autoencoder} makes {channels}"
         )
-    if options.latent_size % net.downsample_factor:
-        raise ValueError(
-            f"latent_size={options.latent_size} is no multiple of this U-Net's factor {net.downsample_factor}"
-        )
+    side = options.latent_size or shape.get("latent_size", [LATENT_SIZE])[0]
+    if side % net.downsample_factor:
+        raise ValueError(f"latent_size={side} is no multiple of this network's factor {net.downsample_factor}")
     if shape.get("context_dim") is not None and shape.get("label_as") != "context":
         raise ValueError(f"{source} wants a context beside the label (a text's, say), which no command here gives")
+    knows_null = options.null_class or isinstance(net, DiT)
     scaling = autoencoder.card.get("scaling") or {}
     factor = options.scaling_factor or factor or scaling.get("scaling_factor")
     if factor is None:
         raise ValueError("nothing says how these latents are scaled: pass scaling_factor=NUMBER")
     card = {
         "kind": "diffusion",
-        "net": {"_target_": "ldm.models.unet.UNet"} | shape,
+        "net": {"_target_": f"{type(net).__module__}.{type(net).__name__}"} | shape,
         "objective": options.objective.card(),
         "sampling": options.objective.sampling,
         "trust": list(options.trust),
-        "label_dropout": 0.1 if options.null_class and shape["num_classes"] > 1 else 0.0,  # what counts is whether
+        "label_dropout": 0.1 if knows_null and shape["num_classes"] > 1 else 0.0,  # what counts is whether
         "stats": {
             "mean": scaling.get("latents_mean") or [scaling.get("shift_factor") or 0.0] * channels,
             "std": [std / factor for std in scaling.get("latents_std") or [1.0] * channels],
         },
-        "latent_shape": [channels, options.latent_size, options.latent_size],
+        "latent_shape": [channels, side, side],
         "class_names": [str(i) for i in range(shape["num_classes"])],
-        "preprocessing": {"resolution": options.latent_size * autoencoder.model.downsample_factor},
+        "preprocessing": {"resolution": side * autoencoder.model.downsample_factor},
         "autoencoder": autoencoder.fingerprint,
         "autoencoder_path": os.path.relpath(autoencoder.path.resolve(), run.resolve()),
         "imported_from": options.origin(),
@@ -196,15 +204,38 @@ def diffusion_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None:
     print(f"diffusion model in {run}: {', '.join(f'{k}={v}' for k, v in shape.items())}; latents x {factor:g}")
 
 
-def diffusion_to_diffusers(options: ConvertOptions, source: Path, run: Path) -> None:
+def imported_network(
+    source: Path, heads: dict[str, int], options: ConvertOptions
+) -> tuple[UNet | DiT, dict[str, Any], float | None]:
+    """A U-Net or a DiT, whichever a source holds, its constructor's arguments, and the factor of its latents."""
+    if source.is_dir():
+        tensors, folder = None, dit_weights.dit_folder(source)
+    else:
+        tensors = read_tensors(source)
+        folder = source if dit_weights.holds_dit(tensors) else None
+    if folder is None:
+        return unet_weights.import_unet(source, heads, options.null_class, options.attention_order, tensors)
+    return *dit_weights.import_dit(folder, tensors, heads), None
+
+
+def diffusion_elsewhere(options: ConvertOptions, source: Path, run: Path) -> None:
     loaded = load_diffusion(source, trust=options.trust)
-    if not isinstance(loaded.net, UNet):
-        raise ValueError(f"{source} holds a {type(loaded.net).__name__}, which diffusers has not")
-    shape = {key: value for key, value in loaded.card["net"].items() if key != "_target_"}
-    options.begin(run)
-    export_unet(loaded.net, shape, run, loaded.card["latent_shape"][-1])
-    offset = loaded.net.time_offset
-    print(f"diffusers U-Net in {run}: timesteps 1000 t - {offset:g}, latents normalised as {source}'s card says")
+    net, shape = loaded.net, {key: value for key, value in loaded.card["net"].items() if key != "_target_"}
+    if not isinstance(net, UNet | DiT) or (options.to == "dit" and isinstance(net, UNet)):
+        place = {"dit": "DiT's authors have not", "diffusers": "diffusers has not"}[options.to]
+        raise ValueError(f"{source} holds a {type(net).__name__}, which {place}")
+    size = loaded.card["latent_shape"][-1]
+    if isinstance(net, DiT):
+        dit_weights.check_export(shape, options.to)
+        options.begin(run)
+        dit_weights.export_dit(net, shape, run, options.to)
+    else:
+        unet_weights.check_export(shape, size)
+        options.begin(run)
+        unet_weights.export_unet(net, shape, run, size)
+    what = "U-Net" if isinstance(net, UNet) else "DiT"
+    what = f"diffusers {what}" if options.to == "diffusers" else "dit.pt, for DiT(learn_sigma=False),"
+    print(f"{what} in {run}: timesteps 1000 t - {net.time_offset:g}, latents normalised as {source}'s card says")
 
 
 def scaling_of(options: ConvertOptions, loaded: LoadedAutoencoder) -> dict[str, Any]:

@@ -29,23 +29,25 @@ class DiffusersConfig(JsonFile):
     """config.json, as far as it is used; other keys may be there.
 
     kinds:   of networks that it may describe, by `_class_name`
-    granted: what LDM's architecture takes for granted and a config may change
+    whose:   architecture it is
+    granted: what that takes for granted and a config may change
     """
 
     model_config = ConfigDict(extra="allow")
     checksummed: ClassVar[bool] = False
     fix: ClassVar[str] = "take the folder anew from where it was published"
     kinds: ClassVar[tuple[str, ...]]
+    whose: ClassVar[str] = "LDM's"
     granted: ClassVar[dict[str, Any]]
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Likewise, and ValueError for a network that LDM's architecture is not."""
+        """Likewise, and ValueError for a network of another architecture."""
         config = super().read(path)
         for key, wanted in cls.granted.items():
             if config.extra(key, wanted) != wanted:
                 text = f"{config.extra(key)}"[:80]
-                raise ValueError(f"{path} has {key}={text}; LDM's architecture has {wanted}")
+                raise ValueError(f"{path} has {key}={text}; {cls.whose} architecture has {wanted}")
         return config
 
     @model_validator(mode="before")

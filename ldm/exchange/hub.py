@@ -15,12 +15,12 @@ def is_hub_id(source: str) -> bool:
     return not Path(source).exists() and ID.fullmatch(source) is not None and not Path(source).suffix[1:].isalpha()
 
 
-def fetched(source: str, part: str) -> Path:
+def fetched(source: str, *parts: str) -> Path:
     """The folder of a model's config and safetensors, fetched from the hub or kept from an earlier time.
 
     Args:
         source: its id, as stabilityai/sd-vae-ft-mse
-        part:   "vae" or "unet": the folder of it where the model is a whole pipeline
+        parts:  "vae", or "unet" and "transformer": the folders of it where the model is a whole pipeline
 
     Raises:
         ValueError: if it can't be fetched; says which file to put where.
@@ -29,7 +29,7 @@ def fetched(source: str, part: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise ValueError(f"source={source} is not here, and a hub's models need: pip install 'ldm[hub]'") from None
-    patterns = [f"{folder}{name}" for folder in ("", f"{part}/") for name in WANTED]
+    patterns = [f"{folder}{name}" for folder in ("", *(f"{part}/" for part in parts)) for name in WANTED]
     try:
         return Path(snapshot_download(source, allow_patterns=patterns))
     except Exception as error:  # of the network, of the hub, of its cache

@@ -8,15 +8,17 @@ from pydantic import ConfigDict
 
 from ldm.card import can_be_guided, learned_guidance, usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
-from ldm.exchange import autoencoder_weights, unet_names, unet_shapes
+from ldm.exchange import autoencoder_weights, dit_weights, unet_names, unet_shapes
 from ldm.exchange.diffusers_folders import AutoencoderConfig, UNetConfig, write_diffusers
+from ldm.exchange.dit_weights import DiTConfig
 from ldm.exchange.schedulers import Counterpart, Named, counterpart
+from ldm.models.dit import DiT
 from ldm.models.unet import UNet
 from ldm.runtime.files import atomic_write
 from ldm.runtime.schema import JsonFile
 
 INDEX, CODE = "model_index.json", "pipeline.py"
-FURTHER = "further_embeddings"  # what a student's U-Net is told beside time and label
+FURTHER = "further_embeddings"  # what a student's network is told beside time and label
 
 
 class DiffusersJson(JsonFile):
@@ -34,15 +36,15 @@ class PipelineExport:
     loaded:      stage 2
     autoencoder: stage 1, whose latents it generates
     scheduler:   that walks its path
-    unet:        unet/config.json
+    network:     config.json of the U-Net or the DiT
     beyond:      what the pipeline must set in the U-Net, see `ldm.exchange.unet_shapes.diffusers_config`
-    further:     further/config.json; {} where the U-Net is told nothing beside time and label
+    further:     further/config.json; {} where the network is told nothing beside time and label
     """
 
     loaded: LoadedDiffusion
     autoencoder: LoadedAutoencoder
     scheduler: Counterpart
-    unet: UNetConfig
+    network: UNetConfig | DiTConfig
     beyond: dict[str, int]
     further: dict[str, Any]
 
@@ -53,24 +55,36 @@ class PipelineExport:
         Raises:
             ValueError: naming what of the model has no counterpart in diffusers.
         """
-        if not isinstance(loaded.net, UNet):
+        net = loaded.card["net"]
+        if not isinstance(loaded.net, UNet | DiT):
             raise ValueError(f"{loaded.run} holds a {type(loaded.net).__name__}, which diffusers has not")
-        if loaded.card["net"].get("concat_channels"):
-            raise ValueError(f"{loaded.run} holds a U-Net with concat_channels, for which the pipeline has no place")
+        if net.get("concat_channels"):
+            raise ValueError(f"{loaded.run} holds a network with concat_channels, for which the pipeline has no place")
         student = (loaded.card.get("student") or {}).get("method", {})
-        unet, beyond = unet_shapes.diffusers_config(loaded.card["net"], loaded.card["latent_shape"][-1])
+        network: UNetConfig | DiTConfig
+        beyond: dict[str, int] = {}
+        if isinstance(loaded.net, DiT):
+            network = DiTConfig(**dit_weights.diffusers_config(net))
+        else:
+            config, beyond = unet_shapes.diffusers_config(net, loaded.card["latent_shape"][-1])
+            network = UNetConfig(**config)
         export = cls(
             loaded=loaded,
             autoencoder=autoencoder,
             scheduler=counterpart(
                 loaded.objective, loaded.card["objective"]["path"], loaded.sampling, scheduler, student.get("steps")
             ),
-            unet=UNetConfig(**unet),
+            network=network,
             beyond=beyond,
-            further=unet_shapes.further_config(loaded.card["net"]),
+            further=unet_shapes.further_config(net),
         )
         export.vae()
         return export
+
+    @property
+    def part(self) -> str:
+        """The folder of the network."""
+        return "transformer" if isinstance(self.network, DiTConfig) else "unet"
 
     def vae(self) -> AutoencoderConfig:
         """vae/config.json: with it, z = latent x std + mean."""
@@ -86,7 +100,7 @@ class PipelineExport:
         return {
             "_class_name": ["pipeline", "LatentDiffusionPipeline"],
             "_diffusers_version": "0.32.0",
-            "unet": ["diffusers", self.unet.extra("_class_name")],
+            self.part: ["diffusers", self.network.extra("_class_name")],
             "vae": ["diffusers", "AutoencoderKL"],
             "scheduler": [self.scheduler.library, self.scheduler.config["_class_name"]],
             **({"further": [FURTHER, self.further["_class_name"]]} if self.further else {}),
@@ -108,11 +122,12 @@ class PipelineExport:
         return carried + ([Path("further", FURTHER + ".py")] if self.further else [])
 
     def write(self, folder: Path) -> None:
-        """Write vae/, unet/, scheduler/, further/, the code that they need and, last, model_index.json; what else lies
-        there stays."""
+        """Write vae/, unet/ or transformer/, scheduler/, further/, the code that they need and, last, model_index.json;
+        what else lies there stays."""
         net, autoencoder = self.loaded.net.state_dict(), self.autoencoder.model.state_dict()
         levels = len(self.autoencoder.card["autoencoder"]["channel_mult"])
-        write_diffusers(folder / "unet", self.unet, unet_names.to_diffusers(net, self.loaded.card["net"]))
+        names: Any = dit_weights if self.part == "transformer" else unet_names
+        write_diffusers(folder / self.part, self.network, names.to_diffusers(net, self.loaded.card["net"]))
         write_diffusers(folder / "vae", self.vae(), autoencoder_weights.to_diffusers(autoencoder, levels))
         DiffusersJson(**self.scheduler.config).write(folder / "scheduler" / "scheduler_config.json")
         if self.further:

@@ -8,6 +8,7 @@ from typing import Any
 from ldm.exchange.diffusers_folders import UNetConfig
 from ldm.exchange.unet_names import heads_of
 from ldm.exchange.weight_files import State, dims
+from ldm.models.dit import TIME_CHANNELS
 
 KIND = "U-Net of LDM's or ADM's architecture"
 GROUPS = 32  # of a norm in LDM, or their largest divisor that divides the channels
@@ -183,6 +184,8 @@ def further_config(shape: dict[str, Any]) -> dict[str, Any]:
     pipeline has its own code; {} of a network without them."""
     further = further_keys(shape)
     told = {"_class_name": "FurtherEmbeddings", "channels": shape["model_channels"], **dict.fromkeys(further, True)}
+    if "depth" in shape:  # a DiT, whose sinusoids are as many whatever its width
+        told |= {"channels": TIME_CHANNELS, "embedded": shape["model_channels"]}
     return told if further else {}
 
 

@@ -20,7 +20,11 @@ AttentionOrder = Literal["legacy", "new"]
 
 
 def import_unet(
-    path: Path, heads: dict[str, int], null_class: bool, attention_order: AttentionOrder | None = None
+    path: Path,
+    heads: dict[str, int],
+    null_class: bool,
+    attention_order: AttentionOrder | None = None,
+    tensors: State | None = None,
 ) -> tuple[UNet, dict[str, Any], float | None]:
     """Read a .ckpt, .pt or .safetensors of a whole model or of a U-Net alone, or a diffusers folder of a U-Net.
 
@@ -34,6 +38,7 @@ def import_unet(
                          of zeros is added for it.
         attention_order: of a file's plain attention with several heads: whether qkv's channels are heads first
                          ("legacy") or q, k, v first ("new": use_new_attention_order). None = neither is known.
+        tensors:         a file's, if it was read already.
 
     Returns:
         the network, its constructor's arguments, and the model's scale_factor (None = it has none).
@@ -52,7 +57,7 @@ def import_unet(
         shape = shape_of_diffusers(UNetConfig.read(folder / CONFIG), folder / CONFIG)
         state = from_diffusers(read_weights(folder), shape, folder)
     else:
-        tensors = read_tensors(path)
+        tensors = read_tensors(path) if tensors is None else tensors
         factor = scale_factor(tensors, path)
         state, shape = _read_file(tensors, path, heads)
     if not (has_labels := "label_emb.weight" in state):  # a model without classes: no label moves anything
@@ -128,6 +133,12 @@ def export_unet(model: UNet, shape: dict[str, Any], folder: Path, latent_size: i
     Raises:
         ValueError: if diffusers has no such network; names the option in `shape`, the constructor's arguments.
     """
+    config = check_export(shape, latent_size)
+    write_diffusers(folder, UNetConfig(**config), to_diffusers(model.state_dict(), shape))
+
+
+def check_export(shape: dict[str, Any], latent_size: int) -> dict[str, Any]:
+    """config.json of a U-Net alone; ValueError naming the option, where diffusers has none."""
     config, beyond = diffusers_config(shape, latent_size)
     further = further_keys(shape)
     if beyond or further or shape.get("label_as") == "context":
@@ -135,4 +146,4 @@ def export_unet(model: UNet, shape: dict[str, Any], folder: Path, latent_size: i
         raise ValueError(
             f"diffusers' classes alone have no place for this U-Net's {what}: export the whole model, by model=RUN"
         )
-    write_diffusers(folder, UNetConfig(**config), to_diffusers(model.state_dict(), shape))
+    return config

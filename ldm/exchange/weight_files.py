@@ -18,6 +18,7 @@ from ldm.weights import Undrawn, check_zip, is_finite, without_values
 State = dict[str, Tensor]
 WRAPPERS = ("_orig_mod", "module")  # what torch.compile and DDP put before the names of what they wrap
 EMA = "model_ema."  # CompVis' averaged weights, whose names are those of the others without dots
+INSIDE = ("state_dict", "ema")  # what weights lie under in a training's checkpoint: Lightning's, DiT's averaged ones
 ZIP = b"PK\x03\x04"
 
 
@@ -50,7 +51,7 @@ def read_tensors(path: Path) -> State:
 
 
 def tensors_in(path: Path) -> State:
-    """The tensors of a .ckpt, .pt, .bin or .safetensors file by name, of its "state_dict" where it has one.
+    """The tensors of a .ckpt, .pt, .bin or .safetensors file by name, of its "state_dict" or "ema" where it has one.
 
     Raises:
         ValueError: that names the file, if it does not exist, is damaged, or refers to anything but tensors.
@@ -86,7 +87,8 @@ def _unpickled(path: Path) -> dict[Any, Any]:
         check_zip(path)
     with torch.serialization.safe_globals(HARMLESS):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
+    state = checkpoint if isinstance(checkpoint, dict) else {}
+    state = next((state[key] for key in INSIDE if isinstance(state.get(key), dict)), state)
     return state if isinstance(state, dict) else {}
 
 

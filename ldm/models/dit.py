@@ -96,7 +96,7 @@ class DiT(nn.Module):
         self.trained = (latent_size[0] // patch, latent_size[1] // patch)
         self.model_channels, self.head_channels, self.positions = model_channels, head_channels, positions
         self.concat_channels, self.time_offset, self.time_periods = concat_channels, time_offset, time_periods
-        self.checkpoint = checkpoint
+        self.checkpoint, self.takes_guidance = checkpoint, takes_guidance
         # modules in dictionaries have their names in the authors' code
         stem = nn.Conv2d(in_channels + concat_channels, model_channels, patch, stride=patch)
         self.x_embedder = nn.ModuleDict({"proj": stem})

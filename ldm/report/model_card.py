@@ -24,7 +24,8 @@ class Exported:
     class_names: in the order of their numbers
     resolution:  side of the images, in pixels
     guidance:    that is used where nothing is said; 1 is unguided
-    alone:       whether unet/ is the model without the pipeline
+    network:     "U-Net" or "DiT"
+    alone:       whether its folder is the model without the pipeline
     codes:       what of it is code
     """
 
@@ -34,6 +35,7 @@ class Exported:
     class_names: list[str]
     resolution: int
     guidance: float
+    network: str
     alone: bool
     codes: list[str]
 
@@ -93,9 +95,10 @@ def what_it_is(lineage: Lineage, exported: Exported) -> str:
     classes = f"{len(names)} classes" if len(names) > 1 else "no classes"
     lines = [
         f"A latent diffusion model of images of {exported.resolution} x {exported.resolution} pixels, {classes}. An "
-        "autoencoder compresses images to latents; a U-Net turns noise into latents, which the autoencoder decodes.",
+        f"autoencoder compresses images to latents; a {exported.network} turns noise into latents, which the "
+        "autoencoder decodes.",
         table(
-            [("", "stage 1: autoencoder", "stage 2: U-Net")],
+            [("", "stage 1: autoencoder", f"stage 2: {exported.network}")],
             [
                 ("parameters", *(number(lineage, kind, "parameters") for kind in ("autoencoder", "diffusion"))),
                 ("images seen", *(cost(lineage, kind, "images") for kind in ("autoencoder", "diffusion"))),

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from safetensors.torch import save_file
 
+from ldm.condition import Condition
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import BetaTablePath
 from ldm.diffusion.samplers import ddim
@@ -77,7 +78,7 @@ def outputs(ours, theirs):
     with torch.no_grad():
         expected = theirs(x, 1000 * t - 1, **labels, **more).sample
         concat = x[:, 4:] if x.shape[1] > 4 else None
-        found = ours(x[:, :4], t, y if labels else torch.zeros_like(y), context=context, concat=concat)
+        found = ours(x[:, :4], t, Condition(y if labels else torch.zeros_like(y), context, concat=concat))
     return found, expected
 
 

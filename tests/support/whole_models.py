@@ -9,6 +9,7 @@ from support.cards import autoencoder_card, diffusion_card
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion, export_autoencoder, export_diffusion
 from ldm.generate.loading import load_stages
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.dit import DiT
 from ldm.models.unet import UNet
 from ldm.weights import weights_fingerprint
 
@@ -32,8 +33,11 @@ def write_model(
     autoencoder = _shaken(Autoencoder(**card["autoencoder"]))
     file = folder / "ae" / "checkpoints" / "00000000.ckpt"
     export_autoencoder(LoadedAutoencoder(file, autoencoder, card, weights_fingerprint(autoencoder)), file)
+    target: type[UNet] | type[DiT] = UNet
+    if "depth" in net:
+        target, shape = DiT, {"in_channels": 2, "num_classes": 3, "latent_size": [8, 8], "patch": 2} | net
     card = diffusion_card(
-        net={"_target_": "ldm.models.unet.UNet"} | shape,
+        net={"_target_": f"{target.__module__}.{target.__name__}"} | shape,
         objective=objective,
         sampling=sampling,
         stats={"mean": [0.3, -0.2], "std": [1.5, 0.7]},
@@ -44,7 +48,7 @@ def write_model(
         **({} if student is None else {"student": student}),
     )
     run = folder / "flow"
-    export_diffusion(_shaken(UNet(**shape)), card, run / "checkpoints" / "00000000.ckpt")
+    export_diffusion(_shaken(target(**shape)), card, run / "checkpoints" / "00000000.ckpt")
     return run
 
 

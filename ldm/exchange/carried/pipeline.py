@@ -19,14 +19,15 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-TIMESTEPS = 1000.0  # the U-Net sees the time t in [0, 1] as 1000 t - time_offset
+TIMESTEPS = 1000.0  # the network sees the time t in [0, 1] as 1000 t - time_offset
 
 
 class LatentDiffusionPipeline(DiffusionPipeline):
     """Noise to latents to images, by class.
 
     Args:
-        unet:                UNet2DModel or UNet2DConditionModel
+        unet:                UNet2DModel or UNet2DConditionModel; None where there is a transformer
+        transformer:         DiTTransformer2DModel; None where there is a U-Net
         vae:                 AutoencoderKL, with latents_mean and latents_std in its config
         scheduler:           one for the path that the model was trained on
         id2label:            the classes' names by their numbers; the number after the last means "no label"
@@ -44,14 +45,15 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         guidance_range:      of the scale, where a student takes it as a condition and asks no second network
     """
 
-    model_cpu_offload_seq = "further->unet->vae"
-    _optional_components = ["further"]  # noqa: RUF012
+    model_cpu_offload_seq = "further->unet->transformer->vae"
+    _optional_components = ["further", "unet", "transformer"]  # noqa: RUF012
 
     def __init__(  # diffusers keeps these in model_index.json
         self,
-        unet: Any,
         vae: Any,
         scheduler: Any,
+        unet: Any = None,
+        transformer: Any = None,
         id2label: dict[str, str] | None = None,
         guidable: bool = True,
         clock: str = "timestep",
@@ -65,7 +67,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         guidance_range: list[float] | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(unet=unet, vae=vae, scheduler=scheduler, further=further)
+        self.register_modules(unet=unet, transformer=transformer, vae=vae, scheduler=scheduler, further=further)
         self._name_carried()
         self.register_to_config(
             id2label=id2label,
@@ -79,12 +81,17 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             num_inference_steps=num_inference_steps,
             guidance_range=guidance_range,
         )
-        for module in unet.modules():
+        for module in self.network.modules():
             if norm_groups is not None and isinstance(module, torch.nn.GroupNorm):
                 module.num_groups = math.gcd(norm_groups, module.num_channels)
             if num_heads is not None and hasattr(module, "to_q"):
                 module.heads = num_heads
                 module.scale = (module.inner_dim // num_heads) ** -0.5
+
+    @property
+    def network(self) -> Any:
+        """The U-Net or the transformer, whichever it has."""
+        return self.transformer if self.unet is None else self.unet
 
     @property
     def class_names(self) -> list[str]:
@@ -148,7 +155,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
                 )
         elif scale != 1 and not self.config.guidable:
             raise ValueError("this model was never trained without labels: pass guidance_scale=1")
-        shape = (len(labels), self.vae.config.latent_channels, *[self.unet.config.sample_size] * 2)
+        shape = (len(labels), self.vae.config.latent_channels, *[self.network.config.sample_size] * 2)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=labels.device, dtype=torch.float32)
         if tuple(latents.shape) != shape:
@@ -224,11 +231,14 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         target = self.scheduler.target(i) if hasattr(self.scheduler, "target") else t
         numbers = torch.tensor([t - target, scale], device=self._execution_device)
         told = self.further(numbers[:1], numbers[1:])
-        hook = self.unet.time_embedding.register_forward_hook(lambda _, __, embedding: embedding + told.to(embedding))
+        embeddings = [self.unet.time_embedding] if self.transformer is None else _embeddings(self.transformer)
+        add = lambda _, __, embedding: embedding + told.to(embedding)  # noqa: E731
+        hooks = [module.register_forward_hook(add) for module in embeddings]
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
     def _guided(self, x: Tensor, t: float, labels: Tensor, scale: float) -> Tensor:
         """The network's output, [n, C, h, w] float32: nothing + scale (labelled - nothing), over all channels."""
@@ -239,12 +249,12 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         return torch.lerp(unlabelled, labelled, scale)
 
     def _net(self, x: Tensor, t: float, labels: Tensor) -> Tensor:
-        dtype = self.unet.dtype
+        dtype = self.network.dtype
         timestep = TIMESTEPS * torch.full((len(x),), t - self.config.time_offset / TIMESTEPS, device=x.device)
-        if getattr(self.unet.config, "encoder_hid_dim", None):  # the label is the context's only token
+        if getattr(self.network.config, "encoder_hid_dim", None):  # the label is the context's only token
             token = torch.nn.functional.one_hot(labels, self.unet.config.encoder_hid_dim).to(dtype)[:, None]
             return self.unet(x.to(dtype), timestep, encoder_hidden_states=token).sample.float()
-        return self.unet(x.to(dtype), timestep, class_labels=labels).sample.float()
+        return self.network(x.to(dtype), timestep, class_labels=labels).sample.float()
 
     def _decoded(self, latents: Tensor, output_type: str) -> Any:
         """Images of normalised latents."""
@@ -258,6 +268,11 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             return pixels
         array = pixels.cpu().permute(0, 2, 3, 1).numpy()
         return array if output_type == "np" else self.numpy_to_pil(array)
+
+
+def _embeddings(transformer: Any) -> list[Any]:
+    """A DiT's embeddings of time and label, of which each block has one."""
+    return [block.norm1.emb for block in transformer.transformer_blocks]
 
 
 def _file_of(part: Any) -> Path:
