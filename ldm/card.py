@@ -12,7 +12,7 @@ from ldm.runtime.arguments import ArgumentError, check_node
 from ldm.runtime.ranges import Count, Natural, Positive, Share
 from ldm.runtime.schema import ClassNames, Fingerprint, Finite, Part, problem
 
-BUILT_BY_ANYONE = ("ldm.models", "ldm.diffusion")  # what a card may name without trust
+BUILT_BY_ANYONE = ("ldm.models", "ldm.diffusion", "ldm.conditioning")  # what a card may name without trust
 DEEPEST = 40  # levels of dicts and lists: a card has about six
 MOST_LATENT = 2**24  # numbers in one latent: 4 x 2,048 x 2,048
 USUAL_GUIDANCE = 2.0  # where neither a card nor a call says
@@ -86,6 +86,7 @@ class DiffusionCard(_Card):
     class_names: ClassNames
     autoencoder: Fingerprint
     autoencoder_path: str
+    condition: Node | None = None  # null: of before there was one, labels alone
     student: StudentCard | None = None
 
     @model_validator(mode="after")

@@ -20,6 +20,8 @@ import torch
 from torch import nn
 
 from ldm.card import build_from_card, check_card
+from ldm.condition import Condition
+from ldm.conditioning.labels import Conditioning, Labels
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.sampling import Sampling
@@ -59,9 +61,15 @@ class LoadedDiffusion:
     net: nn.Module
     objective: Objective
     sampling: Sampling  # that fits the objective
+    conditioning: Conditioning
     stats: LatentStats
     card: dict[str, Any]
     fingerprint: str  # of the weights
+
+    @property
+    def null(self) -> Condition:
+        """What its network is told, in one row, where nothing is said."""
+        return self.conditioning.null(len(self.card["class_names"]), tuple(self.card["latent_shape"]))
 
 
 # files
@@ -192,6 +200,7 @@ def load_diffusion(path: str | Path, weights: str | float = "ema", trust: str | 
     card = checkpoint[CARD]
     # cards from before there was a sampling mean the defaults
     parts = {"objective": card["objective"], "sampling": card.get("sampling", {})}
+    parts |= {"condition": card["condition"]} if card.get("condition") else {}
     if weights == "raw" and "current_model_state" not in checkpoint:
         raise ValueError(f"{file} holds averaged weights alone: pass weights=ema")
     state = part_of(checkpoint["current_model_state" if weights == "raw" else "state_dict"], NET_PREFIX)
@@ -217,7 +226,9 @@ def load_diffusion(path: str | Path, weights: str | float = "ema", trust: str | 
     except ValueError as error:
         raise ValueError(f"{file}: of its card, {error}") from None
     run = file.parents[1] if len(file.parents) > 1 else file.absolute().parents[1]
-    return LoadedDiffusion(run, net, objective, sampling, stats, card, weights_fingerprint(net))
+    return LoadedDiffusion(
+        run, net, objective, sampling, built.get("condition", Labels()), stats, card, weights_fingerprint(net)
+    )
 
 
 def averaged_file(run: Path, width: float, there: bool = True) -> Path:

@@ -89,6 +89,13 @@ def no_label(num_classes: int) -> Condition:
     return Condition(torch.tensor([num_classes]))
 
 
+def labelled(labels: Tensor, null: Condition) -> Condition:
+    """A condition of labels [B] and of nothing else, as far as the null one has more."""
+    n = len(labels)
+    rows = null.to(labels.device).each(lambda part: part.expand(n, *part.shape[1:]))
+    return rows._replace(label=labels)
+
+
 def _joined(a: Condition, b: Condition, join: Callable[[Tensor, Tensor], Tensor]) -> Condition:
     """Two conditions part by part, of contexts as long as the longer one's; ValueError unless both have the same."""
     if a.context is not None and b.context is not None and not _alike(a, b):

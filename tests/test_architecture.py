@@ -18,7 +18,7 @@ MODULES = sorted((ROOT / "ldm").rglob("*.py"))
 FLOORS = [
     {"runtime"},
     {"condition", "latents", "images", "card", "weights"},
-    {"models", "diffusion"},
+    {"models", "diffusion", "conditioning"},
     {"checkpoint", "losses", "metrics"},
     {"generate", "data", "exchange"},
     {"evaluation", "training", "play"},

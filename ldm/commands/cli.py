@@ -15,6 +15,7 @@ COMMANDS = {
     "distill": "students that sample in fewer steps, each taught by the one before",
     "average": "averages of any width of a run's weights, and which is best",
     "sample": "generate images: samples.npz, grid.png, trajectory.png",
+    "infill": "make hidden parts of pictures anew, so that they fit what is known",
     "reconstruct": "pictures beside what an autoencoder makes of them",
     "playground": "a page in the browser to play with a model",
     "evaluate": "score samples and reconstructions: metrics.json",

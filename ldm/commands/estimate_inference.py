@@ -14,7 +14,8 @@ from ldm.commands.cache_latents import CacheLatentsOptions
 from ldm.commands.estimate_options import EstimateOptions
 from ldm.commands.options import build
 from ldm.commands.sample import SampleOptions
-from ldm.condition import Condition, no_label
+from ldm.condition import Condition, labelled
+from ldm.conditioning.labels import Conditioning, Labels
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.objective import Objective
@@ -94,11 +95,12 @@ def sample_cost(options: SampleOptions, given: EstimateOptions, gpu: bool) -> Co
     scale = model.guidance if options.guidance is None else options.guidance
     branches = 1 if scale == 1 or getattr(net, "takes_guidance", False) else 2
     batch = min(options.batch_size, options.num)
-    x_t, t, y = torch.empty(1, *shape), torch.empty(1), torch.zeros(1, dtype=torch.long)
-    flops = calls * branches * forward_flops(net, x_t, t, y) + forward_flops(autoencoder.decoder, x_t)
+    x_t, t, null = torch.empty(1, *shape), torch.empty(1), model.conditioning.null(0, shape)
+    flops = calls * branches * forward_flops(net, x_t, t, null) + forward_flops(autoencoder.decoder, x_t)
     guidance = Guidance(scale=scale)
-    inputs = [tensor.expand(batch, *tensor.shape[1:]).to("meta") for tensor in (x_t, t, y)]
-    alive = evaluation_memory(net, lambda net, *x_t_y: guidance(net, no_label(0))(*x_t_y), *inputs)
+    x_t, t = (tensor.expand(batch, *tensor.shape[1:]).to("meta") for tensor in (x_t, t))
+    told = labelled(torch.zeros(batch, dtype=torch.long, device="meta"), null)
+    alive = evaluation_memory(net, lambda net, x_t, t: guidance(net, null)(x_t, t, told), x_t, t)
     said.append(f"{calls} evaluations of the denoiser, each of {branches} network pass{'es' * (branches > 1)}")
     side = max(shape[1:]) * autoencoder.downsample_factor
     return Cost(
@@ -127,6 +129,7 @@ class _Model:
     objective: Objective = FLOW
     sampling: Sampling = Sampling()  # noqa: RUF009  # frozen
     guidance: float = USUAL_GUIDANCE
+    conditioning: Conditioning = Labels()  # noqa: RUF009  # it has no state
 
 
 def _model(options: SampleOptions, given: EstimateOptions, said: list[str]) -> _Model:
@@ -141,6 +144,8 @@ def _model(options: SampleOptions, given: EstimateOptions, said: list[str]) -> _
             "sampling": Sampling(**build_from_card(card.get("sampling", {}), options.trust, str(file))),
             "guidance": usual_guidance(card),
         }
+        if card.get("condition"):
+            usual["conditioning"] = build_from_card(card["condition"], options.trust, str(file))
         path: str | Path | None = options.autoencoder or file.parents[1] / card["autoencoder_path"]
     else:
         shape, classes, _ = given.shape_of_latents(options.model, said)

@@ -17,7 +17,6 @@ from ldm.commands.options import build
 from ldm.commands.train_autoencoder import TrainAutoencoder
 from ldm.commands.train_diffusion import TrainDiffusionOptions
 from ldm.commands.training_options import TrainerOptions, TrainingOptions
-from ldm.condition import no_label
 from ldm.data.shard_writer import AUTOENCODER_FILE
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.sampling import Sampling
@@ -69,7 +68,9 @@ def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions,
     sampling = Sampling(**build_from_card(parts["sampling"], options.trust))
     said: list[str] = []
     shape, classes, _ = given.shape_of_latents(options.latents, said)
-    sizes = supplied(options.net, shape, classes)
+    conditioning = build(options.condition)
+    sizes = supplied(options.net, shape, classes) | conditioning.network(shape)
+    null = conditioning.null(classes, shape)
     cached = Path(options.latents, AUTOENCODER_FILE)
     arguments = given.shape_of_autoencoder(options.autoencoder or (cached if cached.exists() else None), said)
     with torch.device("meta"):
@@ -79,10 +80,10 @@ def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions,
     cache: Any = SimpleNamespace(stats=stats, latent_shape=shape, class_names=list(map(str, range(classes))))
     loaded: Any = SimpleNamespace(model=autoencoder)
     scale = usual_guidance({"label_dropout": options.label_dropout, "config": {"guidance": options.guidance}})
-    generator = train_diffusion.generator_of(options, net, objective, sampling, cache, loaded, scale)
+    generator = train_diffusion.generator_of(options, net, objective, sampling, conditioning, cache, loaded, scale)
     drawn = min(len(SampleGrid(generator).labels), decoded_at_once(generator.model.resolution))
     card = {"latent_shape": list(shape), "config": options.plain()}
-    module = train_diffusion.module_of(options, net, objective, stats, no_label(classes), card)
+    module = train_diffusion.module_of(options, net, objective, stats, conditioning, null, card)
     batch = [_meta(options.batch_size, 2 * shape[0], *shape[1:], dtype=torch.float16)]
     batch.append(_meta(options.batch_size, dtype=torch.long))
     if objective.coupling.ahead:  # the loader pairs noise with the latents

@@ -11,6 +11,7 @@ from torch import nn
 from ldm.card import build_from_card, learned_guidance
 from ldm.checkpoint import LoadedDiffusion, load_diffusion
 from ldm.condition import Condition
+from ldm.conditioning.labels import Labels
 from ldm.diffusion.coupling import Taught
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import VEPath
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ldm.commands.train_diffusion import TrainDiffusionOptions
     from ldm.data.cache_reader import LatentCache
 
+STEMS = {"input_blocks.0.0.weight", "x_embedder.proj.weight"}  # first convolutions: channels beside x_t come last
 FURTHER = ("second_embed.", "guidance_embed.")  # weights that start at zero, and that a teacher need not have
 
 
@@ -155,7 +157,7 @@ def schooling_of(
     given: dict[str, Any] = {"objective": objective} | ({"null": null} if "null" in hints_of(make.func) else {})
     if teacher is not None:
         check_guided(str(options.teacher), teacher.card, asked, most)
-        given["teacher"] = Teacher(net=teacher.net, objective=teacher.objective, null=null)
+        given["teacher"] = Teacher(net=teacher.net, objective=teacher.objective, null=teacher.null)
         if make.func is Progressive:
             _check_same(options, objective, teacher)
         if asked == 1 and most is None:
@@ -227,14 +229,33 @@ def _check_same(options: "TrainDiffusionOptions", objective: Objective, teacher:
 
 
 def start_from(loaded: LoadedDiffusion, net: nn.Module, said: str) -> None:
-    """Copy a network's weights; a second time and a guidance that it does not know start at zero.
+    """Copy a network's weights; a second time, a guidance and channels beside x_t that it does not know start at zero.
 
     Raises:
         ValueError: that begins with `said`, as init=runs/flow, if it has another shape.
     """
-    further = {name: tensor for name, tensor in net.state_dict().items() if name.startswith(FURTHER)}
+    own, given = net.state_dict(), loaded.net.state_dict()
+    further = {name: tensor for name, tensor in own.items() if name.startswith(FURTHER)}
+    for name in STEMS & own.keys() & given.keys():
+        more = own[name].shape[1] - given[name].shape[1]
+        if more > 0:
+            given[name] = torch.cat([given[name], torch.zeros_like(own[name][:, :more])], dim=1)
     try:
-        net.load_state_dict(further | loaded.net.state_dict())
+        net.load_state_dict(further | given)
     except RuntimeError:
         shape = {key: value for key, value in loaded.card["net"].items() if key != TARGET}
         raise ValueError(f"{said} has another shape: choose the net= of {shape}") from None
+
+
+def condition_of(options: "TrainDiffusionOptions", teacher: LoadedDiffusion | None) -> dict[str, Any]:
+    """The node of what the network is told: a student is told what its teacher is.
+
+    Raises:
+        ValueError: if another condition is asked for.
+    """
+    taught = None if teacher is None else teacher.card.get("condition")
+    if taught is None or options.condition == taught:
+        return options.condition
+    if options.condition[TARGET] != f"{Labels.__module__}.{Labels.__name__}":
+        raise ValueError(f"teacher={options.teacher} is told {taught}: leave condition= out, which is then the same")
+    return taught

@@ -15,9 +15,10 @@ from ldm.checkpoint import LoadedAutoencoder, load_diffusion, matching_autoencod
 from ldm.commands.next_step import say_next
 from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, Text, build
 from ldm.commands.run_folder import build_loggers
-from ldm.commands.students import check_latents, load_teacher, net_of, reflow_card, schooling_of
+from ldm.commands.students import check_latents, condition_of, load_teacher, net_of, reflow_card, schooling_of
 from ldm.commands.training_options import TrainingOptions
-from ldm.condition import Condition, no_label
+from ldm.condition import Condition, labelled
+from ldm.conditioning.labels import Conditioning
 from ldm.data.cache_reader import CachedMoments, LatentCache, Verify
 from ldm.data.formats import MANIFEST
 from ldm.data.shard_writer import AUTOENCODER_FILE
@@ -49,6 +50,7 @@ from ldm.training.run import Tracking, fit
 from ldm.training.sample_quality import Judges, SampleQuality
 from ldm.training.schedule import Schedule
 
+ConditionNode = Annotated[dict[str, Any], AfterValidator(lambda node: check_node(node) if node else node)]
 Width = Annotated[float, Interval(gt=0, le=WIDEST)]  # sigma_rel of an average
 NetNode = Annotated[
     dict[str, Any], AfterValidator(lambda node: check_node(node, SUPPLIED) if node else node)
@@ -65,6 +67,7 @@ class TrainDiffusionOptions(TrainingOptions):
     objective: Annotated[ObjectiveOptions, Free("sampling")]
     sampler: Annotated[SamplerOptions, Free()]
     grid: Annotated[Choice, Free()]
+    condition: ConditionNode
     label_dropout: Share
     teacher: Annotated[Text | None, Free()]
     guidance: Annotated[NonNegative | None, Free()]
@@ -94,34 +97,45 @@ class TrainDiffusionOptions(TrainingOptions):
 def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     teacher = None if options.teacher is None else load_teacher(options)
     learned = options.objective.card(None if teacher is None else teacher.card["objective"])
-    own_net = net_of(options, teacher)
-    parts = {"net": own_net, "objective": learned, "sampling": options.objective.sampling}
+    own_net, told_of = net_of(options, teacher), condition_of(options, teacher)
+    parts = {
+        "net": own_net,
+        "objective": learned,
+        "sampling": options.objective.sampling,
+        "condition": told_of,
+    }
     check_trust(parts, options.trust)
     objective = checked_objective(build_from_card(learned, options.trust))
-    sampling = Sampling(**build_from_card(parts["sampling"], options.trust))
+    sampling = Sampling(**build_from_card(options.objective.sampling, options.trust))
     cache = LatentCache(options.latents, options.verify)
-    null = no_label(len(cache.class_names))
+    conditioning = build_from_card(told_of, options.trust)
+    null = conditioning.null(len(cache.class_names), cache.latent_shape)
     schooling = schooling_of(options, objective, teacher, null, run)
     if teacher is not None:
         check_latents(f"teacher={options.teacher}", teacher.card, options.latents, cache)
     reflow = reflow_card(options, objective, cache, run)
     autoencoder = matching_autoencoder(options.autoencoder, AUTOENCODER_FILE, cache.folder, cache.manifest.autoencoder)
     shape = supplied(own_net, cache.latent_shape, len(cache.class_names)) | schooling.net
+    shape |= conditioning.network(cache.latent_shape)
     seed_from(options.seed)
     net: nn.Module = build_from_card(own_net | shape, options.trust)
-    told = schooling.told(no_label(0).beside(null))
+    told = schooling.told(labelled(torch.tensor([0]), null).beside(null))
     check_network(net, cache.latent_shape, shape["num_classes"], training_device(options), told)
     if newest(run) is None:  # else the run has weights of its own
         schooling.start(options, net, teacher, cache)
-    card = card_of(options, cache, autoencoder, run) | {"net": own_net | shape, "objective": learned}
+    card = card_of(options, cache, autoencoder, run) | {
+        "net": own_net | shape,
+        "objective": learned,
+        "condition": told_of,
+    }
     card |= schooling.card | reflow
     if options.guidance is not None:
         check_guidance(card, options.guidance, weak=False)
-    generator = generator_of(options, net, objective, sampling, cache, autoencoder, usual_guidance(card))
+    generator = generator_of(options, net, objective, sampling, conditioning, cache, autoencoder, usual_guidance(card))
     quality = sample_quality(options, generator, cache)
     for judged in quality:
         judged.check_goes_on(run)
-    module = module_of(options, net, objective, cache.stats, null, card, schooling.student)
+    module = module_of(options, net, objective, cache.stats, conditioning, null, card, schooling.student)
     fit(
         module,
         LatentData(
@@ -152,6 +166,7 @@ def module_of(
     net: nn.Module,
     objective: Objective,
     stats: LatentStats,
+    conditioning: Conditioning,
     null: Condition,
     card: dict[str, Any],
     student: Student | None = None,
@@ -161,6 +176,7 @@ def module_of(
         net=net,
         objective=objective,
         stats=stats,
+        conditioning=conditioning,
         null=null,
         label_dropout=options.label_dropout,
         optimizer=build(options.optimizer),
@@ -200,6 +216,7 @@ def generator_of(
     net: nn.Module,
     objective: Objective,
     sampling: Sampling,
+    conditioning: Conditioning,
     cache: LatentCache,
     autoencoder: LoadedAutoencoder,
     guidance: float,
@@ -213,6 +230,7 @@ def generator_of(
         latent_shape=cache.latent_shape,
         class_names=cache.class_names,
         sampling=sampling,
+        conditioning=conditioning,
         scale=guidance,
     )
     generator = model.generator(

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ldm.condition import Condition
 from ldm.diffusion.derivative import Derivative, value_along
-from ldm.diffusion.objective import Net, Objective, expand
+from ldm.diffusion.objective import Net, Objective, expand, mean_square
 from ldm.diffusion.parameterization import velocity
 from ldm.diffusion.path import CosinePath
 from ldm.diffusion.student import Teacher, check_range, guides, held, scales_of, told
@@ -66,7 +66,15 @@ class Consistency:
         return torch.stack([t, scales_of(self.guidance, self.guidance_max, n, device).to(t)], dim=1)
 
     def loss(
-        self, net: nn.Module, x0: Tensor, condition: Condition | Tensor, *, drawn: Tensor, eps: Tensor, batch: int
+        self,
+        net: nn.Module,
+        x0: Tensor,
+        condition: Condition | Tensor,
+        *,
+        drawn: Tensor,
+        eps: Tensor,
+        batch: int,
+        where: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         (t, scale), condition = drawn.unbind(1), Condition.of(condition)
         c = self.objective.path(expand(t, x0))
@@ -77,8 +85,7 @@ class Consistency:
             value, tangent = self.tangent(net_told, x_t, slope, t, condition, min(1.0, batch / self.warmup))
         tangent = tangent / (expand(tangent.square().flatten(1).mean(1).sqrt(), tangent) + self.floor)
         output = net_told(*self.objective.input(c, x_t, t), condition)
-        error = (output - value - tangent).square().flatten(1).mean(1)
-        return self.objective.weighted(error, c), t
+        return self.objective.weighted(mean_square(output - value - tangent, where), c), t
 
     def tangent(
         self, net: Net, x_t: Tensor, slope: Tensor, t: Tensor, condition: Condition | Tensor, share: float

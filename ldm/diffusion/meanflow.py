@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ldm.condition import Condition
 from ldm.diffusion.derivative import Derivative, along
 from ldm.diffusion.guidance import with_and_without
-from ldm.diffusion.objective import Objective, expand
+from ldm.diffusion.objective import Objective, expand, mean_square
 from ldm.diffusion.student import held
 from ldm.runtime.ranges import NonNegative, Share, checked
 
@@ -63,7 +63,15 @@ class MeanFlow:
         return torch.stack([t, torch.where(same, first, torch.minimum(first, second))], dim=1)
 
     def loss(
-        self, net: nn.Module, x0: Tensor, condition: Condition | Tensor, *, drawn: Tensor, eps: Tensor, batch: int
+        self,
+        net: nn.Module,
+        x0: Tensor,
+        condition: Condition | Tensor,
+        *,
+        drawn: Tensor,
+        eps: Tensor,
+        batch: int,
+        where: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         (t, s), condition = drawn.unbind(1), Condition.of(condition)
         c = self.objective.path(expand(t, x0))
@@ -71,8 +79,8 @@ class MeanFlow:
         with held(net, x0.device):
             target = self.target(net, x_t, self._guided(net, x_t, t, condition, velocity), t, s, condition)
         seen, time = self.objective.input(c, x_t, t)
-        error = (net(seen, time, condition._replace(s=s.to(time))) - target).square().flatten(1).mean(1)
-        return self.objective.weighted(error, c), t
+        error = net(seen, time, condition._replace(s=s.to(time))) - target
+        return self.objective.weighted(mean_square(error, where), c), t
 
     def target(
         self, net: nn.Module, x_t: Tensor, velocity: Tensor, t: Tensor, s: Tensor, condition: Condition | Tensor

@@ -49,6 +49,15 @@ def coefficients(path: Path, t: Tensor, like: Tensor) -> Coefficients:
     return Coefficients(*(value.to(like.dtype) for value in c)) if t.dim() else c
 
 
+def mean_square(error: Tensor, where: Tensor | None) -> Tensor:
+    """The mean square of each sample of error [B, C, H, W], [B]; of the places that `where` [B, 1, H, W] weighs."""
+    square = error.square()
+    if where is None:
+        return square.flatten(1).mean(1)
+    weight = where.to(error.dtype).expand_as(error).flatten(1)
+    return (square.flatten(1) * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """What is learned, and how to read it back.
@@ -88,7 +97,14 @@ class Objective:
             )
 
     def loss(
-        self, net: Net, x0: Tensor, condition: Condition | Tensor, *, t: Tensor | None = None, eps: Tensor | None = None
+        self,
+        net: Net,
+        x0: Tensor,
+        condition: Condition | Tensor,
+        *,
+        t: Tensor | None = None,
+        eps: Tensor | None = None,
+        where: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Weighted mean square of the network's error at random times, [B], and those times, [B].
 
@@ -98,13 +114,14 @@ class Objective:
             condition: what the network is told; labels [B] alone may stand for it
             t:         times, [B]; None = drawn from the global generator
             eps:       noise that is paired with x0 already, like x0; None = drawn likewise, then paired
+            where:     where errors count, [B, 1, H, W]; None = everywhere
         """
         t, condition = self.times(len(x0), x0.device) if t is None else t, Condition.of(condition)
         eps = self.coupling(x0, torch.randn_like(x0), condition.label) if eps is None else eps  # [B, C, H, W]
         c = self.path(expand(t, x0))  # [B, 1, 1, 1] each
         a, b = target_coefficients(c, self.parameterization)
         output = net(*self.input(c, c.alpha * x0 + c.sigma * eps, t), condition)
-        return self.weighted((output - (a * x0 + b * eps)).square().flatten(1).mean(1), c), t
+        return self.weighted(mean_square(output - (a * x0 + b * eps), where), c), t
 
     def weighted(self, error: Tensor, c: Coefficients) -> Tensor:
         """The loss of the mean square errors [B] of what is regressed, where the path is c, [B, 1, 1, 1] each."""

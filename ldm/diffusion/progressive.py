@@ -50,13 +50,23 @@ class Progressive:
         return torch.stack([t, scales_of(self.guidance, self.guidance_max, n, device)], dim=1)
 
     def loss(
-        self, net: nn.Module, x0: Tensor, condition: Condition | Tensor, *, drawn: Tensor, eps: Tensor, batch: int
+        self,
+        net: nn.Module,
+        x0: Tensor,
+        condition: Condition | Tensor,
+        *,
+        drawn: Tensor,
+        eps: Tensor,
+        batch: int,
+        where: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         t, scale = drawn.unbind(1)
         now = coefficients(self.objective.path, t, x0)
         x_t = now.alpha * x0 + now.sigma * eps
         x0, eps = self.target(x_t, t, condition, scale if guides(self.guidance, self.guidance_max) else None)
-        return self.objective.loss(told(net, scale, self.guidance_max), x0, condition, t=t.to(x_t.dtype), eps=eps)
+        return self.objective.loss(
+            told(net, scale, self.guidance_max), x0, condition, t=t.to(x_t.dtype), eps=eps, where=where
+        )
 
     @torch.no_grad()
     def target(self, x_t: Tensor, t: Tensor, condition: Condition | Tensor, scale: Tensor | None) -> Prediction:

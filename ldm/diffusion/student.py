@@ -34,7 +34,15 @@ class Student(Protocol):
         """[n, k] random numbers, of which the first are the times."""
 
     def loss(
-        self, net: nn.Module, x0: Tensor, condition: Condition | Tensor, *, drawn: Tensor, eps: Tensor, batch: int
+        self,
+        net: nn.Module,
+        x0: Tensor,
+        condition: Condition | Tensor,
+        *,
+        drawn: Tensor,
+        eps: Tensor,
+        batch: int,
+        where: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The losses [B] and the times [B].
 
@@ -42,6 +50,7 @@ class Student(Protocol):
         x0:    clean latents [B, C, H, W], with their condition and noise eps
         drawn: [B, k], of `times`
         batch: how many batches came before
+        where: where errors count, [B, 1, H, W]; None: everywhere
         """
 
 

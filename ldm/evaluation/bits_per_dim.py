@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
+from ldm.condition import labelled
 from ldm.data.sources import Source
 from ldm.diffusion import log_likelihood as terms
 from ldm.evaluation.image_sets import spread
@@ -92,6 +93,7 @@ class BitsPerDim:
         batches = list(spread(self.source, "val", self.num, batch_size))
         if not batches:
             raise ValueError("no held-out image could be decoded")
+        null = self.model.null
         for image, y in track(batches, "likelihood"):
             counted["pixels"] += pixel_sum(image)
             image, y = image.to(device), y.to(device)
@@ -100,7 +102,7 @@ class BitsPerDim:
                 z = posterior.sample()
                 parts["decoder"].append(terms.decoder_log_likelihood(image, autoencoder.decode(z), decoder_spread))
                 parts["entropy"].append(terms.posterior_entropy(posterior.std).double())
-            denoise = self.model.objective.denoiser(net, y)
+            denoise = self.model.objective.denoiser(net, labelled(y, null))
             value = terms.log_likelihood(denoise, self.model.objective.path, self.model.stats.normalize(z), **options)
             parts["latent"].append(value.nats.double())
             parts["error"].append(value.standard_error.double())

@@ -125,6 +125,29 @@ class ReconstructionFile(JsonFile):
     mean_psnr: Finite
 
 
+class InfillFile(JsonFile):
+    """infill.json of `ldm infill`: what the pictures beside it depend on.
+
+    resample: of method=repaint
+    draws:    of each picture
+    """
+
+    fix: ClassVar[str] = "run `ldm infill` again"
+
+    model: Fingerprint
+    autoencoder: Fingerprint
+    weights: WhichWeights
+    method: str
+    resample: Count | None
+    sampler: dict[str, Any]
+    grid: dict[str, Any] | str
+    guidance: NonNegative
+    seed: Natural
+    pictures: Count
+    draws: Count
+    precision: str
+
+
 class LikelihoodFile(JsonFile):
     """likelihood.json: bits per dimension of latents and of images, and what they depend on."""
 

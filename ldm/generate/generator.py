@@ -85,7 +85,8 @@ class Generator:
         """Likewise, from standard normal noise [B, C, h, w], by a network (guided, or of several), with what noise a
         stochastic sampler adds on its way."""
         path, times = self._walk()
-        x = start.to(Condition.of(condition).label.device) * scale(path(times[0]))
+        condition = self.model.told(condition)
+        x = start.to(condition.label.device) * scale(path(times[0]))
         denoise = self.model.objective.denoiser(net, condition)
         record = Record(denoise if self.path is None else on_path(denoise, self.model.objective.path, path), keep)
         return self.sampling.walk(record, path, x, times, noise), record

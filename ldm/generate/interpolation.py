@@ -26,7 +26,7 @@ def interpolate(generator: Generator, seeds: tuple[int, int], labels: tuple[int,
     w = torch.linspace(0, 1, frames, device=device).view(-1, 1, 1, 1)
     first, last = (IndexedNoise(seed, [0]).draw(model.latent_shape).to(device) for seed in seeds)
     net = generator.net()
-    a, b = (torch.full((frames,), label, device=device) for label in labels)
+    a, b = (model.told(torch.full((frames,), label, device=device)) for label in labels)
 
     def mixed(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return net(x_t, t, condition) if labels[0] == labels[1] else torch.lerp(net(x_t, t, a), net(x_t, t, b), w)

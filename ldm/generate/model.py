@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ldm.card import usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
-from ldm.condition import Condition, no_label
+from ldm.condition import Condition, labelled
+from ldm.conditioning.labels import Conditioning, Labels
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import Path
@@ -54,6 +55,7 @@ class LatentDiffusionModel:
     class_names:   of the labels 0, 1, ...
     sampling:      what is used where nothing else is said
     scale:         of guidance, likewise; 1 is unguided
+    conditioning:  what it is told beside a label
     """
 
     net: nn.Module
@@ -64,6 +66,7 @@ class LatentDiffusionModel:
     class_names: Sequence[str]
     sampling: Sampling = Sampling()  # noqa: RUF009  # frozen
     scale: float = 1.0
+    conditioning: Conditioning = Labels()  # noqa: RUF009  # it has no state
 
     @classmethod
     def of(
@@ -79,6 +82,7 @@ class LatentDiffusionModel:
             latent_shape=tuple(card["latent_shape"]),
             class_names=card["class_names"],
             sampling=loaded.sampling,
+            conditioning=loaded.conditioning,
             scale=usual_guidance(card),
         )
 
@@ -94,7 +98,11 @@ class LatentDiffusionModel:
     @property
     def null(self) -> Condition:
         """What its network is told, in one row, where nothing is said."""
-        return no_label(len(self.class_names))
+        return self.conditioning.null(len(self.class_names), self.latent_shape)
+
+    def told(self, condition: Condition | Tensor) -> Condition:
+        """A condition, or labels [B] alone as one that says nothing else."""
+        return condition if isinstance(condition, Condition) else labelled(condition, self.null)
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -208,7 +208,8 @@ class DiT(nn.Module):
         assert context is not None
         more = self.context_in(context)
         if by is not None:
-            by = torch.cat([by, by.new_zeros(more.shape[1], by.shape[1])])
+            still = torch.ones_like(by[:, :1]) * by.new_tensor([1.0, 0.0])[:, None, None]  # cos and sin of no angle
+            by = torch.cat([by, still.expand(-1, more.shape[1], -1)], dim=1)
         if mask is not None:
             mask = torch.cat([mask.new_ones(*mask.shape[:3], x.shape[1]), mask], dim=3)
         return torch.cat([x, more], dim=1), by, mask

@@ -33,16 +33,17 @@ def sinusoidal_positions(at: Tensor, channels: int) -> Tensor:
 
 
 def rotations(at: Tensor, head_channels: int) -> Tensor:
-    """Angles by which pairs of a head's channels turn, half of them by the column and half by the row (Su et al. 2021,
-    axial as in Heo et al. 2024): [2, N] -> [N, head_channels / 2]."""
-    return torch.cat([angles(one, head_channels // 4) for one in at.flip(0)], dim=1).float()
+    """[cos, sin] of the angles by which pairs of a head's channels turn, half of them by the column and half by the row
+    (Su et al. 2021, axial as in Heo et al. 2024): [2, N] -> [2, N, head_channels / 2]."""
+    turns = torch.cat([angles(one, head_channels // 4) for one in at.flip(0)], dim=1)
+    return torch.stack([turns.cos(), turns.sin()]).float()
 
 
 def rotate(x: Tensor, by: Tensor) -> Tensor:
-    """Neighbouring pairs of channels of x [B, heads, L, d], turned by angles [L, d / 2]."""
-    a, b = x.unflatten(-1, (-1, 2)).float().unbind(-1)
-    turned = torch.stack([a * by.cos() - b * by.sin(), a * by.sin() + b * by.cos()], dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    """Neighbouring pairs of channels of x [B, heads, L, d], turned by [cos, sin] of angles, [2, L, d / 2]."""
+    cos, sin = by.to(x.dtype)
+    a, b = x[..., 0::2], x[..., 1::2]
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
 
 
 def norm_of(kind: Norm, channels: int, eps: float = EPS) -> nn.Module:
@@ -144,7 +145,7 @@ class DiTBlock(nn.Module):
             zero_init(self.cross.to_out)
 
     def forward(self, x: Tensor, emb: Tensor, by: Tensor | None, mask: Tensor | None, context: Tensor | None) -> Tensor:
-        """x [B, L, C] under emb [B, C]; by: angles, [L, d / 2]; mask: of the context's tokens, or of x's own
+        """x [B, L, C] under emb [B, C]; by: see `rotate`; mask: of the context's tokens, or of x's own
         where those are among these."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(emb).chunk(6, dim=1)
         own = None if self.cross is not None else mask

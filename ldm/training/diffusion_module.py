@@ -10,6 +10,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from ldm.condition import Condition
+from ldm.conditioning.labels import Conditioning
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.parameterization import angle
 from ldm.diffusion.student import Student
@@ -51,6 +52,7 @@ class DiffusionModule(ProgressModule):
     A weighting that learns (`LearnedUncertainty`) is trained, saved and averaged with the network; a teacher is not.
 
     Args:
+        conditioning: what the network is told of a latent, beside its label.
         null:  what the network is told, in one row, where nothing is said.
         guard: between the gradients and the step.
         rollbacks: how often the run may go back to an older checkpoint, once the guard has skipped too many in a row.
@@ -65,6 +67,7 @@ class DiffusionModule(ProgressModule):
         net: nn.Module,
         objective: Objective,
         stats: LatentStats,
+        conditioning: Conditioning,
         null: Condition,
         label_dropout: float,
         optimizer: Callable[[Iterable[Parameter]], Optimizer],
@@ -78,8 +81,8 @@ class DiffusionModule(ProgressModule):
         self.guard, self.max_rollbacks, self.rollback_lr = guard, rollbacks, rollback_lr
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout={label_dropout} must lie in [0, 1]")
-        self.net, self.objective, self.stats, self.null = net, objective, stats, null
-        self.label_dropout = label_dropout
+        self.net, self.objective, self.stats = net, objective, stats
+        self.conditioning, self.null, self.label_dropout = conditioning, null, label_dropout
         self.weighting = objective.weighting if isinstance(objective.weighting, nn.Module) else nn.Identity()
         self.student = student
         self.make_optimizer = optimizer
@@ -126,15 +129,14 @@ class DiffusionModule(ProgressModule):
         moments, y, *noise = batch  # [B, 2C, h, w], [B], perhaps [B, C, h, w]
         seed_from(self.seed, 2, self.batches_seen)  # of all ranks, for `_rows`
         uniform = self._rows(len(y), lambda n: torch.rand(n, device=y.device))
-        condition = Condition(y).dropped(uniform < self.label_dropout, self.null)
-        loss = self._loss("train", moments, condition, *noise)
+        loss = self._loss("train", moments, y, uniform < self.label_dropout, *noise)
         self.log_terms("train", {"loss": loss.detach()})
         return loss
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """The same loss on held-out latents with labels, at times and with noise that are the same every time."""
         moments, y, *noise = batch
-        self.log_terms("val", {"loss": self._loss("val", moments, Condition(y), *noise)}, images=len(y))
+        self.log_terms("val", {"loss": self._loss("val", moments, y, None, *noise)}, images=len(y))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -160,18 +162,29 @@ class DiffusionModule(ProgressModule):
         start = self.global_rank * n
         return draw(n * self.trainer.world_size)[start : start + n]
 
-    def _loss(self, stage: str, moments: Tensor, condition: Condition, eps: Tensor | None = None) -> Tensor:
+    def _told(self, x0: Tensor, y: Tensor) -> tuple[Condition, Tensor | None]:
+        """The condition of latents and labels, and where errors count; drawn for the global batch, as `_rows` does."""
+        n, start = len(y), self.global_rank * len(y)
+        drawn = self.conditioning.draw(n * self.trainer.world_size, tuple(x0.shape[1:]), x0.device)
+        return self.conditioning.condition(x0, y, self.null, *(part[start : start + n] for part in drawn))
+
+    def _loss(self, stage: str, moments: Tensor, y: Tensor, drop: Tensor | None, eps: Tensor | None = None) -> Tensor:
+        """drop: where the condition is dropped, bool [B]."""
         n, shape, device = len(moments), (moments.shape[1] // 2, *moments.shape[2:]), moments.device
         spread, normal = (self._rows(n, lambda n: torch.randn(n, *shape, device=device)) for _ in range(2))
         x0 = self.stats.normalize(sample_moments(moments, spread))  # [B, C, h, w]
         drawn = self._rows(n, lambda n: (self.student or self.objective).times(n, device))  # [B], or [B, k]
+        condition, where = self._told(x0, y)
+        condition = condition if drop is None else condition.dropped(drop, self.null)
         eps = self.objective.coupling(x0, normal, condition.label) if eps is None else eps
         if stage == "train":
             seed_from(self.seed, 3, self.batches_seen, self.global_rank)  # each rank's own, for dropout
         if self.student is None:
-            loss, t = self.objective.loss(self.net, x0, condition, t=drawn, eps=eps)  # [B] each
+            loss, t = self.objective.loss(self.net, x0, condition, t=drawn, eps=eps, where=where)  # [B] each
         else:
-            loss, t = self.student.loss(self.net, x0, condition, drawn=drawn, eps=eps, batch=self.batches_seen)
+            loss, t = self.student.loss(
+                self.net, x0, condition, drawn=drawn, eps=eps, batch=self.batches_seen, where=where
+            )
         # EDM's times lie next to 0, where its noise levels do not
         self.bins[stage].add(loss, angle(self.objective.path(t)) if self.objective.unit_input else t)
         return loss.mean()

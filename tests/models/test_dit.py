@@ -67,7 +67,7 @@ def test_it_starts_at_zero_and_its_blocks_as_the_identity(options):
     x, t, condition = inputs(net)
     assert not net(x, t, condition).any()
     tokens, emb = torch.randn(2, 4, 24), torch.randn(2, 24)
-    by = None if net.positions == "sincos" else torch.randn(4, 6)
+    by = None if net.positions == "sincos" else torch.randn(2, 4, 6)
     for block in net.blocks:
         assert torch.equal(block(tokens, emb, by, None, condition.context), tokens)
 

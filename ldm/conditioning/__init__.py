@@ -1,0 +1,1 @@
+"""What stage 2 is told besides the label: drawn from the latents in training, given in sampling."""

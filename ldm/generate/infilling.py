@@ -1,0 +1,72 @@
+"""The hidden part of images, made so that it fits what is known."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ldm.conditioning.infill import Infill, hidden_cells, told
+from ldm.diffusion.repaint import repaint
+from ldm.generate.generator import Generator
+from ldm.generate.model import LatentDiffusionModel
+from ldm.images import to_x
+
+Method = Literal["trained", "repaint"]
+
+
+def method_for(model: LatentDiffusionModel, asked: Method | None) -> Method:
+    """How a model infills: as it was trained to, or else by replacing what is known along the way.
+
+    Raises:
+        ValueError: where it was not trained to, and is asked for that.
+    """
+    trained = isinstance(model.conditioning, Infill)
+    if asked == "trained" and not trained:
+        raise ValueError("method=trained: the model was not trained to infill (condition=infill): pass method=repaint")
+    return asked or ("trained" if trained else "repaint")
+
+
+@torch.no_grad()
+def infilled(
+    generator: Generator,
+    images: Tensor,
+    hidden: Tensor,
+    labels: Tensor,
+    indices: Sequence[int],
+    *,
+    method: Method | None = None,
+    resample: int = 5,
+    grow: int = 0,
+) -> Tensor:
+    """Images, uint8 [B, 3, H, W], with their hidden pixels made anew; the known ones are the input's own.
+
+    What is hidden is encoded as grey, as in LDM's inpainting, so that nothing of it is seen.
+
+    Args:
+        generator: how it is sampled
+        images:    uint8 [B, 3, H, W], of the model's size
+        hidden:    bool [B, 1, H, W], or of one row for all
+        labels:    [B]; the null class says nothing
+        indices:   of the samples, which determine their noise
+        method:    see `method_for`
+        resample:  of `repaint`
+        grow:      cells around the hidden ones that are made anew, too: a decoder mixes neighbours
+    """
+    model, device = generator.model, generator.model.device
+    how = method_for(model, method)
+    images, hidden = images.to(device), hidden.to(device).expand(len(images), -1, -1, -1)
+    autoencoder = model.autoencoder
+    assert autoencoder is not None
+    latent = model.stats.normalize(autoencoder.encode(to_x(images) * ~hidden).mean)
+    cells = hidden_cells(hidden, autoencoder.downsample_factor, grow).to(latent.dtype)
+    labels = labels.to(device)
+    if how == "trained":
+        latents, _ = generator.latents(indices, told(labels, latent, cells))
+    else:
+        function = partial(repaint, known=latent, hidden=cells, resample=resample)
+        walked = replace(generator, sampling=replace(generator.sampling, function=function))
+        latents, _ = walked.latents(indices, labels)
+    return torch.where(hidden, model.decode(latents), images)
