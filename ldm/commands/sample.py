@@ -14,16 +14,17 @@ from typing import Annotated, Any, Self
 import numpy as np
 import torch
 from annotated_types import Interval, Le, Len
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ldm.card import check_guidance, usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion, load_diffusion
 from ldm.commands.options import Free, LoggedOptions, ResultOptions, SamplerOptions, Text, Weights, build
 from ldm.commands.run_folder import build_loggers
+from ldm.data.picture_files import Pictures
 from ldm.diffusion.guidance import Guidance
 from ldm.evaluation.result_files import STAMP, SampleStamp, which_weights
-from ldm.generate.generator import Generator
+from ldm.generate.generator import Generator, Origin
 from ldm.generate.interpolation import interpolate
 from ldm.generate.loading import load_stages
 from ldm.generate.model import LatentDiffusionModel
@@ -49,6 +50,8 @@ class SampleOptions(ResultOptions, LoggedOptions):
     grid: Choice
     path: Choice
     num: Count
+    start: Text | None = Field(alias="from")
+    strength: Annotated[float, Interval(gt=0, le=1)]
     latent_size: LatentSize
     classes: list[str | int] | str | int | None
     weights: Weights
@@ -157,11 +160,26 @@ def planned(options: SampleOptions, model: LatentDiffusionModel, guidance: Guida
         path=build(options.path),
         guidance=guidance,
         seed=options.seed,
+        origin=origin_of(options, model),
     )
     pixels = 3 * math.prod(model.image_size)
     check_fits(2 * options.num * pixels, f"num={options.num}", "lower num=, and sample several times by seed=")
     check_batch(options.batch_size, pixels)
     return generator, model.in_turn(options.classes, options.num)
+
+
+def origin_of(options: SampleOptions, model: LatentDiffusionModel) -> Origin | None:
+    """The pictures that samples start from, encoded; None for noise."""
+    if options.start is None:
+        return None
+    if options.interpolation:
+        raise ValueError(f"from={options.start} leaves no noise to walk between: pass interpolation=0")
+    height, width = model.image_size
+    if height != width:
+        raise ValueError(f"from={options.start} is cut to squares: pass latent_size= of one side")
+    pictures = Pictures(options.start, width, key="from")
+    latents = [model.encode(pictures[i][1][None]) for i in range(min(len(pictures), options.num))]
+    return Origin(latents=torch.cat(latents), strength=options.strength)
 
 
 def load_weak(options: SampleOptions, loaded: LoadedDiffusion) -> LoadedDiffusion | None:
@@ -251,6 +269,7 @@ def stamp_of(
         "weak": None if weak is None else weak.fingerprint,
         "seed": options.seed,
         "latent_size": given["latent_size"],
+        "start": None if options.start is None else {"from": options.start, "strength": options.strength},
         "batches_trained": loaded.card["batches_seen"],
         "student": loaded.card.get("student"),
     }

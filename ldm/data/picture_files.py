@@ -22,16 +22,19 @@ class Pictures:
         resolution: R, in pixels
         resize:     their shorter side before the crop; None = R
         most:       how many at most; None = all
+        key:        that names them, for errors
 
     Raises:
-        ValueError: naming the key images, if there are none; of a picture, when it is asked for, if it is damaged.
+        ValueError: naming the key, if there are none; of a picture, when it is asked for, if it is damaged.
     """
 
-    def __init__(self, place: str, resolution: int, resize: int | None = None, most: int | None = None) -> None:
+    def __init__(
+        self, place: str, resolution: int, resize: int | None = None, most: int | None = None, key: str = "images"
+    ) -> None:
         file = Path(place)
         self.root = file.parent if file.is_file() else file
-        self.paths = [file] if file.is_file() else [path for path, _ in list_images(place, "images").images][:most]
-        self.resolution, self.resize = resolution, resize
+        self.paths = [file] if file.is_file() else [path for path, _ in list_images(place, key).images][:most]
+        self.resolution, self.resize, self.key = resolution, resize, key
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -41,7 +44,7 @@ class Pictures:
         try:
             view = center_of(path, self.resolution, self.resize)
         except ValueError as error:
-            raise ValueError(f"images={path} can't be decoded ({error}): remove it, or name another") from None
+            raise ValueError(f"{self.key}={path} can't be decoded ({error}): remove it, or name another") from None
         return path.relative_to(self.root).as_posix(), view
 
 

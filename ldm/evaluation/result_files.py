@@ -48,6 +48,7 @@ class SampleStamp(JsonFile):
     weak: Fingerprint | None
     seed: Natural
     latent_size: Count | list[Count] | None = None  # null: as in training
+    start: dict[str, Any] | None = None  # null: noise
     batches_trained: Natural
     student: StudentCard | None = None
     evaluations: NonNegative

@@ -20,6 +20,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What samples start from in place of noise alone: latents, noised (SDEdit, Meng et al. 2022).
+
+    latents:  normalised, [P, C, h, w]; the sample of index i starts from the one of index i modulo P
+    strength: the time at which they are noised, in (0, 1]: the higher, the less is left of them
+    """
+
+    latents: Tensor
+    strength: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength={self.strength:g} must lie in (0, 1]: 1 leaves nothing of what it starts from")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generator:
     """A model with one way to sample it.
 
@@ -29,6 +45,7 @@ class Generator:
     seed:      with a sample's index, it determines all of that sample's noise
     path:      what the sampler walks on; None is the path of training. On another path, it starts where that is as
                noisy as the end of training's: neither knows what lies beyond
+    origin:    what samples start from; None is noise alone
     """
 
     model: "LatentDiffusionModel"
@@ -36,15 +53,17 @@ class Generator:
     guidance: Guidance
     seed: int
     path: Path | None = None
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
-        path, times = self._walk()
-        check_times(path, times, self._latest())
+        if self.origin is None:
+            check_times(*self._walk(), self._latest())
 
     def _walk(self) -> tuple[Path, Tensor]:
         """The path and its times, [steps + 1]; on the CPU, so that samplers may look at them."""
         path = self.model.objective.path if self.path is None else self.path
-        return path, self.sampling.grid(path, self.sampling.steps, self._latest())
+        latest = self._latest() if self.origin is None else min(self._latest(), self.origin.strength)
+        return path, self.sampling.grid(path, self.sampling.steps, latest)
 
     def _latest(self) -> float:
         """The time at which the path is as noisy as the path of training at t = 1."""
@@ -72,7 +91,13 @@ class Generator:
         """Normalised latents [B, C, h, w] of the samples with these indices and a condition of as many rows, or labels
         [B] alone, and the record of the walk, with the states of the first `keep`."""
         noise = IndexedNoise(self.seed, indices)
-        return self.latents_from(noise.draw(self.model.latent_shape), self.net(), condition, noise, keep)
+        start = noise.draw(self.model.latent_shape)
+        if self.origin is not None:
+            path, times = self._walk()
+            known = self.origin.latents[[i % len(self.origin.latents) for i in indices]].to(start)
+            c = path(times[0])
+            start = (c.alpha * known + c.sigma * start) / scale(c)  # as noisy as x_t, to which it is scaled
+        return self.latents_from(start, self.net(), condition, noise, keep)
 
     def net(self) -> Net:
         """The guided network."""

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ldm.conditioning.infill import Infill, hidden_cells, told
+from ldm.conditioning.masked import Infill, hidden_cells, told
 from ldm.diffusion.repaint import repaint
 from ldm.generate.generator import Generator
 from ldm.generate.model import LatentDiffusionModel

@@ -17,7 +17,7 @@ from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import Path
 from ldm.diffusion.sampling import Sampler, Sampling, grid_named, path_named, sampler_named
 from ldm.diffusion.times import Grid
-from ldm.generate.generator import Generator
+from ldm.generate.generator import Generator, Origin
 from ldm.images import to_image, x_of
 from ldm.latents import LatentStats
 from ldm.models.autoencoder import Autoencoder
@@ -154,6 +154,7 @@ class LatentDiffusionModel:
         path: str | Path | None = None,
         guidance: float | Guidance | None = None,
         seed: Natural = 0,
+        origin: Origin | None = None,
     ) -> Generator:
         """One way to sample this model; what is None is as its objective wants it. See `sample`.
 
@@ -172,6 +173,7 @@ class LatentDiffusionModel:
             guidance=guidance if isinstance(guidance, Guidance) else Guidance(scale=guidance),
             seed=seed,
             path=path_named(path) if isinstance(path, str) else path,
+            origin=origin,
         )
 
     @checked
@@ -188,6 +190,8 @@ class LatentDiffusionModel:
         seed: Natural = 0,
         batch_size: Count = 250,
         latent_size: Sequence[Count] | Count | None = None,
+        start: Tensor | None = None,
+        strength: float = 0.6,
     ) -> Tensor:
         """Images, uint8 [n, 3, H, W].
 
@@ -201,10 +205,15 @@ class LatentDiffusionModel:
         seed:       with an image's place in the result, it determines the image
         batch_size: images at once; it changes nothing but speed and memory
         latent_size: see `sized`; None: as in training
+        start:       images, uint8 [P, 3, H, W], that are noised and then made anew (SDEdit), in turn; None: noise
+        strength:    how far, in (0, 1]: the time at which they are noised
         """
         labels = self.in_turn(classes, n)
         model = self if latent_size is None else self.sized(latent_size)
-        generator = model.generator(sampler=sampler, steps=steps, grid=grid, path=path, guidance=guidance, seed=seed)
+        generator = model.generator(
+            sampler=sampler, steps=steps, grid=grid, path=path, guidance=guidance, seed=seed,
+            origin=None if start is None else Origin(latents=model.encode(start), strength=strength),
+        )  # fmt: skip
         parts = [range(i, min(i + batch_size, len(labels))) for i in range(0, len(labels), batch_size)]
         return torch.cat([generator.images(part, labels[list(part)].to(self.device))[0] for part in parts])
 

@@ -12,7 +12,7 @@ from support.runs import assert_close_weights, assert_same_training
 from support.tiny import CPU, TINY_DIFFUSION, fails
 
 from ldm.checkpoint import load_diffusion
-from ldm.conditioning.infill import told
+from ldm.conditioning.masked import told
 
 INFILL = [*TINY_DIFFUSION, *CPU, "condition=infill"]
 FEW = ["sampler=euler", "sampler.steps=2"]

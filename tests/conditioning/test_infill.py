@@ -6,8 +6,8 @@ from torch import nn
 
 from ldm.condition import labelled
 from ldm.conditioning import masks
-from ldm.conditioning.infill import Infill, hidden_cells, told
 from ldm.conditioning.labels import Labels
+from ldm.conditioning.masked import Infill, hidden_cells, told
 from ldm.diffusion.objective import Objective, mean_square
 from ldm.diffusion.path import CosinePath, LinearPath
 from ldm.diffusion.repaint import repaint
