@@ -63,6 +63,13 @@ class Condition(NamedTuple):
         said = self._replace(s=None, w=None)
         return _joined(said, null.to(self.label.device), chosen)._replace(s=self.s, w=self.w)
 
+    def says_nothing(self, null: "Condition") -> Tensor:
+        """Where a row is the null one, bool [B], times and scales apart."""
+        same = self.label == null.label.to(self.label.device)
+        if self.concat is not None and null.concat is not None:
+            same = same & (self.concat == null.concat.to(self.concat)).flatten(1).all(1)
+        return same
+
     def unsaid(self, null: "Condition") -> "Condition":
         """All of it dropped."""
         return self.dropped(torch.ones_like(self.label, dtype=torch.bool), null)

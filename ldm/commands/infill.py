@@ -1,5 +1,6 @@
 """Make the hidden part of pictures anew: a PNG a draw, and a grid of pictures, masks and draws."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from ldm.card import check_guidance, usual_guidance
 from ldm.commands.options import Free, ResultOptions, SamplerOptions, Text, Weights, build
+from ldm.conditioning.masked import Infill
 from ldm.data.picture_files import Masks, Pictures, class_of
 from ldm.diffusion.guidance import Guidance
+from ldm.diffusion.repaint import repaint
 from ldm.evaluation.result_files import InfillFile, which_weights
 from ldm.generate.generator import Generator
 from ldm.generate.infilling import Method, infilled, method_for
@@ -26,6 +29,7 @@ from ldm.runtime.ranges import Count, Natural, NonNegative
 from ldm.runtime.ranks import pick_device, precision
 
 SHOWN = 8  # pictures in grid.png
+RESAMPLE = 5  # of repaint, where nothing is said
 GREY = 128  # of what is hidden, in pictures of masks
 
 
@@ -40,7 +44,7 @@ class InfillOptions(ResultOptions):
     classes: str | int | None
     draws: Annotated[int, Interval(ge=1, le=64)]
     method: Method | None
-    resample: Count
+    resample: Count | None
     grow: Annotated[int, Interval(ge=0, le=16)]
     sampler: SamplerOptions
     grid: Choice
@@ -63,12 +67,13 @@ def main(options: InfillOptions, run: Path) -> None:
     check_guidance(loaded.card, scale, weak=False)
     model = LatentDiffusionModel.of(loaded, autoencoder, pick_device(options.device))
     how = method_for(model, options.method)
+    check_method(options, how)
     resize = (loaded.card["preprocessing"] or {}).get("resize")
     pictures = Pictures(options.images, model.resolution, resize, options.num)
     masks = Masks(pictures, mask=options.mask, box=options.box)
     labels = labels_of(options, model, loaded.card["label_dropout"], pictures)
     check_batch(options.batch_size, 3, *model.image_size)
-    masks[0], pictures[0]
+    check_pictures(pictures, masks)
     generator = model.generator(
         sampler=build(options.sampler.function),
         steps=options.sampler.steps,
@@ -77,6 +82,7 @@ def main(options: InfillOptions, run: Path) -> None:
         seed=options.seed,
     )
     options.begin(run)
+    shutil.rmtree(run / "images", ignore_errors=True)  # of an earlier call
     shown: list[Tensor] = []
     for index, name, image, hidden, draws in drawn(options, generator, pictures, masks, labels):
         for k, draw in enumerate(draws):
@@ -91,15 +97,43 @@ def main(options: InfillOptions, run: Path) -> None:
         autoencoder=autoencoder.fingerprint,
         weights=which_weights(options.weights),
         method=how,
-        resample=options.resample if how == "repaint" else None,
+        resample=(options.resample or RESAMPLE) if how == "repaint" else None,
         guidance=scale,
         seed=options.seed,
         pictures=len(pictures),
         draws=options.draws,
         precision=precision(model.device),
-        **generator.sampling.describe(),
+        **stamped(generator, how),
     ).write(run / "infill.json")
     print(f"{len(pictures)} pictures x {options.draws} draws in {run}: images/, grid.png, infill.json (method={how})")
+
+
+def check_method(options: InfillOptions, how: Method) -> None:
+    """ValueError for what the method does not take."""
+    if how == "repaint" and options.sampler.function is not None:
+        raise ValueError("method=repaint walks by steps of its own: leave sampler= out (sampler.steps= is taken)")
+    if how == "trained" and options.resample is not None:
+        raise ValueError(f"resample={options.resample} is of method=repaint: leave it null")
+
+
+def check_pictures(pictures: Pictures, masks: Masks) -> None:
+    """Decode all of them, before anything is written; ValueError also where two would get the same name."""
+    names: dict[str, str] = {}
+    for i in range(len(pictures)):
+        name, _ = pictures[i]
+        masks[i]
+        stem = Path(name).with_suffix("").as_posix()
+        if stem in names:
+            raise ValueError(f"images: {names[stem]} and {name} differ in their endings alone: rename one")
+        names[stem] = name
+
+
+def stamped(generator: Generator, how: Method) -> dict[str, Any]:
+    """What walked, for the stamp."""
+    said = generator.sampling.describe()
+    if how == "repaint":
+        said["sampler"]["function"] = {"_target_": f"{repaint.__module__}.{repaint.__qualname__}"}
+    return said
 
 
 def labels_of(options: InfillOptions, model: LatentDiffusionModel, dropout: float, pictures: Pictures) -> Tensor:
@@ -113,8 +147,10 @@ def labels_of(options: InfillOptions, model: LatentDiffusionModel, dropout: floa
         return torch.tensor(model.labels(named))
     if options.classes is not None:
         return torch.tensor(model.labels(options.classes) * len(pictures))
-    if dropout == 0 and len(model.class_names) > 1:
-        raise ValueError(f"model={options.model} was never trained without labels (label_dropout=0): pass classes=")
+    kind = model.conditioning
+    unlabelled = kind.unlabelled if isinstance(kind, Infill) else dropout
+    if unlabelled == 0 and len(model.class_names) > 1:
+        raise ValueError(f"model={options.model} was never trained without labels: pass classes=")
     return model.null.label.expand(len(pictures))
 
 
@@ -124,13 +160,19 @@ def drawn(
     """Each picture's index, name, pixels uint8 [3, H, W], hidden pixels [1, H, W], and its draws [D, 3, H, W]. A draw's
     noise belongs to its picture's index and its own."""
     each = max(1, options.batch_size // options.draws)
-    how: dict[str, Any] = {"method": options.method, "resample": options.resample, "grow": options.grow}
+    how: dict[str, Any] = {"method": options.method, "resample": options.resample or RESAMPLE, "grow": options.grow}
     for start in track(range(0, len(pictures), each), "infilling", hidden=False):
         numbers = range(start, min(start + each, len(pictures)))
         names, views = zip(*(pictures[i] for i in numbers), strict=True)
         image, hidden = torch.stack(views), torch.stack([masks[i] for i in numbers])
         of = torch.arange(len(names)).repeat_interleave(options.draws)
         indices = [start * options.draws + k for k in range(len(of))]
-        made = infilled(generator, image[of], hidden[of], labels[start:][of], indices, **how).cpu()
+        parts = [slice(k, k + options.batch_size) for k in range(0, len(of), options.batch_size)]
+        made = torch.cat(
+            [
+                infilled(generator, image[of[k]], hidden[of[k]], labels[start:][of[k]], indices[k], **how).cpu()
+                for k in parts
+            ]
+        )
         for i, name in enumerate(names):
             yield start + i, name, image[i], hidden[i], made[of == i]

@@ -37,6 +37,7 @@ from ldm.runtime.memory import check_batch, check_fits
 from ldm.runtime.ranges import Count, NonNegative, Share
 from ldm.runtime.ranks import gather, join_ranks, pick_device, precision
 
+STRENGTH = 0.6  # where nothing is said
 Side = Annotated[Count, Le(2048)]
 LatentSize = Side | Annotated[list[Side], Len(2, 2)] | None
 
@@ -51,7 +52,7 @@ class SampleOptions(ResultOptions, LoggedOptions):
     path: Choice
     num: Count
     start: Text | None = Field(alias="from")
-    strength: Annotated[float, Interval(gt=0, le=1)]
+    strength: Annotated[float, Interval(gt=0, le=1)] | None
     latent_size: LatentSize
     classes: list[str | int] | str | int | None
     weights: Weights
@@ -171,6 +172,8 @@ def planned(options: SampleOptions, model: LatentDiffusionModel, guidance: Guida
 def origin_of(options: SampleOptions, model: LatentDiffusionModel) -> Origin | None:
     """The pictures that samples start from, encoded; None for noise."""
     if options.start is None:
+        if options.strength is not None:
+            raise ValueError(f"strength={options.strength:g} is of pictures to start from: pass from=")
         return None
     if options.interpolation:
         raise ValueError(f"from={options.start} leaves no noise to walk between: pass interpolation=0")
@@ -179,7 +182,7 @@ def origin_of(options: SampleOptions, model: LatentDiffusionModel) -> Origin | N
         raise ValueError(f"from={options.start} is cut to squares: pass latent_size= of one side")
     pictures = Pictures(options.start, width, key="from")
     latents = [model.encode(pictures[i][1][None]) for i in range(min(len(pictures), options.num))]
-    return Origin(latents=torch.cat(latents), strength=options.strength)
+    return Origin(latents=torch.cat(latents), strength=STRENGTH if options.strength is None else options.strength)
 
 
 def load_weak(options: SampleOptions, loaded: LoadedDiffusion) -> LoadedDiffusion | None:
@@ -269,7 +272,7 @@ def stamp_of(
         "weak": None if weak is None else weak.fingerprint,
         "seed": options.seed,
         "latent_size": given["latent_size"],
-        "start": None if options.start is None else {"from": options.start, "strength": options.strength},
+        "start": None if options.start is None else {"from": options.start, "strength": options.strength or STRENGTH},
         "batches_trained": loaded.card["batches_seen"],
         "student": loaded.card.get("student"),
     }

@@ -234,6 +234,10 @@ def start_from(loaded: LoadedDiffusion, net: nn.Module, said: str) -> None:
     Raises:
         ValueError: that begins with `said`, as init=runs/flow, if it has another shape.
     """
+    for key in ("positions", "time_periods", "head_channels"):  # of a DiT, whose weights' shapes do not tell them
+        ours, theirs = (getattr(one, key, None) for one in (net, loaded.net))
+        if None not in (ours, theirs) and ours != theirs:
+            raise ValueError(f"{said} was trained with net.{key}={theirs}, and not with {ours}: pass it")
     own, given = net.state_dict(), loaded.net.state_dict()
     further = {name: tensor for name, tensor in own.items() if name.startswith(FURTHER)}
     for name in STEMS & own.keys() & given.keys():

@@ -83,7 +83,7 @@ class Consistency:
         slope = c.alpha * eps - c.sigma * x0 if self.teacher is None else self._taught(x_t, t, condition, scale)
         with held(net, x0.device):
             value, tangent = self.tangent(net_told, x_t, slope, t, condition, min(1.0, batch / self.warmup))
-        tangent = tangent / (expand(tangent.square().flatten(1).mean(1).sqrt(), tangent) + self.floor)
+        tangent = tangent / (expand(mean_square(tangent, where).sqrt(), tangent) + self.floor)
         output = net_told(*self.objective.input(c, x_t, t), condition)
         return self.objective.weighted(mean_square(output - value - tangent, where), c), t
 

@@ -105,5 +105,5 @@ class MeanFlow:
         told, free = with_and_without(net, self.null, x_t, t, condition)
         own = self.guidance * (1 - self.mix)  # their omega, of which guidance = omega / (1 - kappa)
         guided = own * velocity + self.mix * told + (1 - own - self.mix) * free
-        dropped = condition.label == self.null.label.to(x_t.device)
+        dropped = condition.says_nothing(self.null)
         return torch.where(expand(dropped, velocity), velocity, guided.to(velocity.dtype))

@@ -24,7 +24,8 @@ class Origin:
     """What samples start from in place of noise alone: latents, noised (SDEdit, Meng et al. 2022).
 
     latents:  normalised, [P, C, h, w]; the sample of index i starts from the one of index i modulo P
-    strength: the time at which they are noised, in (0, 1]: the higher, the less is left of them
+    strength: how much they are noised, in (0, 1], as the angle (2 / pi) atan(sigma / alpha), which is t of the
+              cosine path and nearly that of the straight one; 1 leaves nothing of them
     """
 
     latents: Tensor
@@ -33,6 +34,10 @@ class Origin:
     def __post_init__(self) -> None:
         if not 0 < self.strength <= 1:
             raise ValueError(f"strength={self.strength:g} must lie in (0, 1]: 1 leaves nothing of what it starts from")
+
+    def log_snr(self) -> Tensor:
+        """At which they are noised."""
+        return -2 * torch.tan(torch.tensor(self.strength * torch.pi / 2, dtype=torch.float64)).log()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +61,15 @@ class Generator:
     origin: Origin | None = None
 
     def __post_init__(self) -> None:
-        if self.origin is None:
-            check_times(*self._walk(), self._latest())
+        path, times = self._walk()
+        check_times(path, times, self._latest() if self.origin is None else float(times[0]))
 
     def _walk(self) -> tuple[Path, Tensor]:
         """The path and its times, [steps + 1]; on the CPU, so that samplers may look at them."""
         path = self.model.objective.path if self.path is None else self.path
-        latest = self._latest() if self.origin is None else min(self._latest(), self.origin.strength)
+        latest = self._latest()
+        if self.origin is not None and self.origin.strength < 1:
+            latest = min(latest, float(time_at(path, self.origin.log_snr())))
         return path, self.sampling.grid(path, self.sampling.steps, latest)
 
     def _latest(self) -> float:

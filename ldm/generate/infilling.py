@@ -2,14 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Literal
+from functools import partial, wraps
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ldm.condition import Condition
 from ldm.conditioning.masked import Infill, hidden_cells, told
+from ldm.diffusion.objective import Denoise
+from ldm.diffusion.parameterization import Prediction
+from ldm.diffusion.path import Path
 from ldm.diffusion.repaint import repaint
+from ldm.diffusion.sampling import Sampler
 from ldm.generate.generator import Generator
 from ldm.generate.model import LatentDiffusionModel
 from ldm.images import to_x
@@ -63,10 +68,29 @@ def infilled(
     latent = model.stats.normalize(autoencoder.encode(to_x(images) * ~hidden).mean)
     cells = hidden_cells(hidden, autoencoder.downsample_factor, grow).to(latent.dtype)
     labels = labels.to(device)
+    condition: Condition | Tensor = labels
     if how == "trained":
-        latents, _ = generator.latents(indices, told(labels, latent, cells))
+        condition, function = told(labels, latent, cells), pinned(generator.sampling.function, latent, cells)
     else:
         function = partial(repaint, known=latent, hidden=cells, resample=resample)
-        walked = replace(generator, sampling=replace(generator.sampling, function=function))
-        latents, _ = walked.latents(indices, labels)
-    return torch.where(hidden, model.decode(latents), images)
+    walked = replace(generator, sampling=replace(generator.sampling, function=function))
+    latents, _ = walked.latents(indices, condition)
+    return torch.where(hidden, model.decode(cells * latents + (1 - cells) * latent), images)
+
+
+def pinned(sampler: Sampler, known: Tensor, hidden: Tensor) -> Sampler:
+    """A sampler whose denoiser says what is known, where that is so: the network's own answer counted nowhere there in
+    training, and the state that it sees is to be the known latent, as noisy as the path has it."""
+
+    @wraps(sampler)  # by its signature it is seen whether it draws noise
+    def walk(denoise: Denoise, path: Path, x: Tensor, times: Tensor, **options: Any) -> Tensor:
+        def said(x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Prediction:
+            prediction, c = denoise(x_t, t) if s is None else denoise(x_t, t, s), path(t)
+            eps = (x_t - c.alpha * known) / c.sigma.clamp(min=1e-6)
+            return Prediction(
+                torch.where(hidden > 0, prediction.x0, known), torch.where(hidden > 0, prediction.eps, eps)
+            )
+
+        return sampler(said, path, x, times, **options)
+
+    return walk

@@ -206,7 +206,7 @@ class LatentDiffusionModel:
         batch_size: images at once; it changes nothing but speed and memory
         latent_size: see `sized`; None: as in training
         start:       images, uint8 [P, 3, H, W], that are noised and then made anew (SDEdit), in turn; None: noise
-        strength:    how far, in (0, 1]: the time at which they are noised
+        strength:    how far, in (0, 1]: see `Origin`
         """
         labels = self.in_turn(classes, n)
         model = self if latent_size is None else self.sized(latent_size)

@@ -174,7 +174,8 @@ class DiT(nn.Module):
         x = self.x_embedder["proj"](put_beside(x_t, condition.concat, self.concat_channels))  # [B, D, h / p, w / p]
         height, width = x.shape[-2:]
         at = coordinates(height, width, self.trained, x.device)
-        x, by = x.flatten(2).transpose(1, 2), None  # [B, L, D]
+        # [B, L, D] in the weights' type: under autocast, 8 bits would round what each block adds
+        x, by = x.flatten(2).transpose(1, 2).to(self.x_embedder["proj"].weight.dtype), None
         if self.positions == "sincos":
             x = x + sinusoidal_positions(at, self.model_channels).to(x.dtype)
         else:

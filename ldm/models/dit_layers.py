@@ -20,9 +20,9 @@ def coordinates(height: int, width: int, trained: tuple[int, int], device: torch
 
 
 def angles(positions: Tensor, dim: int) -> Tensor:
-    """positions [N] x frequencies 1e4^(-i / dim), i < dim: [N, dim], float64."""
-    frequencies = 1e4 ** (-torch.arange(dim, device=positions.device, dtype=torch.float64) / dim)
-    return positions.double()[:, None] * frequencies
+    """positions [N] x frequencies 1e4^(-i / dim), i < dim: [N, dim]."""
+    frequencies = 1e4 ** (-torch.arange(dim, device=positions.device, dtype=torch.float32) / dim)
+    return positions.float()[:, None] * frequencies
 
 
 def sinusoidal_positions(at: Tensor, channels: int) -> Tensor:

@@ -175,7 +175,9 @@ class DiffusionModule(ProgressModule):
         x0 = self.stats.normalize(sample_moments(moments, spread))  # [B, C, h, w]
         drawn = self._rows(n, lambda n: (self.student or self.objective).times(n, device))  # [B], or [B, k]
         condition, where = self._told(x0, y)
-        condition = condition if drop is None else condition.dropped(drop, self.null)
+        if drop is not None:
+            condition = condition.dropped(drop, self.null)
+            where = None if where is None else torch.where(drop.view(-1, 1, 1, 1), 1.0, where)  # all of it is hidden
         eps = self.objective.coupling(x0, normal, condition.label) if eps is None else eps
         if stage == "train":
             seed_from(self.seed, 3, self.batches_seen, self.global_rank)  # each rank's own, for dropout

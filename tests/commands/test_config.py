@@ -22,6 +22,7 @@ from ldm.losses.autoencoder_loss import AutoencoderLoss
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.unet import UNet
 from ldm.runtime.arguments import check_node
+from ldm.training.contract import supplied
 from ldm.training.speed import forward_flops
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,8 @@ def test_flow_and_ddpm_differ_in_the_objective_only():
 
 @pytest.mark.parametrize("name", [name for name in options("net") if name != "teacher"])
 def test_nets(name):
-    net = plain(composed("train_diffusion", f"net={name}").net) | {"in_channels": 4, "num_classes": 3}
+    net = plain(composed("train_diffusion", f"net={name}").net)
+    net |= supplied(net, (4, 32, 32), 3)
     with torch.device("meta"):
         assert build(OmegaConf.create(net)).null_class == 3
 
@@ -113,7 +115,7 @@ def test_experiments_say_their_command_and_compose(name):
     parsed(primary, *overrides)
 
 
-NO_DEFAULTS = ("convert", "distill", "estimate", "pack", "reconstruct", "report")  # of what they read
+NO_DEFAULTS = ("convert", "distill", "estimate", "infill", "pack", "reconstruct", "report")  # of what they read
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in NO_DEFAULTS])
