@@ -124,7 +124,8 @@ def what_it_is(lineage: Lineage, exported: Exported) -> str:
 def how_to_load(exported: Exported) -> str:
     example = json.dumps(exported.class_names[0])
     alone = "" if exported.alone else (
-        "\n\nThe pipeline does what diffusers' config of a U-Net has no key for: unet/ alone is not this model."
+        f"\n\nThe pipeline does what diffusers' config of a {exported.network} has no key for: "
+        f"{'transformer' if exported.network == 'DiT' else 'unet'}/ alone is not this model."
     )  # fmt: skip
     return f"""## How to load it
 

@@ -76,7 +76,7 @@ def test_mistakes(ldm, published):
     for source, said in (("nowhere.ckpt", "nowhere.ckpt does not exist"), (".", "config.json does not exist")):
         with pytest.raises(SystemExit, match=said):
             ldm("convert", f"source={source}")
-    with pytest.raises(SystemExit, match="to=onnx must be ldm or diffusers"):
+    with pytest.raises(SystemExit, match="to=onnx must be ldm, diffusers or dit"):
         ldm("convert", f"source={published}", "to=onnx")
 
 
@@ -129,7 +129,7 @@ def both_stages(ldm):
         (["scaling_factor=1e-320"], "its card holds the number inf"),
         (["scaling_factor=1", "latent_size=100000"], "latent_size=100000 must be at most 2048"),
         (["scaling_factor=1", "latent_size=0"], "latent_size=0 must be at least 1"),
-        (["scaling_factor=1", "latent_size=9"], "latent_size=9 is no multiple of this U-Net's factor 2"),
+        (["scaling_factor=1", "latent_size=9"], "latent_size=9 is no multiple of this network's factor 2"),
         (["scaling_factor=1", "num_heads=1000000000"], "num_heads=1000000000"),
         (["scaling_factor=1", "head_channels=5"], "head_channels=5"),
     ],

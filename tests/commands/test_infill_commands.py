@@ -71,13 +71,14 @@ def test_from_training_to_pictures(there, tmp_path, net):
 
 def test_a_model_that_was_not_trained_to(there, tmp_path):
     photos = pictures(tmp_path / "photos", n=1)
-    given = [f"images={photos}/3/0.png", "box=[8,8,16,16]", "draws=1", *FEW]
+    given = [f"images={photos}/3/0.png", "box=[8,8,16,16]", "draws=1", "sampler.steps=2"]
     there("infill", "run=r", *given, "resample=2")
     original, made = read(photos / "3/0.png"), read("runs/r/images/0-0.png")
     known = np.ones((32, 32), dtype=bool)
     known[8:24, 8:24] = False
     assert np.array_equal(made[known], original[known])
     assert json.loads(Path("runs/r/infill.json").read_text())["method"] == "repaint"
+    assert "leave sampler= out" in fails("infill", "run=x", *given, "sampler=heun")
     assert "pass method=repaint" in fails("infill", "run=x", *given, "method=trained")
 
 
@@ -113,7 +114,7 @@ def test_two_ranks_are_one(there):
 
 def test_what_does_not_fit_is_said_in_a_line(there, tmp_path):
     photos = pictures(tmp_path / "photos", n=1)
-    given = ["run=x", f"images={photos}", *FEW]
+    given = ["run=x", f"images={photos}", "sampler.steps=2"]
     assert "say what is hidden: by mask=" in fails("infill", *given)
     assert "must be [top,left,height,width] inside 32 x 32 pixels" in fails("infill", *given, "box=[0,0,33,8]")
     assert "does not exist" in fails("infill", *given, "mask=nowhere.png")
@@ -128,7 +129,7 @@ def test_what_does_not_fit_is_said_in_a_line(there, tmp_path):
     assert "can't be decoded" in fails("infill", *given, "mask=text.png")
     assert "classes=cat" in fails("infill", *given, "box=[0,0,8,8]", "classes=cat")
     assert "lies in no class's folder" in fails(
-        "infill", "run=x", f"images={photos}/3/0.png", "box=[0,0,8,8]", "classes=folders", *FEW
+        "infill", "run=x", f"images={photos}/3/0.png", "box=[0,0,8,8]", "classes=folders"
     )
     assert not Path("runs/x").exists()
     line = fails("train-diffusion", *INFILL, "run=y", "condition.boxes=0", "condition.brushes=0", "condition.halves=0",

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from support.tiny import fails
@@ -24,7 +25,7 @@ def test_the_walk_begins_with_the_noised_latent(there):
     known = torch.randn(2, *model.latent_shape)
     generator = model.generator(steps=4, origin=Origin(latents=known, strength=0.5))
     t, x, _ = generator.latents([0, 1, 2], torch.tensor([1, 2, 3]), keep=3)[1].states[0]
-    assert float(t) == 0.5
+    assert float(t) == pytest.approx(0.5)
     c, end = (model.objective.path(torch.tensor(t, dtype=torch.float64)) for t in (0.5, 1.0))
     # the noise is that of a walk without a picture
     noise = (x - c.alpha * known[[0, 1, 0]]) / c.sigma

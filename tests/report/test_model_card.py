@@ -21,6 +21,7 @@ def exported(**changes):
         "class_names": ["cat", "dog"],
         "resolution": 32,
         "guidance": 2.0,
+        "network": "U-Net",
         "alone": True,
         "codes": ["pipeline.py", "scheduler/jump_scheduler.py"],
     }
