@@ -15,7 +15,7 @@ from ldm.commands.options import Free, ResultOptions, SamplerOptions, Text, Weig
 from ldm.conditioning.masked import Infill
 from ldm.data.picture_files import Masks, Pictures, class_of
 from ldm.diffusion.guidance import Guidance
-from ldm.diffusion.repaint import repaint
+from ldm.diffusion.repaint import RESAMPLE, repaint
 from ldm.evaluation.result_files import InfillFile, which_weights
 from ldm.generate.generator import Generator
 from ldm.generate.infilling import Method, infilled, method_for
@@ -29,7 +29,6 @@ from ldm.runtime.ranges import Count, Natural, NonNegative
 from ldm.runtime.ranks import pick_device, precision
 
 SHOWN = 8  # pictures in grid.png
-RESAMPLE = 5  # of repaint, where nothing is said
 GREY = 128  # of what is hidden, in pictures of masks
 
 

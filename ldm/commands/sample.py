@@ -24,7 +24,7 @@ from ldm.commands.run_folder import build_loggers
 from ldm.data.picture_files import Pictures
 from ldm.diffusion.guidance import Guidance
 from ldm.evaluation.result_files import STAMP, SampleStamp, which_weights
-from ldm.generate.generator import Generator, Origin
+from ldm.generate.generator import STRENGTH, Generator, Origin
 from ldm.generate.interpolation import interpolate
 from ldm.generate.loading import load_stages
 from ldm.generate.model import LatentDiffusionModel
@@ -37,7 +37,6 @@ from ldm.runtime.memory import check_batch, check_fits
 from ldm.runtime.ranges import Count, NonNegative, Share
 from ldm.runtime.ranks import gather, join_ranks, pick_device, precision
 
-STRENGTH = 0.6  # where nothing is said
 Side = Annotated[Count, Le(2048)]
 LatentSize = Side | Annotated[list[Side], Len(2, 2)] | None
 

@@ -10,6 +10,8 @@ from ldm.diffusion.path import Path
 from ldm.diffusion.samplers import Noise, ddim
 from ldm.runtime.ranges import Count, Share, checked
 
+RESAMPLE = 5  # how often a step is taken, where nothing is said
+
 
 @checked
 def repaint(
@@ -20,7 +22,7 @@ def repaint(
     *,
     known: Tensor,
     hidden: Tensor,
-    resample: Count = 5,
+    resample: Count = RESAMPLE,
     eta: Share = 0.0,
     noise: Noise = torch.randn_like,
 ) -> Tensor:

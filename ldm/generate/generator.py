@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ldm.generate.model import LatentDiffusionModel
 
 
+STRENGTH = 0.6  # of what samples start from, where nothing is said
+
+
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """What samples start from in place of noise alone: latents, noised (SDEdit, Meng et al. 2022).

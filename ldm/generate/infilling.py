@@ -13,7 +13,7 @@ from ldm.conditioning.masked import Infill, hidden_cells, told
 from ldm.diffusion.objective import Denoise
 from ldm.diffusion.parameterization import Prediction
 from ldm.diffusion.path import Path
-from ldm.diffusion.repaint import repaint
+from ldm.diffusion.repaint import RESAMPLE, repaint
 from ldm.diffusion.sampling import Sampler
 from ldm.generate.generator import Generator
 from ldm.generate.model import LatentDiffusionModel
@@ -43,7 +43,7 @@ def infilled(
     indices: Sequence[int],
     *,
     method: Method | None = None,
-    resample: int = 5,
+    resample: int = RESAMPLE,
     grow: int = 0,
 ) -> Tensor:
     """Images, uint8 [B, 3, H, W], with their hidden pixels made anew; the known ones are the input's own.

@@ -17,7 +17,7 @@ from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import Path
 from ldm.diffusion.sampling import Sampler, Sampling, grid_named, path_named, sampler_named
 from ldm.diffusion.times import Grid
-from ldm.generate.generator import Generator, Origin
+from ldm.generate.generator import STRENGTH, Generator, Origin
 from ldm.images import to_image, x_of
 from ldm.latents import LatentStats
 from ldm.models.autoencoder import Autoencoder
@@ -191,7 +191,7 @@ class LatentDiffusionModel:
         batch_size: Count = 250,
         latent_size: Sequence[Count] | Count | None = None,
         start: Tensor | None = None,
-        strength: float = 0.6,
+        strength: float = STRENGTH,
     ) -> Tensor:
         """Images, uint8 [n, 3, H, W].
 

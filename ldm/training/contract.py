@@ -82,10 +82,8 @@ def check_network(
 
 
 def _beside_label(told: Condition) -> str:
-    parts = zip(told._fields, told, strict=True)
-    return "".join(
-        f", condition.{key} {list(part.shape)}" for key, part in parts if part is not None and key != "label"
-    )
+    parts = told.parts()
+    return "".join(f", condition.{key} {list(part.shape)}" for key, part in parts.items() if key != "label")
 
 
 def _called(net: nn.Module, shape: list[int], told: Condition, device: torch.device) -> Any:
