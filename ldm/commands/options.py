@@ -162,7 +162,8 @@ class SamplerOptions(Group):
 
 
 StudentNode = Annotated[
-    dict[str, Any] | None, AfterValidator(lambda node: check_node(node, ("objective", "teacher")) if node else None)
+    dict[str, Any] | None,
+    AfterValidator(lambda node: check_node(node, ("objective", "teacher", "null")) if node else None),
 ]
 
 
