@@ -36,7 +36,7 @@ def packed(folder: Path) -> Any:
 def latents(folder: Path) -> Any:
     """What training reads of a cache."""
     cache = LatentCache(str(folder), "full")
-    moments, labels = CachedMoments(cache, "val").__getitems__([(0, i) for i in range(8)])
+    moments, labels, *_ = CachedMoments(cache, "val").__getitems__([(0, i) for i in range(8)])
     return cache.manifest.model_dump(), moments.numpy().tobytes(), labels.tolist()
 
 

@@ -66,8 +66,9 @@ class Condition(NamedTuple):
     def says_nothing(self, null: "Condition") -> Tensor:
         """Where a row is the null one, bool [B], times and scales apart."""
         same = self.label == null.label.to(self.label.device)
-        if self.concat is not None and null.concat is not None:
-            same = same & (self.concat == null.concat.to(self.concat)).flatten(1).all(1)
+        for ours, nothing in ((self.concat, null.concat), (self.context, null.context), (self.mask, null.mask)):
+            if ours is not None and nothing is not None:
+                same = same & (ours == nothing.to(ours)).flatten(1).all(1)
         return same
 
     def unsaid(self, null: "Condition") -> "Condition":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -38,6 +39,26 @@ def to_image(x: Tensor) -> Tensor:
     if not x.isfinite().all():
         raise ValueError("the model makes values that are not finite: its training went wrong; use an older checkpoint")
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def shrunk(images: Tensor, side: int) -> Tensor:
+    """uint8 [..., 3, H, W] -> uint8, its shorter side of `side` pixels, each the mean of a bicubic window (as Pillow
+    resizes)."""
+    height, width = images.shape[-2:]
+    scale = side / min(height, width)
+    size = round(height * scale), round(width * scale)
+    return _bicubic(images, size, antialias=True)
+
+
+def enlarged(images: Tensor, factor: int) -> Tensor:
+    """uint8 [..., 3, H, W] -> uint8 [..., 3, factor H, factor W], bicubic."""
+    return _bicubic(images, (factor * images.shape[-2], factor * images.shape[-1]), antialias=False)
+
+
+def _bicubic(images: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+    flat = images.reshape(-1, *images.shape[-3:]).float()
+    resized = F.interpolate(flat, size, mode="bicubic", antialias=antialias).clamp(0, 255).round()
+    return resized.to(torch.uint8).reshape(*images.shape[:-2], *size)
 
 
 def grid(images: Tensor, columns: int, min_side: int = 480) -> Tensor:

@@ -20,6 +20,7 @@ from ldm.runtime.files import atomic_write
 from ldm.runtime.ranges import Count, Natural, Several
 from ldm.runtime.ranks import pick_device
 from ldm.runtime.schema import Finite, JsonFile
+from ldm.training.examples import examples_of
 from ldm.training.power_averages import averaged
 from ldm.training.sample_quality import Judges, SampleQuality
 from ldm.weights import part_of
@@ -111,6 +112,7 @@ def judges_of(options: AverageOptions, card: dict[str, Any]) -> Any:
             batch_size=options.batch_size,
             judges=Judges(features=features, reference=None, classifier=None),
             latents=CachedMoments(cache, "train"),
+            examples=examples_of(generator, cache),
         )
         quality.reference = reference[0]
         with torch.no_grad():

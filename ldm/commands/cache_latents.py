@@ -11,6 +11,7 @@ from torch import Tensor
 from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, load_autoencoder
 from ldm.commands.options import LoggedOptions, Text, Workers, build
 from ldm.commands.run_folder import build_loggers
+from ldm.conditioning.pretrained_text import PretrainedText
 from ldm.data.cache_writer import CacheWriter, cache_identity
 from ldm.data.formats import MANIFEST, Manifest
 from ldm.data.shard_writer import AUTOENCODER_FILE, ShardWriter
@@ -43,6 +44,9 @@ class CacheLatentsOptions(SlicedOptions):
 
     data: Node
     autoencoder: Text
+    low_resolution: Count | None
+    text_encoder: Text | None
+    text_tokens: Count
     num_workers: Annotated[Workers, Ge(1)]
 
 
@@ -50,21 +54,35 @@ def main(options: CacheLatentsOptions, run: Path) -> None:
     source: Source = build(options.data)
     check_batch(options.batch_size, 3, source.resolution, source.resolution)
     autoencoder = load_autoencoder(options.autoencoder)
+    device = pick_device(options.device)
+    encode_text = text_encoder_of(options, device)
+    text_card = None if encode_text is None else encode_text.card()
     writer = CacheWriter(
         folder=run,
         source=source,
-        encode=encoder(autoencoder, pick_device(options.device)),
-        identity=cache_identity(source, autoencoder.fingerprint),
+        encode=encoder(autoencoder, device),
+        identity=cache_identity(source, autoencoder.fingerprint, text_card, options.low_resolution),
         shard_size=options.shard_size,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
+        encode_text=encode_text,
     )
     manifest = write_share(writer, options, autoencoder, run)
     source.report_skipped()
     if manifest is not None:
         count = manifest.count
-        print(f"{run}: {count.train} + {count.val} images as moments {manifest.shape}, manifest.json")
+        captioned = f", {manifest.captioned} of {count.train} with captions" if manifest.captioned else ""
+        print(f"{run}: {count.train} + {count.val} images as moments {manifest.shape}{captioned}, manifest.json")
         report(options, run, manifest, artifact("autoencoder", autoencoder.fingerprint, autoencoder.path))
+
+
+def text_encoder_of(options: CacheLatentsOptions, device: torch.device) -> PretrainedText | None:
+    """Whom text_encoder= names, on a device."""
+    if options.text_encoder is None:
+        return None
+    encoder = PretrainedText.load(options.text_encoder, options.text_tokens)
+    encoder.model.to(device)
+    return encoder
 
 
 def write_share(

@@ -27,7 +27,7 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.training.contract import supplied
 from ldm.training.cost import Cost, Parts, checkpoint_bytes
-from ldm.training.pictures import SampleGrid
+from ldm.training.pictures import COLUMNS, rows_of
 from ldm.training.step_memory import Module, StepMemory, step_memory
 
 
@@ -81,7 +81,7 @@ def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions,
     loaded: Any = SimpleNamespace(model=autoencoder)
     scale = usual_guidance({"label_dropout": options.label_dropout, "config": {"guidance": options.guidance}})
     generator = train_diffusion.generator_of(options, net, objective, sampling, conditioning, cache, loaded, scale)
-    drawn = min(len(SampleGrid(generator).labels), decoded_at_once(generator.model.resolution))
+    drawn = min(COLUMNS * rows_of(generator.model), decoded_at_once(generator.model.resolution))
     card = {"latent_shape": list(shape), "config": options.plain()}
     module = train_diffusion.module_of(options, net, objective, stats, conditioning, null, card)
     batch = [_meta(options.batch_size, 2 * shape[0], *shape[1:], dtype=torch.float16)]

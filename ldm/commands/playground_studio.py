@@ -20,6 +20,8 @@ from ldm.commands.error_lines import USER_ERRORS
 from ldm.commands.hydra_errors import explain
 from ldm.commands.options import Weights
 from ldm.commands.sample import SampleOptions, check_weak, guidance_of, planned
+from ldm.commands.sample_files import wanted_of
+from ldm.conditioning.text import Text
 from ldm.generate.loading import load_stages
 from ldm.generate.model import LatentDiffusionModel
 from ldm.play.serving import Ended
@@ -56,6 +58,7 @@ def words_of(settings: Settings) -> list[str]:
     said: dict[str, Any] = {"num": settings.num, "seed": settings.seed, "guidance": settings.guidance}
     said |= {"guidance_interval": [settings.low, settings.high]} if (settings.low, settings.high) != (0, 1) else {}
     said |= {"guidance_rescale": settings.rescale} if settings.rescale != 0 else {}
+    said |= {"prompts": [settings.prompt]} if settings.prompt else {}
     said |= {"weak": settings.weak} if settings.weak else {}
     groups = {"sampler": settings.sampler, "grid": settings.grid, "path": settings.path}
     said |= {group: choice for group, choice in groups.items() if choice != TRAINED}
@@ -112,6 +115,8 @@ class CommandStudio:
             seed=seed,
             guidance=self.own.model.scale,
             guided=guided,
+            labels=self.own.model.conditioning.labels,
+            text=isinstance(self.own.model.conditioning, Text),
         )
 
     def _steps(self, sampler: str) -> int:
@@ -161,8 +166,14 @@ class CommandStudio:
             options, stages = self.options(settings, of), self.stages(of)
             weak = self.weak(options.weak, stages.loaded)
         guidance = guidance_of(options, stages.loaded, weak, stages.model.device)
-        generator, labels = planned(options, stages.model, guidance)
-        return Plan(generator=generator, labels=labels, batch_size=options.batch_size)
+        wanted = wanted_of(options, stages.model)
+        return Plan(
+            generator=planned(options, stages.model, guidance),
+            told=wanted.told,
+            rows=wanted.rows,
+            names=wanted.names,
+            batch_size=options.batch_size,
+        )
 
 
 def first(name: str, names: list[str]) -> list[str]:

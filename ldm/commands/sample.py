@@ -1,17 +1,10 @@
 """Generate images with a trained model: samples.npz, grid.png, trajectory.png, sample.json."""
 
-import io
 import math
 import os
-import re
-import shutil
-from collections import Counter
-from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import numpy as np
 import torch
 from annotated_types import Interval, Le, Len
 from pydantic import Field, model_validator
@@ -21,17 +14,18 @@ from ldm.card import check_guidance, usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion, load_diffusion
 from ldm.commands.options import Free, LoggedOptions, ResultOptions, SamplerOptions, Text, Weights, build
 from ldm.commands.run_folder import build_loggers
+from ldm.commands.sample_files import save_files, save_samples, strips, wanted_of
+from ldm.condition import Condition
 from ldm.data.picture_files import Pictures
 from ldm.diffusion.guidance import Guidance
 from ldm.evaluation.result_files import STAMP, SampleStamp, which_weights
 from ldm.generate.generator import STRENGTH, Generator, Origin
-from ldm.generate.interpolation import interpolate
 from ldm.generate.loading import load_stages
 from ldm.generate.model import LatentDiffusionModel
 from ldm.images import annotate, class_rows, grid, save_png, strip
 from ldm.runtime.arguments import Choice
 from ldm.runtime.bars import track
-from ldm.runtime.files import TEMPORARY, atomic_write, sha256
+from ldm.runtime.files import sha256
 from ldm.runtime.loggers import artifact, record
 from ldm.runtime.memory import check_batch, check_fits
 from ldm.runtime.ranges import Count, NonNegative, Share
@@ -54,6 +48,7 @@ class SampleOptions(ResultOptions, LoggedOptions):
     strength: Annotated[float, Interval(gt=0, le=1)] | None
     latent_size: LatentSize
     classes: list[str | int] | str | int | None
+    prompts: list[str] | str | None
     weights: Weights
     guidance: NonNegative | None
     guidance_interval: tuple[Share, Share]
@@ -84,30 +79,32 @@ def main(options: SampleOptions, run: Path) -> None:
     loaded, autoencoder = load_stages(options.model, options.weights, options.autoencoder, options.trust)
     weak = load_weak(options, loaded)
     model = LatentDiffusionModel.of(loaded, autoencoder, device)
-    generator, labels = planned(options, model, guidance_of(options, loaded, weak, device))
+    generator = planned(options, model, guidance_of(options, loaded, weak, device))
+    wanted = wanted_of(options, model)
     options.keep_others(run)
-    samples, evaluations = drawn(generator, labels, options.batch_size)
+    samples, evaluations = drawn(generator, wanted.told, options.batch_size)
     if samples is None:  # on every rank but the first
         return
     options.begin(run)  # now that there are results: config.yaml describes what lies beside it
-    save_samples(run / "samples.npz", samples, labels)
+    save_samples(run / "samples.npz", samples, wanted.told.label)
     stamp = stamp_of(options, loaded, autoencoder, weak, run) | {
         **generator.sampling.describe(),
         "guidance": generator.guidance.scale,  # guided, two networks are evaluated for an evaluation of the denoiser
         "classes": "all, in turn" if options.classes is None else model.labels(options.classes),
+        "prompts": wanted.prompts,
         "evaluations": evaluations,
         "precision": precision(device),
     }
     SampleStamp(**stamp).write(run / STAMP)
-    shown, columns, names = class_rows(samples, labels.tolist(), model.class_names)
+    shown, columns, names = class_rows(samples, wanted.rows, wanted.names)
     save_png(run / "grid.png", annotate(grid(shown, columns), rows=names))
-    save_png(run / "trajectory.png", strip(*generator.trajectory(labels[:1].to(device))))
+    save_png(run / "trajectory.png", strip(*generator.trajectory(wanted.told.rows([0]).to(device))))
     pictures = {"samples": run / "grid.png", "trajectory": run / "trajectory.png"}
     if options.interpolation:
         pictures["interpolation"] = run / "interpolation.png"
-        save_png(pictures["interpolation"], strips(generator, model.labels(options.classes), options.interpolation))
+        save_png(pictures["interpolation"], strips(generator, wanted, options.interpolation))
     if options.files:
-        save_files(run / "images", samples, labels.tolist(), model.class_names)
+        save_files(run / "images", samples, wanted.rows, wanted.names)
     record(
         build_loggers(options.logger, run),
         options.plain(),
@@ -119,38 +116,8 @@ def main(options: SampleOptions, run: Path) -> None:
     print(f"{options.num} samples in {run}: {', '.join(names)}")
 
 
-def strips(generator: Generator, classes: list[int], frames: int) -> Tensor:
-    """A picture of ways between samples: a row from this seed's noise to the next's, of the first class, and a row from
-    each class to the next at this seed's noise, up to nine."""
-    seed, names = generator.seed, generator.model.class_names
-    ways = [((seed, seed + 1), (classes[0], classes[0]), f"seed {seed}\nto {seed + 1}")]
-    for a, b in pairwise(list(dict.fromkeys(classes))[:10]):
-        ways.append(((seed, seed), (a, b), f"{names[a]}\nto {names[b]}"))
-    rows = [interpolate(generator, seeds, labels, frames).cpu() for seeds, labels, _ in ways]
-    return annotate(grid(torch.cat(rows), frames), rows=[name for *_, name in ways])
-
-
-def save_files(folder: Path, samples: Tensor, labels: list[int], names: Sequence[str]) -> None:
-    """Write images, uint8 [N, 3, H, W], as PNGs in a folder a class, in place of an earlier call's."""
-    new = folder.with_name(f".{folder.name}{TEMPORARY}")
-    shutil.rmtree(new, ignore_errors=True)
-    places = folder_names(names)
-    for i, (image, label) in enumerate(zip(samples, labels, strict=True)):
-        save_png(new / places[label] / f"{i:06d}.png", image)
-    if folder.exists():
-        shutil.rmtree(folder)
-    new.rename(folder)
-
-
-def folder_names(names: Sequence[str]) -> list[str]:
-    """A folder's name for each class: its own, but for what no folder can be called; of equal ones, with its number."""
-    plain = [re.sub(r"[^\w .,()+-]", "_", name).strip(". ")[:100] or "_" for name in names]
-    again = Counter(name.lower() for name in plain)  # some file systems know no upper case
-    return [f"{name}-{i}" if again[name.lower()] > 1 else name for i, name in enumerate(plain)]
-
-
-def planned(options: SampleOptions, model: LatentDiffusionModel, guidance: Guidance) -> tuple[Generator, Tensor]:
-    """How the model is sampled and the labels [num] of the samples; ValueError if they do not fit into memory."""
+def planned(options: SampleOptions, model: LatentDiffusionModel, guidance: Guidance) -> Generator:
+    """How the model is sampled; ValueError if the samples do not fit into memory."""
     if options.latent_size is not None:
         model = model.sized(options.latent_size)
     generator = model.generator(
@@ -165,7 +132,7 @@ def planned(options: SampleOptions, model: LatentDiffusionModel, guidance: Guida
     pixels = 3 * math.prod(model.image_size)
     check_fits(2 * options.num * pixels, f"num={options.num}", "lower num=, and sample several times by seed=")
     check_batch(options.batch_size, pixels)
-    return generator, model.in_turn(options.classes, options.num)
+    return generator
 
 
 def origin_of(options: SampleOptions, model: LatentDiffusionModel) -> Origin | None:
@@ -216,16 +183,16 @@ def guidance_of(
     )
 
 
-def drawn(generator: Generator, labels: Tensor, batch_size: int) -> tuple[Tensor | None, float]:
+def drawn(generator: Generator, told: Condition, batch_size: int) -> tuple[Tensor | None, float]:
     """All samples, uint8 [N, 3, H, W], on rank 0 (None on the others), and the denoiser's evaluations for each."""
-    num, device = len(labels), generator.model.device
+    num, device = len(told.label), generator.model.device
     rank, world = join_ranks()
     share = range(rank, num, world)
     batches = [share[i : i + batch_size] for i in range(0, len(share), batch_size)]
     images: list[Tensor] = []
     evaluations: list[int] = []  # of each sample: a solver of adaptive steps takes as many as its batch needs
     for indices in track(batches, "sampling", hidden=rank != 0):
-        image, count = generator.images(indices, labels[list(indices)].to(device))
+        image, count = generator.images(indices, told.rows(indices).to(device))
         images.append(image.cpu())
         evaluations += [count] * len(indices)
     shares = gather((torch.cat(images) if images else None, evaluations))
@@ -236,14 +203,6 @@ def drawn(generator: Generator, labels: Tensor, batch_size: int) -> tuple[Tensor
         if part is not None:  # with fewer samples than ranks, some have none
             samples[i::world] = part
     return samples, sum(sum(counts) for _, counts in shares) / num
-
-
-def save_samples(file: Path, samples: Tensor, labels: Tensor) -> None:
-    """The .npz that the field's evaluators read: arr_0, uint8 [N, H, W, 3], and arr_1, labels [N]."""
-    buffer = io.BytesIO()
-    np.savez(buffer, arr_0=samples.permute(0, 2, 3, 1).numpy(), arr_1=labels.numpy())
-    with atomic_write(file) as stream:
-        stream.write(buffer.getvalue())
 
 
 def stamp_of(

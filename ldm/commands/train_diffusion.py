@@ -42,6 +42,7 @@ from ldm.training.contract import SUPPLIED, check_network, check_sampling, suppl
 from ldm.training.curves import last_value
 from ldm.training.data_modules import LatentData
 from ldm.training.diffusion_module import DiffusionModule
+from ldm.training.examples import Examples, examples_of
 from ldm.training.gradients import StepGuard
 from ldm.training.pictures import SampleGrid
 from ldm.training.power_function import WIDEST
@@ -108,6 +109,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     objective = checked_objective(build_from_card(learned, options.trust))
     sampling = Sampling(**build_from_card(options.objective.sampling, options.trust))
     cache = LatentCache(options.latents, options.verify)
+    told_of |= build_from_card(told_of, options.trust).learned(cache.kept())
     conditioning = build_from_card(told_of, options.trust)
     null = conditioning.null(len(cache.class_names), cache.latent_shape)
     schooling = schooling_of(options, objective, teacher, null, run)
@@ -132,7 +134,8 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     if options.guidance is not None:
         check_guidance(card, options.guidance, weak=False)
     generator = generator_of(options, net, objective, sampling, conditioning, cache, autoencoder, usual_guidance(card))
-    quality = sample_quality(options, generator, cache)
+    examples = examples_of(generator, cache)
+    quality = sample_quality(options, generator, cache, examples)
     for judged in quality:
         judged.check_goes_on(run)
     module = module_of(options, net, objective, cache.stats, conditioning, null, card, schooling.student)
@@ -141,6 +144,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
         LatentData(
             cache=cache,
             coupling=objective.coupling,
+            conditioning=conditioning,
             batch_size=options.batch_size,
             num_workers=options.num_workers,
             seed=options.seed,
@@ -148,7 +152,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
         ),
         replace(options.plan(run), power_ema=options.power_ema),
         networks=[net],
-        callbacks=[SampleGrid(generator), *quality],
+        callbacks=[SampleGrid(generator, examples), *quality],
         tracking=Tracking(
             loggers=build_loggers(options.logger, run),
             used=[artifact("latents", sha256(cache.folder / MANIFEST), cache.folder)],
@@ -243,7 +247,9 @@ def generator_of(
     return generator
 
 
-def sample_quality(options: TrainDiffusionOptions, generator: Generator, cache: LatentCache) -> list[SampleQuality]:
+def sample_quality(
+    options: TrainDiffusionOptions, generator: Generator, cache: LatentCache, examples: Examples
+) -> list[SampleQuality]:
     """The callback that scores samples at each validation, if anything is to judge them."""
     model = generator.model
     example = torch.zeros(2, 3, model.resolution, model.resolution, dtype=torch.uint8)
@@ -268,6 +274,7 @@ def sample_quality(options: TrainDiffusionOptions, generator: Generator, cache: 
             batch_size=options.batch_size,
             judges=judges,
             latents=CachedMoments(cache, "train"),
+            examples=examples,
         )
     ]
 

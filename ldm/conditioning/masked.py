@@ -1,5 +1,6 @@
 """Infilling: the rest of a picture of which some is known."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -8,10 +9,11 @@ from torch import Tensor
 
 from ldm.condition import Condition
 from ldm.conditioning import masks
+from ldm.conditioning.labels import Conditioning
 from ldm.runtime.ranges import NonNegative, Share, checked
 
 
-class Infill:
+class Infill(Conditioning):
     """A mask and the latent outside it, beside x_t: what is hidden is to be made so that it fits (masks as in LDM's
     inpainting, Rombach et al. 2022, section 4.5; spans conditional on the rest, Voicebox, Le et al. 2023, section 3).
 
@@ -48,7 +50,7 @@ class Infill:
     def null(self, num_classes: int, latent_shape: tuple[int, ...]) -> Condition:
         channels, height, width = latent_shape
         known = torch.zeros(1, channels, height, width)
-        return told(torch.tensor([num_classes]), known, torch.ones(1, 1, height, width))
+        return known_of(torch.tensor([num_classes]), known, torch.ones(1, 1, height, width))
 
     def draw(self, n: int, latent_shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
         """Masks [n, 1, h, w], and numbers [n] by which labels are left out."""
@@ -59,13 +61,15 @@ class Infill:
         drawn = torch.stack([make(n, height, width, device) for make in kinds])
         return drawn[kind, torch.arange(n, device=device)], torch.rand(n, device=device)
 
-    def condition(self, x0: Tensor, label: Tensor, null: Condition, *drawn: Tensor) -> tuple[Condition, Tensor | None]:
+    def condition(
+        self, x0: Tensor, label: Tensor, null: Condition, told: Mapping[str, Tensor], *drawn: Tensor
+    ) -> tuple[Condition, Tensor | None]:
         hidden, uniform = drawn
         label = torch.where(uniform < self.unlabelled, null.label.to(label.device), label)
-        return told(label, x0, hidden), hidden if self.loss == "hidden" else None
+        return known_of(label, x0, hidden), hidden if self.loss == "hidden" else None
 
 
-def told(label: Tensor, latent: Tensor, hidden: Tensor) -> Condition:
+def known_of(label: Tensor, latent: Tensor, hidden: Tensor) -> Condition:
     """What the network is told of a latent [B, C, h, w] where it is not hidden, [B, 1, h, w]."""
     return Condition(label, concat=torch.cat([hidden.to(latent.dtype), latent * (1 - hidden.to(latent.dtype))], dim=1))
 

@@ -2,12 +2,10 @@
 
 import bisect
 import contextlib
-import math
 import resource
 import sys
-import tarfile
+from collections.abc import Iterator
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm.conditioning.labels import Conditioning, Kept
+from ldm.data.blocks import Block, check_values, open_shard, rows_of
 from ldm.data.formats import MANIFEST, CachedShard, Manifest, Verified
 from ldm.data.order import Key
 from ldm.data.samples import Split
+from ldm.data.shard_writer import CAPTIONS
 from ldm.diffusion.coupling import Coupling
 from ldm.diffusion.noise import IndexedNoise
 from ldm.latents import LatentStats
@@ -25,8 +26,21 @@ from ldm.runtime.files import existing_folder, sha256
 
 VERIFIED = "verified.json"  # each shard's state when its checksum was last compared and found right
 Verify = Literal["once", "full", "size"]
-ANEW = "remove it, and run the same `ldm cache-latents` again"
-Batch = tuple[Tensor, ...]  # moments [B, 2C, h, w] fp16, labels [B], and perhaps noise paired with them [B, C, h, w]
+
+
+class Batch(NamedTuple):
+    """Cached latents.
+
+    moments: [B, 2C, h, w] fp16
+    labels:  [B]
+    noise:   paired with them, [B, C, h, w]; None: none is
+    told:    what a condition reads beside, by its names
+    """
+
+    moments: Tensor
+    labels: Tensor
+    noise: Tensor | None
+    told: dict[str, Tensor]
 
 
 class LatentCache:
@@ -53,6 +67,25 @@ class LatentCache:
         self.class_names = self.manifest.class_names
         self.latent_shape = (self.manifest.shape[0] // 2, *self.manifest.shape[1:])  # C, h, w
 
+    def kept(self) -> Kept:
+        """What it keeps beside its latents, for conditions."""
+        manifest = self.manifest
+        encoder = manifest.text_encoder
+        return Kept(
+            place=str(self.folder),
+            captioned=manifest.captioned,
+            captions=lambda: self.captions("train"),
+            text_encoder=None if encoder is None else encoder.model_dump(),
+            low_resolution=manifest.low_resolution,
+            resolution=int((manifest.preprocessing or {}).get("resolution", 0)),
+        )
+
+    def captions(self, split: Split) -> Iterator[str]:
+        """Those of a split, in order; "" of an image without one."""
+        for shard in getattr(self.manifest.shards, split):
+            for block in open_shard(self.folder / shard.name, shard.count, self.manifest):
+                yield from (caption.decode() for caption in rows_of(block, CAPTIONS, slice(None)).tolist())
+
     def _verify(self, shards: list[CachedShard], verify: Verify) -> None:
         file, known = self.folder / VERIFIED, {}
         if verify == "once":
@@ -78,12 +111,6 @@ class LatentCache:
             for block in open_shard(path, shard.count, self.manifest):
                 check_values(path, block.moments)
         return state
-
-
-class _Block(NamedTuple):
-    start: int  # its first image's index in the shard
-    moments: np.ndarray  # [n, views, 2C, h, w] fp16, memory-mapped
-    labels: np.ndarray  # [n]
 
 
 class PairedNoise:
@@ -114,21 +141,31 @@ class TaughtNoise:
 
 
 class CachedMoments(Dataset[Any]):
-    """A split's moments, a batch at a time: `__getitems__(keys)` -> (moments [B, 2C, h, w] fp16, labels [B]).
+    """A split's moments, a batch at a time: `__getitems__(keys)` -> `Batch`.
 
     The view alternates with the epoch: each image is mirrored in every other epoch, and half of them are in each.
-    With `noise`, a batch has a third tensor: the noise paired with it. Of a teacher's pairs, it always has.
+    Args:
+        cache:        whose latents
+        split:        which of them
+        noise:        what pairs noise with a batch; of a teacher's pairs, there always is some
+        conditioning: what reads more than latents and labels, and makes tensors of it, in the data loader's workers
     """
 
-    def __init__(self, cache: LatentCache, split: Split, noise: PairedNoise | None = None) -> None:
+    def __init__(
+        self,
+        cache: LatentCache,
+        split: Split,
+        noise: PairedNoise | None = None,
+        conditioning: Conditioning | None = None,
+    ) -> None:
         manifest, pairs = cache.manifest, cache.manifest.pairs
         taught = None if pairs is None else TaughtNoise(pairs.seed, 0 if split == "train" else pairs.train)
-        self.noise = taught or noise
+        self.noise, self.conditioning = taught or noise, conditioning or Conditioning()
         shards: list[CachedShard] = getattr(manifest.shards, split)
         self.paths = [cache.folder / shard.name for shard in shards]
         self.ends = list(accumulate(shard.count for shard in shards))
         self.manifest, self.shape, self.views = manifest, tuple(manifest.shape), manifest.views
-        self.blocks: dict[int, list[_Block]] = {}
+        self.blocks: dict[int, list[Block]] = {}
         _allow_files(len(manifest.shards.train) + len(manifest.shards.val))  # a process may map both splits
 
     def __len__(self) -> int:
@@ -136,18 +173,33 @@ class CachedMoments(Dataset[Any]):
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         moments, labels = np.empty((len(keys), *self.shape), np.float16), np.empty(len(keys), np.int64)
+        kept: dict[str, list[np.ndarray]] = {name: [] for name in self.conditioning.reads}
         for i, (epoch, index) in enumerate(keys):
-            shard = bisect.bisect_right(self.ends, index)
-            row = index - (self.ends[shard - 1] if shard else 0)
-            if shard not in self.blocks:
-                count = self.ends[shard] - (self.ends[shard - 1] if shard else 0)
-                self.blocks[shard] = open_shard(self.paths[shard], count, self.manifest)
-            blocks = self.blocks[shard]
-            block = blocks[bisect.bisect_right(blocks, row, key=lambda b: b.start) - 1]
-            moments[i] = block.moments[row - block.start, (epoch + index) % self.views]
-            labels[i] = block.labels[row - block.start]
-        batch = torch.from_numpy(moments), torch.from_numpy(labels)
-        return batch if self.noise is None else (*batch, self.noise(*batch, keys))
+            block, row = self._at(index)
+            view = (epoch + index) % self.views
+            moments[i] = block.moments[row, view]
+            labels[i] = block.labels[row]
+            for name, rows in kept.items():
+                value = rows_of(block, name, row)
+                rows.append(value[..., ::-1] if name == "low" and view else value)  # mirrored, as its latent is
+        latents = torch.from_numpy(moments), torch.from_numpy(labels)
+        told = self.conditioning.tensors({name: np.stack(rows) for name, rows in kept.items()})
+        return Batch(*latents, None if self.noise is None else self.noise(*latents, keys), told)
+
+    def captions(self, indices: list[int]) -> list[str]:
+        """Those of images by their numbers in the split; "" of one without."""
+        return [bytes(rows_of(block, CAPTIONS, row)).decode() for block, row in map(self._at, indices)]
+
+    def _at(self, index: int) -> tuple[Block, int]:
+        """The block that holds an image, and its row there."""
+        shard = bisect.bisect_right(self.ends, index)
+        row = index - (self.ends[shard - 1] if shard else 0)
+        if shard not in self.blocks:
+            count = self.ends[shard] - (self.ends[shard - 1] if shard else 0)
+            self.blocks[shard] = open_shard(self.paths[shard], count, self.manifest)
+        blocks = self.blocks[shard]
+        block = blocks[bisect.bisect_right(blocks, row, key=lambda b: b.start) - 1]
+        return block, row - block.start
 
 
 def _allow_files(count: int) -> None:
@@ -162,82 +214,3 @@ def _allow_files(count: int) -> None:
         )
     if allowed < count + 512:  # with Lightning's, wandb's and the images' own
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(count + 512, most), most))
-
-
-def open_shard(path: Path, count: int, manifest: Manifest) -> list[_Block]:
-    """A shard's blocks, mapped into memory.
-
-    Raises:
-        ValueError: naming the shard, if they are not what the manifest says, whatever their checksum.
-    """
-    try:
-        blocks = _open_blocks(path)
-        for block in blocks:
-            _check_block(block, manifest)
-        if (held := sum(len(block.labels) for block in blocks)) != count:
-            raise ValueError(f"it holds {held} images, the manifest says {count}")
-    except (ValueError, OSError, EOFError, KeyError, tarfile.TarError) as error:
-        raise ValueError(f"{path} is no shard of this cache: {' '.join(str(error).split())}: {ANEW}") from None
-    return blocks
-
-
-def _check_block(block: _Block, manifest: Manifest) -> None:
-    moments, labels, classes = block.moments, block.labels, len(manifest.class_names)
-    wanted = (len(labels), manifest.views, *manifest.shape)
-    if moments.dtype != np.dtype("<f2") or moments.shape != wanted:
-        raise ValueError(f"moments are {moments.dtype} {list(moments.shape)}, not float16 {list(wanted)}")
-    if labels.dtype != np.dtype("<i8") or labels.ndim != 1:
-        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, not int64 [n]")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"labels go from {labels.min()} to {labels.max()}, and there are {classes} classes")
-
-
-def check_values(path: Path, moments: np.ndarray) -> None:
-    """Each moment is looked at when its shard's checksum is compared, which reads the file anyway.
-
-    By the bits of float16, of which numpy compares integers much faster than the numbers: all bits of the exponent are
-    set in what is not finite, and the sign's in what is negative, -0 alone excepted.
-
-    Raises:
-        ValueError: naming the shard, if a mean or a std, [n, views, 2C, h, w] together, is not finite, or a std is
-            negative.
-    """
-    bits = moments.view(np.int16)
-    if np.any(bits >= 0x7C00) or np.any((bits >= -0x400) & (bits < 0)):
-        raise ValueError(f"{path} holds moments that are not finite: {ANEW}")
-    std = bits[:, :, bits.shape[2] // 2 :]
-    if np.any((std < 0) & (std > -0x8000)):
-        raise ValueError(f"{path} holds standard deviations that are negative: {ANEW}")
-
-
-def _open_blocks(path: Path) -> list[_Block]:
-    """A shard's blocks, mapped into memory: in a tar, members lie contiguous and uncompressed.
-
-    A shard is mapped once and not once for each block, because every map holds a file descriptor.
-    """
-    arrays: dict[str, np.ndarray] = {}
-    mapped = np.memmap(path, np.uint8, "r")
-    with tarfile.open(path, "r:") as tar, open(path, "rb") as file:
-        for member in tar:
-            file.seek(member.offset_data)
-            version, header = (
-                np.lib.format.read_magic(file),
-                {
-                    (1, 0): np.lib.format.read_array_header_1_0,
-                    (2, 0): np.lib.format.read_array_header_2_0,
-                },
-            )
-            if version not in header:
-                raise ValueError(f"{member.name} has npy's version {version}, not 1.0 or 2.0")
-            shape, fortran, dtype = header[version](file)
-            if fortran or dtype.hasobject:  # of pointers, the file's bytes would be followed
-                raise ValueError(f"{member.name} is {'in Fortran order' if fortran else 'of Python objects'}")
-            if file.tell() + dtype.itemsize * math.prod(shape) > member.offset_data + member.size:
-                raise ValueError(f"{member.name} ends early")
-            arrays[member.name] = np.ndarray(shape, dtype, mapped.data, file.tell())
-    blocks, start = [], 0
-    for name in sorted(n for n in arrays if n.endswith(".moments.npy")):
-        labels = np.array(arrays[name.replace(".moments.", ".labels.")])
-        blocks.append(_Block(start, arrays[name], labels))
-        start += len(labels)
-    return blocks

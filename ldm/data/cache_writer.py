@@ -5,27 +5,45 @@ of a latent is another latent than that of the mirrored pixels.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.formats import CacheIdentity
+from ldm.data.formats import CacheIdentity, TextEncoderCard
 from ldm.data.samples import Contents, Part, Sample, Split
-from ldm.data.shard_writer import BLOCK, Block, ShardWriter
+from ldm.data.shard_writer import BLOCK, CAPTIONS, Block, Kept, ShardWriter
 from ldm.data.sources import Source
+from ldm.images import shrunk
 
 Encode = Callable[[Tensor], Tensor]  # image [B, 3, R, R] uint8 -> moments [B, 2C, h, w]
 _T = TypeVar("_T")
-_View = tuple[Tensor, int]  # image [3, R, R] uint8, its label
+EncodeText = Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # captions -> embeddings [n, L, D], bool [n, L]
 
 
-def cache_identity(source: Source, weights_fingerprint: str) -> CacheIdentity:
-    """What all shards of a cache have in common; `weights_fingerprint` is the autoencoder's."""
+class _View(NamedTuple):
+    image: Tensor  # [3, R, R] uint8
+    label: int
+    caption: str
+
+
+def cache_identity(
+    source: Source,
+    weights_fingerprint: str,
+    text_encoder: dict[str, Any] | None = None,
+    low_resolution: int | None = None,
+) -> CacheIdentity:
+    """What all shards of a cache have in common; `weights_fingerprint` is the autoencoder's.
+
+    Raises:
+        ValueError: if small copies would not be smaller than the images.
+    """
+    if low_resolution is not None and low_resolution >= source.resolution:
+        raise ValueError(f"low_resolution={low_resolution} must be less than data.resolution={source.resolution}")
     return CacheIdentity(
         format=1,
         autoencoder=weights_fingerprint,
@@ -33,6 +51,8 @@ def cache_identity(source: Source, weights_fingerprint: str) -> CacheIdentity:
         views=2 if source.flip else 1,
         dtype="float16",
         class_names=source.class_names,
+        text_encoder=None if text_encoder is None else TextEncoderCard(**text_encoder),
+        low_resolution=low_resolution,
     )
 
 
@@ -45,12 +65,14 @@ class CacheWriter(ShardWriter):
         encode:      image [B, 3, R, R] uint8 -> moments [B, 2C, h, w].
         batch_size:  images that are encoded at once.
         num_workers: threads that decode images meanwhile.
+        encode_text: captions -> embeddings; None: none are kept.
     """
 
     source: Source
     encode: Encode
     batch_size: int
     num_workers: int
+    encode_text: EncodeText | None = None
 
     def parts(self) -> list[tuple[Split, Part]]:
         splits: tuple[Split, ...] = ("train", "val")
@@ -59,17 +81,30 @@ class CacheWriter(ShardWriter):
     def blocks(self, part: Part, contents: Contents) -> Iterator[Block]:
         pending: list[_View] = []
         moments: list[np.ndarray] = []
-        labels: list[int] = []
+        views: list[_View] = []
         for view in _with_end(self._views(contents.of(part.samples()))):
             if view is not None:
                 pending.append(view)
             if pending and (view is None or len(pending) == self.batch_size):
-                moments.append(self._encode_views(torch.stack([image for image, _ in pending])))
-                labels += [label for _, label in pending]
+                moments.append(self._encode_views(torch.stack([each.image for each in pending])))
+                views += pending
                 pending = []
-            if labels and (view is None or len(labels) >= BLOCK):
-                yield np.concatenate(moments), np.array(labels, dtype=np.int64)
-                moments, labels = [], []
+            if views and (view is None or len(views) >= BLOCK):
+                labels = np.array([each.label for each in views], dtype=np.int64)
+                yield Block(np.concatenate(moments), labels, self._kept(views))
+                moments, views = [], []
+
+    def _kept(self, views: list[_View]) -> Kept:
+        """What of images the conditions may ask for: see `ldm.data.shard_writer`."""
+        captions, kept = [view.caption for view in views], Kept()
+        if any(captions):
+            kept[CAPTIONS] = np.array([caption.encode() for caption in captions])
+        if self.encode_text is not None:
+            embeddings, mask = self.encode_text(captions)
+            kept |= {"embeddings": embeddings.half().numpy(), "text_mask": mask.numpy()}
+        if (side := self.identity.low_resolution) is not None:
+            kept["low"] = torch.stack([shrunk(view.image, side) for view in views]).numpy()
+        return kept
 
     def _views(self, samples: Iterable[Sample]) -> Iterator[_View]:
         """The images that can be decoded, in order.
@@ -87,7 +122,7 @@ class CacheWriter(ShardWriter):
 
     def _view(self, sample: Sample) -> _View | None:
         image = self.source.decode(sample)
-        return None if image is None else (self.source.center_view(image), sample.label)
+        return None if image is None else _View(self.source.center_view(image), sample.label, sample.caption)
 
     def _encode_views(self, image: Tensor) -> np.ndarray:
         views = [image, image.flip(-1)][: self.identity.views]

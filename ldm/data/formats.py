@@ -64,8 +64,21 @@ class Pairs(Part):
     val: Natural
 
 
+class TextEncoderCard(Part):
+    """Of embeddings of captions: the encoder, tokens a caption, and channels of each."""
+
+    source: str
+    fingerprint: Fingerprint
+    tokens: Count
+    width: Count
+
+
 class CacheIdentity(Part):
-    """What all shards of a cache have in common."""
+    """What all shards of a cache have in common.
+
+    text_encoder:   of the embeddings of captions that are kept; null: none are
+    low_resolution: side of the small copies of the images that are kept, in pixels; null: none are
+    """
 
     format: Annotated[int, one_of(1)]
     autoencoder: Fingerprint  # of the weights
@@ -74,6 +87,8 @@ class CacheIdentity(Part):
     dtype: Literal["float16"]
     class_names: ClassNames
     pairs: Pairs | None = None
+    text_encoder: TextEncoderCard | None = None
+    low_resolution: Count | None = None
 
     def difference(self, wanted: "CacheIdentity") -> str:
         """Say in words what differs: "views is 1, not 2"."""
@@ -95,6 +110,7 @@ class ShardCard(JsonFile):
     images:  a digest of the names of its images
     files:   a digest of their files' sizes and times, by which a rerun sees that none was replaced
     content: a digest of their bytes, which decides where sizes or times differ; "" where a card is from before both
+    captioned: how many of them have a caption
     """
 
     fix: ClassVar[str] = "remove it, and run the same `ldm cache-latents` again, which encodes its shard anew"
@@ -105,6 +121,7 @@ class ShardCard(JsonFile):
     content: str = ""
     shape: Shape
     count: Count
+    captioned: Natural = 0
     bytes: Count
     sha256: Sha256
     sums: Sums
@@ -150,13 +167,14 @@ class Counts(Part):
 
 
 class Manifest(CacheIdentity, JsonFile):
-    """manifest.json of a latent cache."""
+    """manifest.json of a latent cache; captioned: how many of the training images have a caption."""
 
     fix: ClassVar[str] = "run the same `ldm cache-latents` again, which writes it anew"
     known: ClassVar[tuple[int, ...]] = (1,)
 
     shape: Shape
     count: Counts
+    captioned: Natural = 0
     mean: list[Finite]  # of the raw latents' channels
     std: list[Positive]
     shards: CachedSplits

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ldm.data.captions import METADATA
 from ldm.runtime.files import existing_folder
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -53,6 +54,8 @@ def list_images(root: str, key: str) -> Listing:
     others: Counter[str] = Counter()
     paths: list[Path] = []
     for path in _files(folder, loops):
+        if path == folder / METADATA:
+            continue
         if path.suffix[1:].lower() not in EXTENSIONS:
             others[path.suffix.lower() or "without extension"] += 1
         elif _never_ends(path):

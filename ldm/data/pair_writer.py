@@ -57,7 +57,8 @@ class PairWriter(ShardWriter):
             moments = torch.cat([latents, torch.zeros_like(latents)], dim=1).half()
             if not moments.isfinite().all():
                 raise ValueError("the teacher's samples are not finite: look at its own samples first")
-            yield moments[:, None].numpy(), torch.cat([y.cpu() for _, y in drawn]).numpy().astype(np.int64)
+            labels = torch.cat([y.cpu() for _, y in drawn]).numpy().astype(np.int64)
+            yield Block(moments[:, None].numpy(), labels)
 
     def statistics(self, sums: Sums) -> tuple[list[float], list[float]]:  # noqa: ARG002
         return self.stats.mean.tolist(), self.stats.std.tolist()

@@ -1,4 +1,4 @@
-"""Encoded images with their labels, and what tells whether they are the same as before."""
+"""Encoded images with their labels and captions, and what tells whether they are the same as before."""
 
 import hashlib
 import os
@@ -17,6 +17,7 @@ class Sample(NamedTuple):
     extension: str
     label: int
     problem: str = ""  # why it could not be read, if so
+    caption: str = ""
 
 
 class Part(NamedTuple):
@@ -54,7 +55,7 @@ def digest_of_files(paths: Iterable[str | Path]) -> str:
 
 
 class Contents:
-    """A digest of the bytes and labels of samples, taken while somebody reads them."""
+    """A digest of the bytes, labels and captions of samples, taken while somebody reads them."""
 
     def __init__(self) -> None:
         self.total, self.any = hashlib.sha256(), False
@@ -63,7 +64,7 @@ class Contents:
         """The samples, noted as they pass."""
         for sample in samples:
             self.any = True
-            self.total.update(hashlib.sha256(sample.data).digest() + str(sample.label).encode())
+            self.total.update(hashlib.sha256(sample.data).digest() + f"{sample.label}{sample.caption}".encode())
             yield sample
 
     def digest(self) -> str:

@@ -1,6 +1,10 @@
 """Writes the latent cache: all shards, or those that a rerun or a task of a job array still has to write.
 
-    FOLDER/train-000000.tar   up to BLOCK images a member: KEY.moments.npy, fp16 [n, views, 2C, h, w]; KEY.labels.npy
+    FOLDER/train-000000.tar   up to BLOCK images a member: KEY.moments.npy, fp16 [n, views, 2C, h, w]; KEY.labels.npy,
+                              int64 [n]; and what is kept for conditions, each where there is some:
+                                  KEY.captions.npy      UTF-8 of equal length [n]
+                                  KEY.embeddings.npy    fp16 [n, L, D], of captions; KEY.text_mask.npy, bool [n, L]
+                                  KEY.low.npy           uint8 [n, 3, r, r], small copies of the images, not mirrored
     FOLDER/train-000000.json  the shard's identity, count, size, checksum and float64 sums, written after the tar
     FOLDER/manifest.json      everything merged, written once all shards are there
     FOLDER/autoencoder.ckpt   the weights that encoded them
@@ -14,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import webdataset as wds
@@ -26,7 +31,16 @@ log = logging.getLogger(__name__)
 
 BLOCK = 1024  # images a tar member: large enough to be read fast, small enough to be held in memory
 AUTOENCODER_FILE = "autoencoder.ckpt"
-Block = tuple[np.ndarray, np.ndarray]  # moments [n, views, 2C, h, w] fp16, labels [n] int64
+CAPTIONS = "captions"
+Kept = dict[str, np.ndarray]  # by the members' names
+
+
+class Block(NamedTuple):
+    """Up to BLOCK images: moments [n, views, 2C, h, w] fp16, labels [n] int64, and what is kept beside."""
+
+    moments: np.ndarray
+    labels: np.ndarray
+    kept: Kept = {}  # noqa: RUF012  # nobody writes into it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,16 +107,18 @@ class ShardWriter(ABC):
 
     def write(self, part: Part) -> None:
         """Write one part's tar, then its card: a card says that its tar is complete."""
-        sums, count, tar_path = _Sums(), 0, self.folder / f"{part.name}.tar"
+        sums, count, captioned, tar_path = _Sums(), 0, 0, self.folder / f"{part.name}.tar"
         for path in (tar_path, self.folder / f"{part.name}.json"):
             remove_leftovers(path)
         files, contents = part.files(), Contents()
         with atomic_write(tar_path) as file, wds.TarWriter(file, encoder=False, mtime=0) as tar:
-            for i, (moments, labels) in enumerate(self.blocks(part, contents)):
+            for i, (moments, labels, kept) in enumerate(self.blocks(part, contents)):
                 sums.add(moments)
                 count += len(labels)
-                key = f"{part.name}-{i:04d}"
-                tar.write({"__key__": key, "moments.npy": _npy(moments), "labels.npy": _npy(labels)})
+                captioned += int((kept.get(CAPTIONS, np.zeros(0, "S1")) != b"").sum())
+                members = {"moments": moments, "labels": labels, **kept}
+                files_of = {f"{name}.npy": _npy(array) for name, array in members.items()}
+                tar.write({"__key__": f"{part.name}-{i:04d}", **files_of})
         if count == 0:
             raise ValueError(f"{part.name} holds no image that can be decoded")
         ShardCard(
@@ -112,6 +128,7 @@ class ShardWriter(ABC):
             content=contents.digest(),
             shape=list(moments.shape[2:]),
             count=count,
+            captioned=captioned,
             bytes=tar_path.stat().st_size,
             sha256=sha256(tar_path),
             sums=sums.of_shard(),
@@ -123,18 +140,20 @@ class ShardWriter(ABC):
         if not all((self.folder / f"{part.name}.json").exists() for _, part in parts):
             return None
         shards: dict[Split, list[CachedShard]] = {"train": [], "val": []}
-        sums = _Sums()
+        sums, captioned = _Sums(), 0
         for split, part in parts:
             card = self._card(part)
             name = f"{part.name}.tar"
             shards[split].append(CachedShard(name=name, count=card.count, bytes=card.bytes, sha256=card.sha256))
             if split == "train":
                 sums.merge(card.sums)
+                captioned += card.captioned
         mean, std = self.statistics(sums.of_shard())
         manifest = Manifest(
             **self.identity.model_dump(),
             shape=card.shape,
             count=Counts(**{split: sum(shard.count for shard in shards[split]) for split in shards}),
+            captioned=captioned,
             mean=mean,
             std=std,
             shards=CachedSplits(**shards),

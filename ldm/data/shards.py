@@ -1,4 +1,5 @@
-"""Images in webdataset shards: tars of KEY.jpg (or png, webp) and KEY.cls, as files, by URLs or through pipes."""
+"""Images in webdataset shards, as files, by URLs or through pipes: tars of KEY.jpg (or png, webp), KEY.cls and perhaps
+KEY.txt, a caption."""
 
 import logging
 import random
@@ -14,6 +15,7 @@ import webdataset as wds
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ldm.data.captions import check_caption
 from ldm.data.formats import PackedShard, PackedSplits, ShardIndex
 from ldm.data.listing import EXTENSIONS
 from ldm.data.order import Order
@@ -143,7 +145,13 @@ class Shards(Source):
         label = int(text[:10])
         if not 0 <= label < len(self.class_names):
             raise ValueError(f"{key} has the label {label}, outside 0 ... {len(self.class_names) - 1}")
-        return Sample(key, member[extension], extension, label)
+        return Sample(key, member[extension], extension, label, caption=self._caption(key, member.get("txt", b"")))
+
+    def _caption(self, key: str, data: bytes) -> str:
+        try:
+            return check_caption(data.decode(), f"{key}.txt")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{key}.txt is no text in UTF-8 ({error.reason} at byte {error.start})") from None
 
     def training_loader(self, order: Order, num_workers: int) -> "DataLoader[Any]":
         workers, shards, stream = max(1, num_workers), self.shards("train"), _ShardStream(self, order)
@@ -247,6 +255,7 @@ def pack(source: Source, folder: Path, shard_size: int, progress: Callable[[list
                     if source.decode(sample) is None:
                         continue
                     member = {"__key__": f"{part.name}-{count:06d}", sample.extension: sample.data}
+                    member |= {"txt": sample.caption.encode()} if sample.caption else {}
                     tar.write(member | {"cls": str(sample.label).encode()})
                     count += 1
             if count == 0:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ldm.data.captions import METADATA, read_captions
 from ldm.data.decoding import center_view, cut_square, open_image, read_regular, resize_short_side, rgb
 from ldm.data.listing import Listing, by_hash, described, held_out, left_out, list_images
 from ldm.data.order import Key, Order, OrderedBatches
@@ -207,7 +208,8 @@ class Digits(IndexedSource):
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(IndexedSource):
-    """A folder of jpg, png or webp images: one subfolder a class, or flat and unlabelled.
+    """A folder of jpg, png or webp images: one subfolder a class, or flat and unlabelled; with a metadata.jsonl,
+    captioned.
 
     Args:
         root:         the training images.
@@ -247,8 +249,7 @@ class Folder(IndexedSource):
 
     def key(self, split: Split, index: int) -> str:
         path, _ = self._index[1][split][index]
-        root = self.val_root if split == "val" and self.val_root is not None else self.root
-        return path.relative_to(root).as_posix()
+        return path.relative_to(self._root(split)).as_posix()
 
     def places(self, split: Split) -> list[str]:
         return [str(path) for path, _ in self._index[1][split]]
@@ -260,10 +261,27 @@ class Folder(IndexedSource):
             data = read_regular(path)
         except OSError as error:
             problem = f"{error.strerror or error}"
-        return Sample(str(path), data, path.suffix[1:].lower(), label, problem)
+        caption = self._captions[split].get(self.key(split, index), "")
+        return Sample(str(path), data, path.suffix[1:].lower(), label, problem, caption)
 
     def state(self, split: Split, indices: range) -> str:
-        return digest_of_files(self._index[1][split][i][0] for i in indices)
+        written = [Path(self._root(split), METADATA)] if self._captions[split] else []
+        return digest_of_files([*(self._index[1][split][i][0] for i in indices), *written])
+
+    @cached_property
+    def _captions(self) -> dict[Split, dict[str, str]]:
+        """{file name: caption} of each split."""
+        splits: tuple[Split, ...] = ("train", "val")
+        names: dict[str, set[str]] = {self._root(split): set() for split in splits}
+        for split in splits:
+            names[self._root(split)] |= {self.key(split, i) for i in range(self.count(split))}
+        return {
+            "train": read_captions(self.root, names[self.root], "data.root"),
+            "val": read_captions(self._root("val"), names[self._root("val")], "data.val_root"),
+        }
+
+    def _root(self, split: Split) -> str:
+        return self.val_root if split == "val" and self.val_root is not None else self.root
 
 
 def _listed(root: str, key: str) -> Listing:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
-from ldm.condition import labelled
 from ldm.data.sources import Source
 from ldm.diffusion import log_likelihood as terms
 from ldm.evaluation.image_sets import spread
@@ -102,7 +101,7 @@ class BitsPerDim:
                 z = posterior.sample()
                 parts["decoder"].append(terms.decoder_log_likelihood(image, autoencoder.decode(z), decoder_spread))
                 parts["entropy"].append(terms.posterior_entropy(posterior.std).double())
-            denoise = self.model.objective.denoiser(net, labelled(y, null))
+            denoise = self.model.objective.denoiser(net, self.model.conditioning.of_labels(y, null))
             value = terms.log_likelihood(denoise, self.model.objective.path, self.model.stats.normalize(z), **options)
             parts["latent"].append(value.nats.double())
             parts["error"].append(value.standard_error.double())

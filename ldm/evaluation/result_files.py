@@ -49,6 +49,7 @@ class SampleStamp(JsonFile):
     seed: Natural
     latent_size: Count | list[Count] | None = None  # null: as in training
     start: dict[str, Any] | None = None  # null: noise
+    prompts: list[str] | None = None  # in turn; null: none
     batches_trained: Natural
     student: StudentCard | None = None
     evaluations: NonNegative

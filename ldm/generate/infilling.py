@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.condition import Condition
-from ldm.conditioning.masked import Infill, hidden_cells, told
+from ldm.conditioning.masked import Infill, hidden_cells, known_of
 from ldm.diffusion.objective import Denoise
 from ldm.diffusion.parameterization import Prediction
 from ldm.diffusion.path import Path
@@ -70,7 +70,7 @@ def infilled(
     labels = labels.to(device)
     condition: Condition | Tensor = labels
     if how == "trained":
-        condition, function = told(labels, latent, cells), pinned(generator.sampling.function, latent, cells)
+        condition, function = known_of(labels, latent, cells), pinned(generator.sampling.function, latent, cells)
     else:
         function = partial(repaint, known=latent, hidden=cells, resample=resample)
     walked = replace(generator, sampling=replace(generator.sampling, function=function))

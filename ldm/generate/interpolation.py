@@ -1,4 +1,4 @@
-"""From one sample to another: between their noises and between their classes."""
+"""From one sample to another: between their noises and between what they are told."""
 
 import torch
 from torch import Tensor
@@ -9,27 +9,28 @@ from ldm.generate.generator import Generator
 
 
 @torch.no_grad()
-def interpolate(generator: Generator, seeds: tuple[int, int], labels: tuple[int, int], frames: int) -> Tensor:
-    """Images on the way from sample 0 of a seed and a class to sample 0 of another, uint8 [frames, 3, H, W].
+def interpolate(generator: Generator, seeds: tuple[int, int], told: tuple[Condition, Condition], frames: int) -> Tensor:
+    """Images on the way from sample 0 of a seed and a condition to sample 0 of another, uint8 [frames, 3, H, W].
 
     The noise turns from the one to the other on the sphere on which nearly all of it lies (`slerp`). Between two
-    classes what the guided network says of both is mixed, (1 - w) net(x_t, t, a) + w net(x_t, t, b), which any network
-    can be asked for, and which at the ends is one class alone.
+    conditions what the guided network says of both is mixed, (1 - w) net(x_t, t, a) + w net(x_t, t, b), which any
+    network can be asked for, and which at the ends is one alone.
 
     Args:
         generator: how each is sampled; its own seed does not count
         seeds:     of the first image and of the last
-        labels:    likewise
+        told:      likewise, of one row each
         frames:    images, both ends among them
     """
     model, device = generator.model, generator.model.device
     w = torch.linspace(0, 1, frames, device=device).view(-1, 1, 1, 1)
     first, last = (IndexedNoise(seed, [0]).draw(model.latent_shape).to(device) for seed in seeds)
     net = generator.net()
-    a, b = (model.told(torch.full((frames,), label, device=device)) for label in labels)
+    a, b = (each.to(device).rows([0] * frames) for each in told)
+    same = told[0] is told[1]
 
     def mixed(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return net(x_t, t, condition) if labels[0] == labels[1] else torch.lerp(net(x_t, t, a), net(x_t, t, b), w)
+        return net(x_t, t, condition) if same else torch.lerp(net(x_t, t, a), net(x_t, t, b), w)
 
     noise = IndexedNoise(seeds[0], [0] * frames)  # what a stochastic sampler adds is the same for all
     noise.draw(model.latent_shape)  # as for the first image, whose start is the first that its generator draws

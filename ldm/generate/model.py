@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ldm.card import usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
-from ldm.condition import Condition, labelled
+from ldm.condition import Condition
 from ldm.conditioning.labels import Conditioning, Labels
+from ldm.conditioning.text import Text
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import Path
@@ -24,6 +25,7 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.runtime.ranges import Count, Natural, checked
 
 PIXELS = 8 * 256**2  # that a decoder makes at once: of more, it would take more memory than training does
+Prompts = str | Sequence[str]
 Classes = Sequence[str | int] | Tensor | np.ndarray | str | int | None  # names or indices; None: all of them
 
 
@@ -102,7 +104,22 @@ class LatentDiffusionModel:
 
     def told(self, condition: Condition | Tensor) -> Condition:
         """A condition, or labels [B] alone as one that says nothing else."""
-        return condition if isinstance(condition, Condition) else labelled(condition, self.null)
+        return condition if isinstance(condition, Condition) else self.conditioning.of_labels(condition, self.null)
+
+    def prompted(self, prompts: Prompts, classes: Classes = None, n: int | None = None) -> Condition:
+        """The condition of n samples of texts, taken in turn, and of classes, likewise; n None is one a text.
+
+        Raises:
+            ValueError: where the model was trained without text.
+        """
+        texts = [prompts] if isinstance(prompts, str) else [str(text) for text in prompts]
+        if not isinstance(self.conditioning, Text):
+            raise ValueError("prompts= is of a model of text (condition=text or text_encoder): this one takes none")
+        if not texts:
+            raise ValueError("prompts= holds no text: write one, or leave it out")
+        n = len(texts) if n is None else n
+        said = self.conditioning.prompts(texts, torch.zeros(len(texts), dtype=torch.long))
+        return said.rows([i % len(texts) for i in range(n)])._replace(label=self.in_turn(classes, n))
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -140,7 +157,12 @@ class LatentDiffusionModel:
         return [int(c) for c in indices]
 
     def in_turn(self, classes: Classes, n: int | None) -> Tensor:
-        """The labels of n images, [n], whose classes are taken in turn, see `labels`; None is one a class."""
+        """The labels of n images, [n], whose classes are taken in turn, see `labels`; None is one a class. Of a model
+        that was told no labels, the null class."""
+        if not self.conditioning.labels:
+            if classes is not None:
+                raise ValueError(f"classes={classes}: the model was told no labels: leave it out, or pass prompts=")
+            return torch.full((n or 1,), len(self.class_names))
         chosen = self.labels(classes)
         return torch.tensor([chosen[i % len(chosen)] for i in range(len(chosen) if n is None else n)])
 
@@ -190,6 +212,7 @@ class LatentDiffusionModel:
         seed: Natural = 0,
         batch_size: Count = 250,
         latent_size: Sequence[Count] | Count | None = None,
+        prompts: Prompts | None = None,
         start: Tensor | None = None,
         strength: float = STRENGTH,
     ) -> Tensor:
@@ -205,17 +228,19 @@ class LatentDiffusionModel:
         seed:       with an image's place in the result, it determines the image
         batch_size: images at once; it changes nothing but speed and memory
         latent_size: see `sized`; None: as in training
+        prompts:     texts, taken in turn, of a model that was trained on captions; None: nothing is said
         start:       images, uint8 [P, 3, H, W], that are noised and then made anew (SDEdit), in turn; None: noise
         strength:    how far, in (0, 1]: see `Origin`
         """
-        labels = self.in_turn(classes, n)
+        told = self.told(self.in_turn(classes, n)) if prompts is None else self.prompted(prompts, classes, n)
         model = self if latent_size is None else self.sized(latent_size)
         generator = model.generator(
             sampler=sampler, steps=steps, grid=grid, path=path, guidance=guidance, seed=seed,
             origin=None if start is None else Origin(latents=model.encode(start), strength=strength),
         )  # fmt: skip
-        parts = [range(i, min(i + batch_size, len(labels))) for i in range(0, len(labels), batch_size)]
-        return torch.cat([generator.images(part, labels[list(part)].to(self.device))[0] for part in parts])
+        num = len(told.label)
+        parts = [range(i, min(i + batch_size, num)) for i in range(0, num, batch_size)]
+        return torch.cat([generator.images(part, told.rows(part).to(self.device))[0] for part in parts])
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

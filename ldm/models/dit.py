@@ -20,6 +20,7 @@ from ldm.models.dit_layers import (
 )
 from ldm.models.embedding import TIME_SCALE, ScalarEmbedding, time_embedding, told_further
 from ldm.models.layers import parts_taken, put_beside, zero_init
+from ldm.models.text import embedded, encoder_of
 from ldm.runtime.ranges import Count, Natural, Positive
 
 TIME_CHANNELS = 256  # of the sinusoids of the time
@@ -49,6 +50,8 @@ class DiT(nn.Module):
         mlp:             "gelu", or "swiglu" of as many weights
         qk_norm:         normalise queries and keys (root mean square, learned scale), for half precision
         context_dim:     channels of a context token; None: it takes none
+        text:            of a network that reads tokens itself: the arguments of its `TextTransformer`, whose width is
+                         context_dim; None where the context is embeddings
         context_as:      "cross": every block attends to the context; "joint": its tokens go through all blocks beside
                          those of the latent
         concat_channels: channels of the condition beside x_t; 0 for none
@@ -76,6 +79,7 @@ class DiT(nn.Module):
         mlp: Literal["gelu", "swiglu"] = "gelu",
         qk_norm: bool = False,
         context_dim: Count | None = None,
+        text: dict[str, int] | None = None,
         context_as: Literal["cross", "joint"] = "cross",
         concat_channels: Natural = 0,
         second_time: bool = False,
@@ -107,7 +111,7 @@ class DiT(nn.Module):
         self.guidance_embed = ScalarEmbedding(TIME_CHANNELS, model_channels) if takes_guidance else None
         joint = context_dim is not None and context_as == "joint"
         self.context_in = nn.Linear(context_dim, model_channels) if context_dim is not None and joint else None
-        self.takes_context = context_dim is not None
+        self.takes_context, self.text = context_dim is not None, None
         self.blocks = nn.ModuleList(
             DiTBlock(
                 model_channels,
@@ -129,6 +133,7 @@ class DiT(nn.Module):
             }
         )
         self._init_weights()
+        self.text = encoder_of(context_dim, text)  # after what is Xavier's: its weights are its own
 
     def _init_weights(self) -> None:
         """As DiT does: Xavier's for what is linear, small embeddings, zero for what ends a branch."""
@@ -169,6 +174,7 @@ class DiT(nn.Module):
             raise ValueError(f"latent size {tuple(x_t.shape[-2:])} is not a multiple of the DiT's patch {p}")
         condition = Condition.of(condition)
         condition.refuse("the DiT", self.takes)
+        condition = embedded(condition, self.text)
         if (condition.context is None) == self.takes_context:
             raise ValueError("the network wants a context exactly where net.context_dim is given")
         x = self.x_embedder["proj"](put_beside(x_t, condition.concat, self.concat_channels))  # [B, D, h / p, w / p]

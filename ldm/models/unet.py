@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ldm.condition import Condition
 from ldm.models.embedding import TIME_SCALE, ScalarEmbedding, time_embedding, told_further
 from ldm.models.layers import check_factors, group_norm, parts_taken, put_beside, zero_init
+from ldm.models.text import embedded, encoder_of
 from ldm.models.unet_layers import EPS, LayerMaker, Stack, Stem
 from ldm.runtime.ranges import Blocks, Count, Fraction, Multipliers, Natural
 
@@ -38,6 +39,8 @@ class UNet(nn.Module):
         dropout:               probability, in every residual block
         context_dim:           channels of a context token: makes every attention a transformer block with
                                cross-attention (LDM, figure 3); None for plain self-attention
+        text:                  arguments of the `TextTransformer` of width context_dim that reads tokens; None where the
+                               context is embeddings
         label_as:              "embedding" adds the label's to the time's (ADM); "context" makes it a context token
         concat_channels:       channels of the condition beside x_t; 0 for none
         scale_shift:           ADM's adaptive group norm: see `ResBlock`
@@ -66,6 +69,7 @@ class UNet(nn.Module):
         stem_channels: Count | None = None,
         dropout: Fraction = 0.0,
         context_dim: Count | None = None,
+        text: dict[str, int] | None = None,
         label_as: Literal["embedding", "context"] = "embedding",
         concat_channels: Natural = 0,
         scale_shift: bool = False,
@@ -87,7 +91,7 @@ class UNet(nn.Module):
             raise ValueError(f"net.label_as={label_as} must be embedding, or context with a context_dim")
         self.model_channels, self.null_class, self.time_offset = model_channels, num_classes, time_offset
         self.context_dim, self.label_as, self.concat_channels = context_dim, label_as, concat_channels
-        self.checkpoint = checkpoint
+        self.checkpoint, self.text = checkpoint, encoder_of(context_dim, text)
         self.downsample_factor = 2 ** (len(channel_mult) - 1)
         emb_channels = 4 * model_channels
         self.time_embed = nn.Sequential(
@@ -171,6 +175,7 @@ class UNet(nn.Module):
             raise ValueError(f"latent size {tuple(x_t.shape[-2:])} is not a multiple of the U-Net's factor {f}")
         condition = Condition.of(condition)
         condition.refuse("the U-Net", self.takes)
+        condition = embedded(condition, self.text)
         h = put_beside(x_t, condition.concat, self.concat_channels)
         emb, context, mask = self._embed(t, condition, x_t.dtype)
         emb = told_further(emb, t, condition.s, condition.w, self.second_embed, self.guidance_embed)

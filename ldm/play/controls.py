@@ -24,8 +24,9 @@ class Controls:
         if own:
             self.classes = gr.Dropdown(
                 names, value=[], multiselect=True, label="Classes", info="None chosen: all, in turn",
-                visible=len(names) > 1,
+                visible=len(names) > 1 and choices.labels,
             )  # fmt: skip
+            self.prompt = gr.Textbox("", label="Prompt", visible=choices.text, max_lines=3)
             with gr.Row():
                 self.num = gr.Slider(1, MOST, min(10 * len(names), 20), step=1, label="Samples", min_width=140)
                 self.seed = gr.Number(choices.seed, precision=0, minimum=0, label="Seed", min_width=100)
@@ -57,16 +58,17 @@ class Controls:
     @property
     def widgets(self) -> list[Any]:
         """In the order that `settings` takes their values in."""
-        first = [self.classes, self.num, self.seed] if self.own else []
+        first = [self.classes, self.prompt, self.num, self.seed] if self.own else []
         of_sampling = [self.guidance, self.sampler, self.steps, self.low, self.high, self.rescale, self.grid, self.path]
         return [*first, *of_sampling, self.weak]
 
     def settings(self, values: Sequence[Any]) -> Settings:
         """What the widgets' values say."""
-        first = values[:-9] if self.own else ([], 1, self.choices.seed)
-        classes, num, seed = first
+        first = values[:-9] if self.own else ([], "", 1, self.choices.seed)
+        classes, prompt, num, seed = first
         guidance, sampler, steps, low, high, rescale, grid, path, weak = values[-9:]
         return Settings(
             classes=classes, seed=seed, num=num, guidance=guidance, sampler=sampler, steps=steps,
             low=low, high=high, rescale=rescale, grid=grid, path=path, weak=(weak or "").strip(),
+            prompt=" ".join((prompt or "").split()),
         )  # fmt: skip

@@ -28,8 +28,8 @@ def samples(plan: Plan) -> Picture:
     begun = time.perf_counter()
     images, evaluations = drawn(plan)
     seconds = time.perf_counter() - begun
-    model, count = plan.generator.model, len(images)
-    shown, columns, names = class_rows(images, plan.labels.tolist(), model.class_names)
+    count = len(images)
+    shown, columns, names = class_rows(images, plan.rows, plan.names)
     of_them = "" if len(shown) == count else f", {len(shown)} of them shown"
     each = f"{evaluations:g} evaluations each" + (" (guided: two networks in each)" if _guided(plan) else "")
     said = f"{count} sample{'s' * (count > 1)} in {seconds:.1f} s{of_them}; {each}"
@@ -39,12 +39,13 @@ def samples(plan: Plan) -> Picture:
 def drawn(plan: Plan) -> tuple[Tensor, float]:
     """The samples, uint8 [N, 3, H, W], and the evaluations of the denoiser for each, on average."""
     images, evaluations = [], 0
-    for start in range(0, len(plan.labels), plan.batch_size):
-        labels = plan.labels[start : start + plan.batch_size]
-        batch, count = plan.generator.images(range(start, start + len(labels)), labels.to(plan.generator.model.device))
+    num = len(plan.rows)
+    for start in range(0, num, plan.batch_size):
+        part = range(start, min(start + plan.batch_size, num))
+        batch, count = plan.generator.images(part, plan.told.rows(part).to(plan.generator.model.device))
         images.append(batch.cpu())
-        evaluations += count * len(labels)
-    return torch.cat(images), evaluations / len(plan.labels)
+        evaluations += count * len(part)
+    return torch.cat(images), evaluations / num
 
 
 def _guided(plan: Plan) -> bool:
@@ -53,17 +54,18 @@ def _guided(plan: Plan) -> bool:
 
 def trajectory(plan: Plan) -> Picture:
     """The way of the first sample from noise."""
-    label = plan.labels[:1]
-    states, times = plan.generator.trajectory(label.to(plan.generator.model.device))
-    name = plan.generator.model.class_names[int(label)]
+    states, times = plan.generator.trajectory(plan.told.rows([0]).to(plan.generator.model.device))
+    name = plan.names[plan.rows[0]]
     return Picture(strip(states, times), f"The first sample ({name}) on its way from noise")
 
 
 def between(plan: Plan, last_seed: int, last_class: str, frames: int) -> Picture:
     """The way from the plan's first sample to that of another seed and class."""
     generator, begun = plan.generator, time.perf_counter()
-    labels = int(plan.labels[0]), generator.model.labels(last_class)[0]
-    images = interpolate(generator, (generator.seed, last_seed), labels, frames)
+    first, model = plan.told.rows([0]), generator.model
+    last = model.told(model.in_turn(last_class, 1)) if model.conditioning.labels else first
+    same = torch.equal(first.label.cpu(), last.label.cpu())
+    images = interpolate(generator, (generator.seed, last_seed), (first, first if same else last), frames)
     said = f"{frames} images in {time.perf_counter() - begun:.1f} s"
     columns = min(frames, math.ceil(math.sqrt(frames)) if frames > 10 else frames)
     return Picture(grid(images, columns), said)

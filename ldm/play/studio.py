@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
-
+from ldm.condition import Condition
 from ldm.generate.generator import Generator
 
 TRAINED = "trained"  # the choice that leaves it to the model's objective
@@ -16,6 +15,7 @@ class Settings:
     """What is set in the page, as it stands there: `Studio.plan` holds it to what belongs there.
 
     classes:   by name; none is all of them, in turn
+    prompt:    of a model of text; "" says nothing
     low, high: the interval of times in which guidance acts
     weak:      a weaker model that guides in place of the unlabelled branch; "" is none
     frames:    of an interpolation beside the samples; 0 is none
@@ -32,6 +32,7 @@ class Settings:
     rescale: float
     grid: str
     path: str
+    prompt: str = ""
     weak: str = ""
     frames: int = 0
 
@@ -42,6 +43,8 @@ class Choices:
 
     samplers: the steps that each starts with
     guided:   whether the model has learned to do without labels
+    labels:   whether it was told labels
+    text:     whether it was told text
     """
 
     class_names: Sequence[str]
@@ -51,14 +54,18 @@ class Choices:
     seed: int
     guidance: float
     guided: bool
+    labels: bool = True
+    text: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Samples that can be drawn: how, the labels [N] of all, and how many at once."""
+    """Samples that can be drawn: how, what all are told, [N], by which of the names each is shown, how many at once."""
 
     generator: Generator
-    labels: Tensor
+    told: Condition
+    rows: list[int]
+    names: list[str]
     batch_size: int
 
 

@@ -8,6 +8,7 @@ import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
+from ldm.conditioning.labels import Conditioning
 from ldm.data.cache_reader import CachedMoments, LatentCache, PairedNoise
 from ldm.data.image_data import in_order
 from ldm.data.order import FirstBatch, Order, OrderedBatches, Stretches
@@ -80,8 +81,8 @@ class ImageData(TrainingData):
 
 
 class LatentData(TrainingData):
-    """Training and validation moments of a cache; `coupling` pairs noise with latents here where it is `ahead` of the
-    training step."""
+    """Training and validation moments of a cache, with what the conditioning reads beside; `coupling` pairs noise with
+    latents here where it is `ahead` of the training step."""
 
     def __init__(
         self,
@@ -91,19 +92,20 @@ class LatentData(TrainingData):
         num_workers: int,
         seed: int,
         coupling: Coupling,
+        conditioning: Conditioning,
         overfit: bool = False,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed, overfit=overfit)
         check_batch(batch_size, *cache.latent_shape)
         self.noise = PairedNoise(coupling, cache.stats, seed) if coupling.ahead else None
-        self.cache = cache
+        self.cache, self.conditioning = cache, conditioning
 
     def training_batches(self, order: Order) -> "DataLoader[Any]":
-        moments = CachedMoments(self.cache, "train", self.noise)
+        moments = CachedMoments(self.cache, "train", self.noise, self.conditioning)
         return self._loader(moments, OrderedBatches(order, len(moments)))
 
     def validation_batches(self, trainer: Trainer) -> "DataLoader[Any]":
-        moments = CachedMoments(self.cache, "val")
+        moments = CachedMoments(self.cache, "val", conditioning=self.conditioning)
         if len(moments) < trainer.world_size:
             raise ValueError(f"{len(moments)} validation latents can't be shared by {trainer.world_size} ranks")
         left_out = len(moments) % trainer.world_size  # else ranks with a batch more would wait for the others for ever

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ldm.condition import Condition
 from ldm.conditioning.labels import Conditioning
+from ldm.data.cache_reader import Batch
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.parameterization import angle
 from ldm.diffusion.student import Student
@@ -125,18 +126,17 @@ class DiffusionModule(ProgressModule):
                 parameter.grad = None
         self.log_terms("train", {name: torch.tensor(value) for name, value in terms.items()})
 
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        moments, y, *noise = batch  # [B, 2C, h, w], [B], perhaps [B, C, h, w]
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         seed_from(self.seed, 2, self.batches_seen)  # of all ranks, for `_rows`
-        uniform = self._rows(len(y), lambda n: torch.rand(n, device=y.device))
-        loss = self._loss("train", moments, y, uniform < self.label_dropout, *noise)
+        n, device = len(batch.labels), batch.labels.device
+        uniform = self._rows(n, lambda n: torch.rand(n, device=device))
+        loss = self._loss("train", batch, uniform < self.label_dropout)
         self.log_terms("train", {"loss": loss.detach()})
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The same loss on held-out latents with labels, at times and with noise that are the same every time."""
-        moments, y, *noise = batch
-        self.log_terms("val", {"loss": self._loss("val", moments, y, None, *noise)}, images=len(y))
+        self.log_terms("val", {"loss": self._loss("val", batch, None)}, images=len(batch.labels))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -162,19 +162,21 @@ class DiffusionModule(ProgressModule):
         start = self.global_rank * n
         return draw(n * self.trainer.world_size)[start : start + n]
 
-    def _told(self, x0: Tensor, y: Tensor) -> tuple[Condition, Tensor | None]:
-        """The condition of latents and labels, and where errors count; drawn for the global batch, as `_rows` does."""
-        n, start = len(y), self.global_rank * len(y)
+    def _told(self, x0: Tensor, batch: Batch) -> tuple[Condition, Tensor | None]:
+        """The condition of latents, and where errors count; drawn for the global batch, as `_rows` does."""
+        n, start = len(x0), self.global_rank * len(x0)
         drawn = self.conditioning.draw(n * self.trainer.world_size, tuple(x0.shape[1:]), x0.device)
-        return self.conditioning.condition(x0, y, self.null, *(part[start : start + n] for part in drawn))
+        own = (part[start : start + n] for part in drawn)
+        return self.conditioning.condition(x0, batch.labels, self.null, batch.told, *own)
 
-    def _loss(self, stage: str, moments: Tensor, y: Tensor, drop: Tensor | None, eps: Tensor | None = None) -> Tensor:
+    def _loss(self, stage: str, batch: Batch, drop: Tensor | None) -> Tensor:
         """drop: where the condition is dropped, bool [B]."""
+        moments, eps = batch.moments, batch.noise
         n, shape, device = len(moments), (moments.shape[1] // 2, *moments.shape[2:]), moments.device
         spread, normal = (self._rows(n, lambda n: torch.randn(n, *shape, device=device)) for _ in range(2))
         x0 = self.stats.normalize(sample_moments(moments, spread))  # [B, C, h, w]
         drawn = self._rows(n, lambda n: (self.student or self.objective).times(n, device))  # [B], or [B, k]
-        condition, where = self._told(x0, y)
+        condition, where = self._told(x0, batch)
         if drop is not None:
             condition = condition.dropped(drop, self.null)
             where = None if where is None else torch.where(drop.view(-1, 1, 1, 1), 1.0, where)  # all of it is hidden

@@ -9,11 +9,15 @@ import torch.nn.functional as F
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from ldm.conditioning.labels import Labels
 from ldm.generate.generator import Generator
+from ldm.generate.model import LatentDiffusionModel
 from ldm.images import Key, annotate, grid, save_png, to_x
 from ldm.runtime.loggers import show
+from ldm.training.examples import Examples
 from ldm.training.sharding import is_sharded
 
+COLUMNS = 8  # of a grid of samples
 log = logging.getLogger(__name__)
 
 
@@ -79,15 +83,21 @@ def logit_key() -> Key:
     return Key(overlay(grey, logits)[0, :, 0], "seen as reconstructed (logit -1)", "as real (1)")
 
 
-class SampleGrid(Callback):
-    """Samples at fixed noise and labels, from the averaged weights, once a validation: a row a class, up to ten."""
+def rows_of(model: LatentDiffusionModel) -> int:
+    """Rows of a grid of samples, of COLUMNS each."""
+    classes = len(model.class_names)
+    return 8 if not isinstance(model.conditioning, Labels) else min(classes, 10) if classes > 1 else 4
 
-    def __init__(self, generator: Generator, columns: int = 8) -> None:
-        names = list(generator.model.class_names)
-        rows = min(len(names), 10) if len(names) > 1 else 4
-        self.generator, self.columns = generator, columns
-        self.names = names[:rows] if len(names) > 1 else []
-        self.labels = (torch.arange(rows) % len(names)).repeat_interleave(columns)
+
+class SampleGrid(Callback):
+    """Samples at fixed noise and conditions, from the averaged weights, once a validation: a row a class, or a held-out
+    image's condition, up to ten."""
+
+    def __init__(self, generator: Generator, examples: Examples, columns: int = COLUMNS) -> None:
+        rows = rows_of(generator.model)
+        self.generator, self.examples, self.columns = generator, examples, columns
+        self.names = examples.names(rows)
+        self.rows = torch.arange(rows).repeat_interleave(columns).tolist()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
@@ -103,7 +113,8 @@ class SampleGrid(Callback):
     def _drawn(self, pl_module: LightningModule) -> Tensor | None:
         """The samples, uint8 [N, 3, H, W]; None, said in the log, of a network that makes none."""
         try:
-            return self.generator.images(range(len(self.labels)), self.labels.to(pl_module.device))[0]
+            told = self.examples.conditions(self.rows).to(pl_module.device)
+            return self.generator.images(range(len(self.rows)), told)[0]
         except ValueError as error:
             log.warning("no samples are drawn: %s", error)
             return None

@@ -19,6 +19,7 @@ from ldm.metrics.quality_stamp import QUALITY, QualityStamp
 from ldm.metrics.statistics import Moments, Statistics
 from ldm.runtime.ranks import mean_over_ranks
 from ldm.runtime.wrong import shown
+from ldm.training.examples import Examples
 
 TIMES = 10  # as many latents as samples are decoded for a reference, if there are
 
@@ -60,13 +61,21 @@ class SampleQuality(Callback):
         batch_size: samples a rank at once
         judges:     what they are judged by
         latents:    the cache's training latents, for a reference
+        examples:   what the samples are told
     """
 
     def __init__(
-        self, *, generator: Generator, num: int, batch_size: int, judges: Judges, latents: CachedMoments
+        self,
+        *,
+        generator: Generator,
+        num: int,
+        batch_size: int,
+        judges: Judges,
+        latents: CachedMoments,
+        examples: Examples,
     ) -> None:
         self.generator, self.num, self.batch_size = generator, num, batch_size
-        self.judges, self.latents = judges, latents
+        self.judges, self.latents, self.examples = judges, latents, examples
         self.reference = judges.reference
         self.found: dict[str, float] = {}
 
@@ -120,15 +129,14 @@ class SampleQuality(Callback):
             features.to(device)
         right, moments = torch.zeros((), device=device), Moments(1 if features is None else features.num_features)
         moments.to(device)
-        labels = model.in_turn(None, self.num)
         for indices in shares(self.num, rank, world, self.batch_size):
-            wanted = torch.tensor([labels[i % self.num] for i in indices], device=device)
-            images = self.generator.images(indices, wanted)[0]
+            told = self.examples.conditions([i % self.num for i in indices]).to(device)
+            images = self.generator.images(indices, told)[0]
             ours = [k for k, i in enumerate(indices) if i < self.num]  # what lies beyond keeps the ranks in step
             if features is not None and ours:
                 moments.update(features(images[ours]))
             if classifier is not None and ours:
-                right += (classifier.predict(images[ours]).to(device) == wanted[ours]).sum()
+                right += (classifier.predict(images[ours]).to(device) == told.label[ours]).sum()
         found = {}
         if features is not None:
             self.reference = self.reference or self._reference(features, device, rank, world)
@@ -145,7 +153,7 @@ class SampleQuality(Callback):
         model, moments = self.generator.model, Moments(features.num_features).to(device)
         own = range(rank, self._decoded(), world)
         for start in range(0, len(own), self.batch_size):
-            cached, *_ = self.latents.__getitems__([(0, i) for i in own[start : start + self.batch_size]])
+            cached = self.latents.__getitems__([(0, i) for i in own[start : start + self.batch_size]]).moments
             mean: Tensor = cached.float().chunk(2, dim=1)[0].to(device)
             moments.update(features(model.decode(model.stats.normalize(mean))))
         return moments.statistics()

@@ -12,7 +12,7 @@ from support.runs import assert_close_weights, assert_same_training
 from support.tiny import CPU, TINY_DIFFUSION, fails
 
 from ldm.checkpoint import load_diffusion
-from ldm.conditioning.masked import told
+from ldm.conditioning.masked import known_of
 
 INFILL = [*TINY_DIFFUSION, *CPU, "condition=infill"]
 FEW = ["sampler=euler", "sampler.steps=2"]
@@ -87,7 +87,7 @@ def test_it_starts_from_a_model_without(there):
     tuned, plain = load_diffusion("runs/tuned", "raw").net, load_diffusion("runs/diffusion").net
     shape = load_diffusion("runs/tuned").card["latent_shape"]
     x, t, y = torch.randn(2, *shape), torch.rand(2), torch.tensor([1, 10])
-    condition = told(y, torch.randn_like(x), torch.ones(2, 1, 8, 8))
+    condition = known_of(y, torch.randn_like(x), torch.ones(2, 1, 8, 8))
     torch.testing.assert_close(tuned(x, t, condition), plain(x, t, y), rtol=1e-3, atol=1e-4)
 
 

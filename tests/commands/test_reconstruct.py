@@ -14,7 +14,7 @@ from support.tiny import fails, inside
 
 from ldm.checkpoint import load_autoencoder
 from ldm.commands.reconstruct import preparation
-from ldm.commands.sample import folder_names
+from ldm.commands.sample_files import folder_names
 from ldm.data.picture_files import Pictures
 from ldm.generate.loading import load_model
 

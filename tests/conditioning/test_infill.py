@@ -7,7 +7,7 @@ from torch import nn
 from ldm.condition import labelled
 from ldm.conditioning import masks
 from ldm.conditioning.labels import Labels
-from ldm.conditioning.masked import Infill, hidden_cells, told
+from ldm.conditioning.masked import Infill, hidden_cells, known_of
 from ldm.diffusion.objective import Objective, mean_square
 from ldm.diffusion.path import CosinePath, LinearPath
 from ldm.diffusion.repaint import repaint
@@ -72,7 +72,7 @@ def check_moments(samples, tolerance):
 def test_what_is_infilled_has_the_conditional_mean_and_covariance(path):
     n = 20_000
     hidden = HIDDEN.double().reshape(1, *SHAPE).expand(n, -1, -1, -1)
-    condition = told(torch.zeros(n, dtype=torch.long), KNOWN.reshape(1, *SHAPE).expand(n, -1, -1, -1), hidden)
+    condition = known_of(torch.zeros(n, dtype=torch.long), KNOWN.reshape(1, *SHAPE).expand(n, -1, -1, -1), hidden)
     denoise = learned(path).denoiser(Exact(path), condition)
     noise = torch.randn(n, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     samples = heun(denoise, path, noise, uniform_grid(path, 40))
@@ -101,7 +101,7 @@ def test_errors_count_where_it_says(loss):
     kind = Infill(loss=loss, whole=0.0)
     x0, labels = torch.randn(64, 3, 8, 8), torch.randint(5, (64,))
     null = kind.null(5, (3, 8, 8))
-    condition, where = kind.condition(x0, labels, null, *kind.draw(64, (3, 8, 8), CPU))
+    condition, where = kind.condition(x0, labels, null, {}, *kind.draw(64, (3, 8, 8), CPU))
     hidden = condition.concat[:, :1]
     assert torch.equal(condition.concat[:, 1:], x0 * (1 - hidden))
     output = torch.randn(64, 3, 8, 8, requires_grad=True)

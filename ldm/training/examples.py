@@ -1,0 +1,62 @@
+"""What the network is told for the samples that a training draws."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ldm.condition import Condition
+from ldm.conditioning.labels import Labels
+from ldm.data.cache_reader import Batch, CachedMoments, LatentCache
+from ldm.data.samples import Split
+from ldm.diffusion.checks import apart
+from ldm.generate.generator import Generator
+from ldm.generate.model import LatentDiffusionModel
+
+NAME = 40  # characters of a caption beside its row
+
+
+class Examples:
+    """Conditions by the samples' indices: labels in turn, or what held-out latents tell, likewise in turn.
+
+    Args:
+        model:   that is trained
+        latents: held out, or of training where none are, with what the condition reads
+        seed:    of what is drawn for the conditions
+    """
+
+    def __init__(self, model: LatentDiffusionModel, latents: CachedMoments, seed: int) -> None:
+        self.model, self.latents, self.seed = model, latents, seed
+        self.of_labels = isinstance(model.conditioning, Labels)
+
+    def conditions(self, indices: Sequence[int]) -> Condition:
+        """Of some samples, in their order."""
+        model = self.model
+        if self.of_labels:
+            return model.told(torch.tensor([i % len(model.class_names) for i in indices]).to(model.device))
+        batch = self._batch(indices)
+        x0 = model.stats.normalize(batch.moments.to(model.device).float().chunk(2, dim=1)[0])
+        told = {name: part.to(model.device) for name, part in batch.told.items()}
+        with apart():
+            torch.manual_seed(self.seed)
+            drawn = model.conditioning.draw(len(indices), model.latent_shape, model.device)
+            condition, _ = model.conditioning.condition(x0, batch.labels.to(model.device), model.null, told, *drawn)
+        return condition
+
+    def _batch(self, indices: Sequence[int]) -> Batch:
+        return self.latents.__getitems__([(0, i % len(self.latents)) for i in indices])
+
+    def names(self, rows: int) -> list[str]:
+        """Of the first samples' conditions: classes or captions; [] where they have none."""
+        names = list(self.model.class_names)
+        if self.of_labels:
+            return names[:rows] if len(names) > 1 else []
+        said = self.latents.captions([i % len(self.latents) for i in range(rows)])
+        return [f"{text[: NAME - 3]}..." if len(text) > NAME else text for text in said] if any(said) else []
+
+
+def examples_of(generator: Generator, cache: LatentCache) -> Examples:
+    """What the samples are told that a training draws."""
+    split: Split = "val" if cache.manifest.count.val else "train"
+    return Examples(
+        generator.model, CachedMoments(cache, split, conditioning=generator.model.conditioning), generator.seed
+    )
