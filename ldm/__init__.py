@@ -21,6 +21,7 @@ def load(
     weights: str | float = "ema",
     autoencoder: str | None = None,
     trust: Sequence[str] = (),
+    text_encoder: str | None = None,
 ) -> "LatentDiffusionModel | AutoencoderModel":
     """A trained model, from a run folder or a checkpoint, in evaluation mode.
 
@@ -29,6 +30,7 @@ def load(
     weights:      of stage 2: "ema", the average, or "raw", those of the last batch; or 0.1, an average of that width
                   which `ldm average` has made
     autoencoder:  stage 1, where it no longer lies at the place that stage 2 has recorded
+    text_encoder: a folder or a hub's id, where it no longer lies at the place that the latents have recorded
     trust:        packages, beside ldm, whose code the model may be built from: it then runs
 
     Raises:
@@ -37,4 +39,6 @@ def load(
     """
     from ldm.generate.loading import load_model  # here, so that `import ldm` costs nothing
 
-    return load_model(run, device=device, weights=weights, autoencoder=autoencoder, trust=trust)
+    return load_model(
+        run, device=device, weights=weights, autoencoder=autoencoder, trust=trust, text_encoder=text_encoder
+    )

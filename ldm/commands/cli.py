@@ -16,6 +16,7 @@ COMMANDS = {
     "average": "averages of any width of a run's weights, and which is best",
     "sample": "generate images: samples.npz, grid.png, trajectory.png",
     "infill": "make hidden parts of pictures anew, so that they fit what is known",
+    "upscale": "make pictures of more pixels from small ones",
     "reconstruct": "pictures beside what an autoencoder makes of them",
     "playground": "a page in the browser to play with a model",
     "evaluate": "score samples and reconstructions: metrics.json",

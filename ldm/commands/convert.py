@@ -22,7 +22,7 @@ from ldm.commands.recipes import lineage_of
 from ldm.data.cache_reader import LatentCache
 from ldm.exchange import dit_weights, unet_weights
 from ldm.exchange.autoencoder_weights import export_diffusers, import_autoencoder
-from ldm.exchange.hub import fetched, is_hub_id
+from ldm.exchange.diffusers_folders import from_hub
 from ldm.exchange.pipeline_folder import PipelineExport
 from ldm.exchange.schedulers import Named
 from ldm.exchange.weight_files import read_tensors
@@ -32,6 +32,7 @@ from ldm.models.unet import UNet
 from ldm.report.facts import Lineage
 from ldm.report.model_card import SAMPLES, Exported, model_card, sample_picture
 from ldm.runtime.files import CONFIG, atomic_write
+from ldm.runtime.hub import is_hub_id
 from ldm.runtime.ranges import Count, Positive
 from ldm.weights import weights_fingerprint
 
@@ -99,7 +100,7 @@ def main(options: ConvertOptions, run: Path) -> None:
     assert options.source is not None
     source = Path(options.source)
     if options.to == "ldm" and is_hub_id(options.source):
-        source = fetched(options.source, *PARTS[options.what])
+        source = from_hub(options.source, *PARTS[options.what])
     action[options.what, options.to](options, source, run)
 
 

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Protocol, Self
 
 import torch
 from annotated_types import Interval, Len
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ldm.card import check_guidance, usual_guidance
 from ldm.commands.options import Free, ResultOptions, SamplerOptions, Text, Weights, build
-from ldm.conditioning.masked import Infill
 from ldm.data.picture_files import Masks, Pictures, class_of
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.repaint import RESAMPLE, repaint
@@ -116,11 +115,17 @@ def check_method(options: InfillOptions, how: Method) -> None:
 
 
 def check_pictures(pictures: Pictures, masks: Masks) -> None:
-    """Decode all of them, before anything is written; ValueError also where two would get the same name."""
-    names: dict[str, str] = {}
+    """Decode all of them, before anything is written; see `check_names`, too."""
+    check_names(pictures)
     for i in range(len(pictures)):
-        name, _ = pictures[i]
-        masks[i]
+        _ = pictures[i], masks[i]
+
+
+def check_names(pictures: Pictures) -> None:
+    """ValueError where two pictures' results would get the same name."""
+    names: dict[str, str] = {}
+    for path in pictures.paths:
+        name = path.relative_to(pictures.root).as_posix()
         stem = Path(name).with_suffix("").as_posix()
         if stem in names:
             raise ValueError(f"images: {names[stem]} and {name} differ in their endings alone: rename one")
@@ -135,7 +140,14 @@ def stamped(generator: Generator, how: Method) -> dict[str, Any]:
     return said
 
 
-def labels_of(options: InfillOptions, model: LatentDiffusionModel, dropout: float, pictures: Pictures) -> Tensor:
+class Labelled(Protocol):
+    """The options that say a picture's label."""
+
+    model: str
+    classes: str | int | None
+
+
+def labels_of(options: Labelled, model: LatentDiffusionModel, dropout: float, pictures: Pictures) -> Tensor:
     """The label of each picture, [N]: the null class, one class for all, or that of its folder.
 
     Raises:
@@ -146,9 +158,7 @@ def labels_of(options: InfillOptions, model: LatentDiffusionModel, dropout: floa
         return torch.tensor(model.labels(named))
     if options.classes is not None:
         return torch.tensor(model.labels(options.classes) * len(pictures))
-    kind = model.conditioning
-    unlabelled = kind.unlabelled if isinstance(kind, Infill) else dropout
-    if unlabelled == 0 and len(model.class_names) > 1:
+    if model.conditioning.unlabelled_share(dropout) == 0 and len(model.class_names) > 1:
         raise ValueError(f"model={options.model} was never trained without labels: pass classes=")
     return model.null.label.expand(len(pictures))
 

@@ -49,6 +49,7 @@ class SampleOptions(ResultOptions, LoggedOptions):
     latent_size: LatentSize
     classes: list[str | int] | str | int | None
     prompts: list[str] | str | None
+    text_encoder: Annotated[Text | None, Free()]
     weights: Weights
     guidance: NonNegative | None
     guidance_interval: tuple[Share, Share]
@@ -78,7 +79,7 @@ def main(options: SampleOptions, run: Path) -> None:
     device = pick_device(options.device)
     loaded, autoencoder = load_stages(options.model, options.weights, options.autoencoder, options.trust)
     weak = load_weak(options, loaded)
-    model = LatentDiffusionModel.of(loaded, autoencoder, device)
+    model = LatentDiffusionModel.of(loaded, autoencoder, device).read_by(options.text_encoder)
     generator = planned(options, model, guidance_of(options, loaded, weak, device))
     wanted = wanted_of(options, model)
     options.keep_others(run)

@@ -21,6 +21,7 @@ class Kept:
     text_encoder:   of the embeddings of captions: source, fingerprint, tokens, width; None where there are none
     low_resolution: side of the small copies of the images, in pixels; None where there are none
     resolution:     side of the images
+    latent_size:    height of their latents
     """
 
     place: str
@@ -29,6 +30,7 @@ class Kept:
     text_encoder: dict[str, Any] | None
     low_resolution: int | None
     resolution: int
+    latent_size: int
 
 
 class Conditioning:
@@ -40,6 +42,10 @@ class Conditioning:
 
     reads: tuple[str, ...] = ()
     labels: bool = True  # whether the network is told labels
+
+    def unlabelled_share(self, label_dropout: float) -> float:
+        """How many samples of a training were told no label, and what else there is; label_dropout drops it all."""
+        return label_dropout
 
     def learned(self, kept: Kept) -> dict[str, Any]:
         """Arguments of its own that the latents alone can tell; its card holds them.

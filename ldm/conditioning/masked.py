@@ -44,6 +44,9 @@ class Infill(Conditioning):
             raise ValueError("condition.boxes, brushes, halves and whole are all 0: nothing would be hidden")
         self.unlabelled, self.loss = unlabelled, loss
 
+    def unlabelled_share(self, label_dropout: float) -> float:
+        return self.unlabelled
+
     def network(self, latent_shape: tuple[int, ...]) -> dict[str, Any]:
         return {"concat_channels": 1 + latent_shape[0]}
 

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ldm.runtime.hub import fetched, is_hub_id
 from ldm.runtime.wrong import first_line
 from ldm.weights import weights_fingerprint
 
 AT_ONCE = 256  # texts
+WANTED = ("*.json", "*.safetensors", "*.txt", "*.model")  # of a hub's model
+FILES = "config.json, model.safetensors and the tokenizer's files"
 
 
 class PretrainedText:
@@ -75,18 +77,19 @@ def _load(source: str, tokens: int) -> PretrainedText:
         raise ValueError("text encoders come with transformers: pip install 'ldm[text]'") from None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    folder = fetched(source, WANTED, key="text_encoder", extra="text", files=FILES) if is_hub_id(source) else source
     try:
-        config = transformers.AutoConfig.from_pretrained(source)
+        here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        config = transformers.AutoConfig.from_pretrained(folder, **here)
         clip = config.model_type == "clip"  # of which the text's half is wanted
         kind: Any = transformers.CLIPTextModel if clip else transformers.AutoModelForTextEncoding
-        model = kind.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # what transformers and the hub raise is of many kinds
-        where = "is no folder of a text encoder" if Path(source).exists() else "is no folder, and no hub's id in reach"
+        model = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **here)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **here)
+    except Exception as error:  # what transformers raises is of many kinds
         raise ValueError(
-            f"text_encoder={source} {where} ({first_line(error)[:200]}): name a folder with config.json, "
-            "model.safetensors and the tokenizer's files"
+            f"text_encoder={source} is no folder of a text encoder ({first_line(error)[:200]}): it wants {FILES}"
         ) from None
+    model.eval().requires_grad_(False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     most = min(getattr(model.config, "max_position_embeddings", tokens) or tokens, tokenizer.model_max_length)

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from ldm.condition import Condition
 from ldm.conditioning.labels import Conditioning, Kept
 from ldm.conditioning.pretrained_text import PretrainedText
-from ldm.conditioning.words import BYTES, Tokenizer, vocabulary_of
+from ldm.conditioning.tokenizer import BYTES, Tokenizer, vocabulary_of
 from ldm.runtime.ranges import Count, checked
 
 
@@ -119,6 +120,12 @@ class Embeddings(Text):
         super().__init__(labels=labels)
         self.width, self.tokens, self.encoder = width, tokens, encoder
         self.source = None if encoder is None else encoder["source"]
+
+    def read_by(self, source: str) -> "Embeddings":
+        """The same, whose encoder lies elsewhere."""
+        moved = copy(self)
+        moved.source = source
+        return moved
 
     def learned(self, kept: Kept) -> dict[str, Any]:
         card = kept.text_encoder

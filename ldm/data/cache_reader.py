@@ -78,6 +78,7 @@ class LatentCache:
             text_encoder=None if encoder is None else encoder.model_dump(),
             low_resolution=manifest.low_resolution,
             resolution=int((manifest.preprocessing or {}).get("resolution", 0)),
+            latent_size=self.latent_shape[1],
         )
 
     def captions(self, split: Split) -> Iterator[str]:

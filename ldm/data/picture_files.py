@@ -3,6 +3,7 @@
 import glob
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -22,6 +23,7 @@ class Pictures:
         resolution: R, in pixels
         resize:     their shorter side before the crop; None = R
         most:       how many at most; None = all
+        whole:      whether they stay as they are, [3, H, W]
         key:        that names them, for errors
 
     Raises:
@@ -29,12 +31,18 @@ class Pictures:
     """
 
     def __init__(
-        self, place: str, resolution: int, resize: int | None = None, most: int | None = None, key: str = "images"
+        self,
+        place: str,
+        resolution: int,
+        resize: int | None = None,
+        most: int | None = None,
+        key: str = "images",
+        whole: bool = False,
     ) -> None:
         file = Path(place)
         self.root = file.parent if file.is_file() else file
         self.paths = [file] if file.is_file() else [path for path, _ in list_images(place, key).images][:most]
-        self.resolution, self.resize, self.key = resolution, resize, key
+        self.resolution, self.resize, self.key, self.whole = resolution, resize, key, whole
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -42,7 +50,7 @@ class Pictures:
     def __getitem__(self, index: int) -> tuple[str, Tensor]:
         path = self.paths[index]
         try:
-            view = center_of(path, self.resolution, self.resize)
+            view = whole_of(path) if self.whole else center_of(path, self.resolution, self.resize)
         except ValueError as error:
             raise ValueError(f"{self.key}={path} can't be decoded ({error}): remove it, or name another") from None
         return path.relative_to(self.root).as_posix(), view
@@ -122,9 +130,18 @@ def center_of(file: Path, resolution: int, resize: int | None = None) -> Tensor:
     Raises:
         ValueError: in a few words, if it is no picture, a damaged one or too large.
     """
+    return center_view(_opened(file, resize or resolution), resolution, resize)
+
+
+def whole_of(file: Path) -> Tensor:
+    """A picture, uint8 [3, H, W]; ValueError likewise."""
+    image = _opened(file, 1)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _opened(file: Path, short_side: int) -> Image.Image:
     try:
-        image = rgb(open_image(read_regular(file), resize or resolution), str(file))
+        return rgb(open_image(read_regular(file), short_side), str(file))
     except Exception as error:  # Pillow's decoders raise what they meet: EOFError, SyntaxError, struct.error, ...
         unknown = isinstance(error, UnidentifiedImageError)
         raise ValueError("it is no jpg, png or webp" if unknown else first_line(error)) from None
-    return center_view(image, resolution, resize)

@@ -150,6 +150,30 @@ class InfillFile(JsonFile):
     precision: str
 
 
+class UpscaleFile(JsonFile):
+    """upscale.json of `ldm upscale`: what the pictures beside it depend on.
+
+    noise: level of what was laid on the small pictures
+    psnr:  where they were shrunk from large ones, mean PSNR against these in dB, of each way to enlarge them
+    """
+
+    fix: ClassVar[str] = "run `ldm upscale` again"
+
+    model: Fingerprint
+    autoencoder: Fingerprint
+    weights: WhichWeights
+    factor: Count
+    noise: NonNegative
+    sampler: dict[str, Any]
+    grid: dict[str, Any] | str
+    guidance: NonNegative
+    seed: Natural
+    pictures: Count
+    draws: Count
+    psnr: dict[str, float]
+    precision: str
+
+
 class LikelihoodFile(JsonFile):
     """likelihood.json: bits per dimension of latents and of images, and what they depend on."""
 

@@ -10,6 +10,7 @@ from safetensors.torch import save
 from ldm.card import Scaling
 from ldm.exchange.weight_files import State, read_tensors, tensors_in, unwrapped
 from ldm.runtime.files import atomic_write
+from ldm.runtime.hub import fetched
 from ldm.runtime.ranges import Count
 from ldm.runtime.schema import FileName, JsonFile
 from ldm.runtime.wrong import shown
@@ -18,6 +19,8 @@ CONFIG, STEM = "config.json", "diffusion_pytorch_model"
 WEIGHTS = f"{STEM}.safetensors"
 # a whole file of weights, or the index of several; groups: a variant such as fp16, the kind, whether it is an index
 NAMES = re.compile(rf"{STEM}(\.(?!.*-of-)\w+)?\.(safetensors|bin)(\.index(\.\w+)?\.json)?")
+
+WANTED = (CONFIG, WEIGHTS, f"{WEIGHTS}.index.json", f"{STEM}-*-of-*.safetensors")  # of a part of a hub's model
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Widths = Annotated[list[Width], Field(min_length=1, max_length=16)]
@@ -198,3 +201,12 @@ def write_diffusers(folder: Path, config: JsonFile, state: State) -> None:
     with atomic_write(folder / WEIGHTS) as file:
         file.write(save({k: v.contiguous() for k, v in state.items()}, metadata={"format": "pt"}))
     config.write(folder / CONFIG)
+
+
+def from_hub(source: str, *parts: str) -> Path:
+    """The folder of a model's config and safetensors: see `ldm.runtime.hub.fetched`.
+
+    parts: "vae", or "unet" and "transformer": the folders of it where the model is a whole pipeline
+    """
+    patterns = [f"{folder}{name}" for folder in ("", *(f"{part}/" for part in parts)) for name in WANTED]
+    return fetched(source, patterns, key="source", extra="hub", files=f"its {CONFIG} and {WEIGHTS}")

@@ -16,7 +16,13 @@ from ldm.runtime.ranks import pick_device
 
 
 def load_model(
-    run: str | Path, *, device: str, weights: str | float, autoencoder: str | None, trust: Sequence[str]
+    run: str | Path,
+    *,
+    device: str,
+    weights: str | float,
+    autoencoder: str | None,
+    trust: Sequence[str],
+    text_encoder: str | None = None,
 ) -> LatentDiffusionModel | AutoencoderModel:
     """What `ldm.load` says."""
     where = pick_device(device)
@@ -24,7 +30,7 @@ def load_model(
         if autoencoder is not None or weights != "ema":
             raise ValueError(f"{run} holds an autoencoder: autoencoder= and weights= are for diffusion models")
         return AutoencoderModel(load_autoencoder(run).model.to(where))
-    return LatentDiffusionModel.of(*load_stages(run, weights, autoencoder, trust), where)
+    return LatentDiffusionModel.of(*load_stages(run, weights, autoencoder, trust), where).read_by(text_encoder)
 
 
 def load_stages(

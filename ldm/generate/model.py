@@ -12,7 +12,7 @@ from ldm.card import usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
 from ldm.condition import Condition
 from ldm.conditioning.labels import Conditioning, Labels
-from ldm.conditioning.text import Text
+from ldm.conditioning.text import Embeddings, Text
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import Path
@@ -105,6 +105,18 @@ class LatentDiffusionModel:
     def told(self, condition: Condition | Tensor) -> Condition:
         """A condition, or labels [B] alone as one that says nothing else."""
         return condition if isinstance(condition, Condition) else self.conditioning.of_labels(condition, self.null)
+
+    def read_by(self, text_encoder: str | None) -> "LatentDiffusionModel":
+        """The same model, whose pretrained text encoder lies elsewhere; None is where training had it.
+
+        Raises:
+            ValueError: where it has none.
+        """
+        if text_encoder is None:
+            return self
+        if not isinstance(self.conditioning, Embeddings):
+            raise ValueError(f"text_encoder={text_encoder} is of a model that has one (condition=text_encoder)")
+        return replace(self, conditioning=self.conditioning.read_by(text_encoder))
 
     def prompted(self, prompts: Prompts, classes: Classes = None, n: int | None = None) -> Condition:
         """The condition of n samples of texts, taken in turn, and of classes, likewise; n None is one a text.

@@ -20,7 +20,7 @@ from ldm.models.dit_layers import (
 )
 from ldm.models.embedding import TIME_SCALE, ScalarEmbedding, time_embedding, told_further
 from ldm.models.layers import parts_taken, put_beside, zero_init
-from ldm.models.text import embedded, encoder_of
+from ldm.models.text_transformer import embedded, encoder_of
 from ldm.runtime.ranges import Count, Natural, Positive
 
 TIME_CHANNELS = 256  # of the sinusoids of the time

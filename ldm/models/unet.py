@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ldm.condition import Condition
 from ldm.models.embedding import TIME_SCALE, ScalarEmbedding, time_embedding, told_further
 from ldm.models.layers import check_factors, group_norm, parts_taken, put_beside, zero_init
-from ldm.models.text import embedded, encoder_of
+from ldm.models.text_transformer import embedded, encoder_of
 from ldm.models.unet_layers import EPS, LayerMaker, Stack, Stem
 from ldm.runtime.ranges import Blocks, Count, Fraction, Multipliers, Natural
 

@@ -78,7 +78,7 @@ def test_arrays_are_of_their_type_and_shape_and_labels_are_classes(moments, labe
 
 
 def test_right_arrays_are_read(cache):
-    moments, labels = cache(MOMENTS, LABELS).__getitems__([(0, 0), (0, 1), (0, 2)])
+    moments, labels, *_ = cache(MOMENTS, LABELS).__getitems__([(0, 0), (0, 1), (0, 2)])
     assert (moments.shape, labels.tolist()) == ((3, 4, 2, 2), [0, 1, 1])
 
 

@@ -95,7 +95,7 @@ def test_cached_latents_are_normalised(pipeline):
     from ldm.latents import sample_moments
 
     cache = LatentCache(str(pipeline / "runs/latents"), "full")
-    moments, _ = CachedMoments(cache, "train").__getitems__([(0, i) for i in range(1500)])
+    moments, *_ = CachedMoments(cache, "train").__getitems__([(0, i) for i in range(1500)])
     latent = cache.stats.normalize(sample_moments(moments))
     torch.testing.assert_close(latent.mean((0, 2, 3)), torch.zeros(4), atol=0.02, rtol=0)
     torch.testing.assert_close(latent.std((0, 2, 3)), torch.ones(4), atol=0.02, rtol=0)

@@ -138,7 +138,7 @@ def test_noise_is_paired_in_the_loader_by_the_batchs_keys(pipeline):
     cache = LatentCache(str(pipeline / "runs/latents"), "size")
     noise = PairedNoise(OptimalTransport(), cache.stats, seed=3)
     data, keys = CachedMoments(cache, "train", noise), [(0, i) for i in range(40)]
-    moments, labels, eps = data.__getitems__(keys)
+    moments, labels, eps, _ = data.__getitems__(keys)
     assert torch.equal(eps, data.__getitems__(keys)[2])
     assert not torch.equal(eps, data.__getitems__([(1, i) for i in range(40)])[2])
     x0 = cache.stats.normalize(moments.float().chunk(2, dim=1)[0])

@@ -115,7 +115,7 @@ def test_reflow_learns_the_noise_and_what_the_teacher_made_of_it(there):
     model = package.load("runs/diffusion")
     generator = model.generator(steps=2, seed=0)
     for split, first, index in (("train", 0, 0), ("train", 0, 21), ("val", 24, 5)):
-        moments, label, noise = CachedMoments(cache, split).__getitems__([(3, index)])
+        moments, label, noise, _ = CachedMoments(cache, split).__getitems__([(3, index)])
         assert label.tolist() == [(first + index) % 10]
         latents, _ = generator.latents([first + index], label)
         stored = cache.stats.normalize(moments.float().chunk(2, dim=1)[0])

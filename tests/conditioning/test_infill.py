@@ -118,7 +118,7 @@ def test_labels_are_left_out_at_the_given_rate_and_kinds_drawn_at_theirs():
     kind = Infill(boxes=1, brushes=0, halves=1, whole=2, unlabelled=0.3)
     hidden, uniform = kind.draw(20_000, (3, 8, 8), CPU)
     x0, labels = torch.randn(20_000, 3, 8, 8), torch.zeros(20_000, dtype=torch.long)
-    condition, _ = kind.condition(x0, labels, kind.null(5, (3, 8, 8)), hidden, uniform)
+    condition, _ = kind.condition(x0, labels, kind.null(5, (3, 8, 8)), {}, hidden, uniform)
     assert (condition.label == 5).float().mean() == pytest.approx(0.3, abs=0.01)
     assert hidden.flatten(1).all(1).float().mean() == pytest.approx(0.5, abs=0.01)
     quarter = (hidden.flatten(1).mean(1) == 0.5).float().mean()

@@ -57,7 +57,7 @@ def test_stores_the_posterior_of_each_image_and_of_its_mirrored_pixels(writer, m
         for epoch in (0, 1):
             mirrored = (epoch + index) % 2 == 1
             view = image.flip(-1) if mirrored else image
-            stored, label = moments.__getitems__([(epoch, index)])
+            stored, label, *_ = moments.__getitems__([(epoch, index)])
             with torch.inference_mode():
                 expected = model.encode(to_x(view)).moments()
             assert stored.dtype == torch.float16

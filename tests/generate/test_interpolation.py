@@ -20,7 +20,8 @@ def sample(generator, label):
 @pytest.mark.parametrize("sampler", ["euler", ddpm], ids=["euler", "ddpm"])
 def test_its_ends_are_the_samples_of_both_seeds(model, sampler):
     first, last = (model.generator(sampler=sampler, steps=3, guidance=1.5, seed=seed) for seed in (3, 8))
-    images = interpolate(first, (3, 8), (2, 2), 4)
+    two = model.told(torch.tensor([2]))
+    images = interpolate(first, (3, 8), (two, two), 4)
     assert images.shape[0] == 4
     assert (images[:1].int() - sample(first, 2).int()).abs().max() <= 1
     if sampler == "euler":  # a stochastic one adds the first seed's noise all the way
@@ -29,7 +30,8 @@ def test_its_ends_are_the_samples_of_both_seeds(model, sampler):
 
 def test_its_ends_are_the_samples_of_both_classes(model):
     generator = model.generator(sampler="euler", steps=3, guidance=2.0, seed=5)
-    images = interpolate(generator, (5, 5), (1, 7), 3)
+    one, seven = (model.told(torch.tensor([label])) for label in (1, 7))
+    images = interpolate(generator, (5, 5), (one, seven), 3)
     assert (images[:1].int() - sample(generator, 1).int()).abs().max() <= 1
     assert (images[-1:].int() - sample(generator, 7).int()).abs().max() <= 1
     assert not torch.equal(images[0], images[-1])
