@@ -1,15 +1,18 @@
 """Straight and curved paths in the plane: one small network trained as ddpm, flow and OT-flow, and two students of the
-flow, reflow and MeanFlow (`make toy`).
+flow, reflow and MeanFlow; and the same network as a continuous normalising flow, trained by maximum likelihood with the
+adjoint (`make toy`).
 
     python jobs/toy.py OUT.png
 
 Draws each one's trajectories from the same noise, and quality against the number of network evaluations: the sliced
 Wasserstein-1 distance of 40,000 samples to as many of the data. (Of 4,000 that are drawn from the data itself it is
-0.015 to 0.027 by chance alone.) Prints the table.
+0.015 to 0.027 by chance alone.) Prints the table, and what a training by likelihood costs beside one by flow matching.
 """
 
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from sklearn.datasets import make_moons
 from torch import Tensor, nn
 
 from ldm.condition import Condition
+from ldm.diffusion.continuous_flow import negative_log_likelihood
 from ldm.diffusion.coupling import Independent, OptimalTransport, Taught
 from ldm.diffusion.meanflow import MeanFlow
 from ldm.diffusion.objective import Objective
@@ -29,6 +33,7 @@ from ldm.diffusion.weighting import Unweighted
 from ldm.generate.model import LatentDiffusionModel
 from ldm.latents import LatentStats
 from ldm.models.layers import zero_init
+from ldm.training.kept_memory import KeptMemory
 
 BATCH, NFES = 256, (1, 2, 4, 8, 16, 32)
 
@@ -130,6 +135,65 @@ def train(objective: Objective, steps: int, draw: Draw, start: Net | None = None
     return net.eval()
 
 
+@dataclass
+class Cost:
+    """Of a training: steps, seconds, the network's evaluations, and bytes kept for a step's backward pass."""
+
+    steps: int
+    seconds: float
+    evaluations: int
+    kept: int
+
+    def row(self, name: str, distance: float) -> str:
+        """Of the table."""
+        figures = f"{self.steps} | {self.seconds:.0f} | {self.evaluations:,} | {self.kept / 2**20:.2f}"
+        return f"| {name} | {figures} | {distance:.3f} |"
+
+
+class Plane(nn.Module):
+    """`Net` as a field of the plane alone."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.net(x, t, Condition(torch.zeros(len(x), dtype=torch.long)))
+
+
+def train_by_likelihood(steps: int) -> tuple[Net, Cost]:
+    """The network as a continuous normalising flow (Chen et al. 2018), its gradients by the adjoint."""
+    torch.manual_seed(0)
+    net = Net()
+    field, draw, evaluations, begun = Plane(net), independent(), 0, time.perf_counter()
+    optimizer = torch.optim.Adam(field.parameters(), lr=4e-3, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        nats, evaluated = negative_log_likelihood(field, draw()[0], adjoint=True, rtol=1e-3, atol=1e-3)
+        optimizer.zero_grad()
+        nats.mean().backward()
+        torch.nn.utils.clip_grad_norm_(field.parameters(), 10.0)
+        optimizer.step()
+        schedule.step()
+        evaluations += evaluated()
+    seconds = time.perf_counter() - begun
+    return net.eval(), Cost(steps, seconds, evaluations, _kept_by_likelihood(field, adjoint=True))
+
+
+def _kept_by_likelihood(field: nn.Module, adjoint: bool) -> int:
+    with KeptMemory() as kept:
+        negative_log_likelihood(field, moons(BATCH, 3), adjoint=adjoint, rtol=1e-3, atol=1e-3)[0].mean().backward()
+    return kept.peak
+
+
+def kept_by_regression(objective: Objective, net: Net) -> int:
+    """What a step of flow matching keeps."""
+    with KeptMemory() as kept:
+        x0 = moons(BATCH, 3)
+        objective.loss(net, x0, torch.zeros(BATCH), eps=torch.randn_like(x0))[0].mean().backward()
+    return kept.peak
+
+
 def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 64) -> float:
     """Mean W1 distance of two sets' projections on evenly spread directions."""
     angles = torch.arange(directions) * (torch.pi / directions)
@@ -145,19 +209,29 @@ def points(model: LatentDiffusionModel, sampler: Any, steps: int, count: int) ->
 
 
 @torch.no_grad()
-def main(out: Path, steps: int = 6000, samples: int = 40_000) -> None:
-    """Train for so many steps, measure so many samples, draw."""
+def main(out: Path, steps: int = 6000, samples: int = 40_000, likelihood_steps: int = 300) -> None:
+    """Train for so many steps, by likelihood for so many, measure so many samples, draw."""
     reference, pool = moons(samples, 1), moons(5 * samples, 2)
     floor = sliced_wasserstein(reference, pool[torch.randint(len(pool), (samples,))])  # drawn at random, as theirs are
-    figure = Figure(figsize=(13, 6.6), layout="constrained")
-    axes = figure.subplots(2, 3).flatten()
+    figure = Figure(figsize=(16, 6.6), layout="constrained")
+    axes = figure.subplots(2, 4).flatten()
     table: dict[str, list[float]] = {}
     models: dict[str, LatentDiffusionModel] = {}
-    for axis, (name, (objective, sampler)) in zip(axes, objectives().items(), strict=False):
+    costs: dict[str, Cost] = {}
+    learned = objectives()
+    learned["CNF, by likelihood"] = learned["flow"]  # walked alike: both are velocities
+    for axis, (name, (objective, sampler)) in zip(axes, learned.items(), strict=False):
         draw = pairs(models["flow"]) if name == "reflow" else independent()
         start = models["flow"].net if name == "reflow" else None
+        begun = time.perf_counter()
         with torch.enable_grad():
-            net = train(objective, steps, draw, start)  # type: ignore[arg-type]
+            if name == "CNF, by likelihood":
+                net, costs[name] = train_by_likelihood(likelihood_steps)
+            else:
+                net = train(objective, steps, draw, start)  # type: ignore[arg-type]
+            if name == "flow":
+                seconds = time.perf_counter() - begun
+                costs[name] = Cost(steps, seconds, steps, kept_by_regression(objective, net))
         model = models[name] = LatentDiffusionModel(
             net=net,
             objective=objective,
@@ -173,15 +247,22 @@ def main(out: Path, steps: int = 6000, samples: int = 40_000) -> None:
         axis.plot(*walk[-1].T, ".", color="black", markersize=3)
         by = ", one evaluation" if name in ("reflow", "MeanFlow") else ""
         axis.set(title=name + by, xlim=(-3, 3), ylim=(-3, 3), xticks=[], yticks=[])
-        axes[5].loglog(NFES, table[name], marker="o", label=name)
-    axes[5].axhline(floor, color="0.6", linestyle=":", label="data v data")
-    axes[5].set(title="sliced Wasserstein distance", xlabel="network evaluations")
-    axes[5].set_xticks(NFES, [str(n) for n in NFES])
-    axes[5].legend(fontsize=8)
+        axes[6].loglog(NFES, table[name], marker="o", label=name)
+    axes[6].axhline(floor, color="0.6", linestyle=":", label="data v data")
+    axes[6].set(title="sliced Wasserstein distance", xlabel="network evaluations")
+    axes[6].set_xticks(NFES, [str(n) for n in NFES])
+    axes[6].legend(fontsize=8)
+    axes[7].axis("off")
     figure.savefig(out, dpi=80)
     print(f"| evaluations | {' | '.join(map(str, NFES))} |\n|---|{'---|' * len(NFES)}")
     for name, values in table.items():
         print(f"| {name} | {' | '.join(f'{v:.3f}' for v in values)} |")
+    print("| training | steps | seconds | evaluations | MiB kept | distance at 32 |\n|---|---|---|---|---|---|")
+    for name, cost in costs.items():
+        print(cost.row(name, table[name][-1]))
+    with torch.enable_grad():
+        direct = _kept_by_likelihood(Plane(models["CNF, by likelihood"].net), adjoint=False)
+    print(f"differentiating the solver's steps instead of the adjoint would keep {direct / 2**20:.1f} MiB")
     print(f"data v data: {floor:.3f}; {out}")
 
 

@@ -61,7 +61,7 @@ def test_the_bench_prints_its_table(sections, monkeypatch, capsys):
 
 
 def test_the_toy_draws_and_scores(monkeypatch, capsys, tmp_path):
-    load("jobs/toy.py", monkeypatch).main(tmp_path / "toy.png", steps=2, samples=200)
+    load("jobs/toy.py", monkeypatch).main(tmp_path / "toy.png", steps=2, samples=200, likelihood_steps=2)
     assert (tmp_path / "toy.png").stat().st_size > 10_000
     assert re.search(r"\| OT-flow \|( \d\.\d{3} \|){6}", capsys.readouterr().out)
 

@@ -1,5 +1,6 @@
 """Stage 2: train the diffusion or flow-matching network on cached latents."""
 
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,12 @@ from ldm.commands.run_folder import build_loggers
 from ldm.commands.students import check_latents, condition_of, load_teacher, net_of, reflow_card, schooling_of
 from ldm.commands.training_options import TrainingOptions
 from ldm.condition import Condition, labelled
-from ldm.conditioning.labels import Conditioning
+from ldm.conditioning.labels import Conditioning, Labels
 from ldm.data.cache_reader import CachedMoments, LatentCache, Verify
 from ldm.data.formats import MANIFEST
 from ldm.data.shard_writer import AUTOENCODER_FILE
 from ldm.diffusion.checks import checked_objective
+from ldm.diffusion.coupling import OptimalTransport
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.sampling import Sampling
 from ldm.diffusion.student import Student
@@ -50,6 +52,8 @@ from ldm.training.progress import seed_from
 from ldm.training.run import Tracking, fit
 from ldm.training.sample_quality import Judges, SampleQuality
 from ldm.training.schedule import Schedule
+
+log = logging.getLogger(__name__)
 
 ConditionNode = Annotated[dict[str, Any], AfterValidator(lambda node: check_node(node) if node else node)]
 Width = Annotated[float, Interval(gt=0, le=WIDEST)]  # sigma_rel of an average
@@ -112,6 +116,11 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     told_of |= build_from_card(told_of, options.trust).learned(cache.kept())
     conditioning = build_from_card(told_of, options.trust)
     null = conditioning.null(len(cache.class_names), cache.latent_shape)
+    if isinstance(objective.coupling, OptimalTransport) and not isinstance(conditioning, Labels):
+        log.warning(
+            "objective.coupling pairs noise with latents whatever is told of them, and a network then follows less "
+            "what it is told: choose objective=flow"
+        )
     schooling = schooling_of(options, objective, teacher, null, run)
     if teacher is not None:
         check_latents(f"teacher={options.teacher}", teacher.card, options.latents, cache)

@@ -6,6 +6,7 @@ from functools import partial, wraps
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.condition import Condition
@@ -48,7 +49,8 @@ def infilled(
 ) -> Tensor:
     """Images, uint8 [B, 3, H, W], with their hidden pixels made anew; the known ones are the input's own.
 
-    What is hidden is encoded as grey, as in LDM's inpainting, so that nothing of it is seen.
+    What is hidden is encoded as if what is known went on there (`continued`), so that nothing of it is seen and the
+    cells at its edge are much like those of training, which saw the whole picture.
 
     Args:
         generator: how it is sampled
@@ -65,7 +67,7 @@ def infilled(
     images, hidden = images.to(device), hidden.to(device).expand(len(images), -1, -1, -1)
     autoencoder = model.autoencoder
     assert autoencoder is not None
-    latent = model.stats.normalize(autoencoder.encode(to_x(images) * ~hidden).mean)
+    latent = model.stats.normalize(autoencoder.encode(to_x(continued(images, hidden))).mean)
     cells = hidden_cells(hidden, autoencoder.downsample_factor, grow).to(latent.dtype)
     labels = labels.to(device)
     condition: Condition | Tensor = labels
@@ -76,6 +78,22 @@ def infilled(
     walked = replace(generator, sampling=replace(generator.sampling, function=function))
     latents, _ = walked.latents(indices, condition)
     return torch.where(hidden, model.decode(cells * latents + (1 - cells) * latent), images)
+
+
+def continued(images: Tensor, hidden: Tensor) -> Tensor:
+    """Images, uint8 [B, 3, H, W], whose hidden pixels, bool [B, 1, H, W], are the mean of their nearest known ones,
+    ring by ring from the edge inwards; of one without a known pixel, grey."""
+    known = (~hidden).float()
+    pixels = torch.where(hidden, 0.0, images.float())
+    for _ in range(max(images.shape[2:])):
+        if bool((known.flatten(1).amax(1) == known.flatten(1).amin(1)).all()):
+            break
+        near = 9 * F.avg_pool2d(known, 3, stride=1, padding=1)  # how many of the nine are known
+        mean = 9 * F.avg_pool2d(pixels * known, 3, stride=1, padding=1) / near.clamp(min=1)
+        reached = (near > 0.5) & (known == 0)
+        pixels = torch.where(reached, mean, pixels)
+        known = torch.where(reached, 1.0, known)
+    return torch.where(known > 0, pixels, 127.5).round().to(torch.uint8)
 
 
 def pinned(sampler: Sampler, known: Tensor, hidden: Tensor) -> Sampler:

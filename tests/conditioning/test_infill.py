@@ -14,6 +14,7 @@ from ldm.diffusion.repaint import repaint
 from ldm.diffusion.samplers import heun
 from ldm.diffusion.times import Uniform, uniform_grid
 from ldm.diffusion.weighting import Unweighted
+from ldm.generate.infilling import continued
 
 CPU = torch.device("cpu")
 SHAPE = (1, 2, 2)  # C, h, w
@@ -167,3 +168,17 @@ def test_cells_with_a_hidden_pixel_are_hidden():
 def test_nothing_to_hide_is_refused():
     with pytest.raises(ValueError, match="nothing would be hidden"):
         Infill(boxes=0, brushes=0, halves=0, whole=0)
+
+
+def test_what_is_known_goes_on_into_what_is_hidden():
+    images = torch.randint(256, (3, 3, 9, 12), dtype=torch.uint8)
+    hidden = torch.zeros(3, 1, 9, 12, dtype=torch.bool)
+    hidden[0, :, :, 5:] = True
+    hidden[1] = True  # of all of it, nothing is known
+    images[0, :, :, 4] = 200
+    filled = continued(images, hidden)
+    assert torch.equal(filled[~hidden.expand_as(filled)], images[~hidden.expand_as(images)])
+    assert (filled[0, :, :, 5:] == 200).all()
+    assert (filled[1] == 128).all()
+    other = torch.where(hidden, 255 - images, images)
+    assert torch.equal(continued(other, hidden), filled)  # nothing of it is seen
