@@ -14,7 +14,7 @@ from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.sampling import Sampling
 from ldm.runtime.arguments import Node, arguments_of, check_node
 from ldm.runtime.files import CONFIG, flat
-from ldm.runtime.ranges import Natural, Steps
+from ldm.runtime.ranges import Count, Natural, Steps
 from ldm.runtime.targets import packages
 from ldm.runtime.wrong import ArgumentError, explain, read, shown
 
@@ -178,6 +178,7 @@ class ObjectiveOptions(Group):
     coupling: Node | None = None
     unit_input: bool | None = False
     average: bool = False
+    scales: Count = 1
     student: StudentNode = None
     sampling: Annotated[dict[str, Any], arguments_of(Sampling)]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.condition import Condition
@@ -58,6 +59,24 @@ def mean_square(error: Tensor, where: Tensor | None) -> Tensor:
     return (square.flatten(1) * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
+def multiscale_square(error: Tensor, where: Tensor | None, scales: int) -> Tensor:
+    """sum_k 2^k of the mean squares at 1 / 2^k of the resolution, k < scales: simple diffusion's sum of 1 / side
+    (Hoogeboom et al. 2023, section 3.2), times the full side; one scale is `mean_square`.
+
+    Raises:
+        ValueError: if a side can't be halved so often.
+    """
+    total = mean_square(error, where)
+    for k in range(1, scales):
+        if error.shape[-1] % 2 or error.shape[-2] % 2:
+            sides = " x ".join(str(side * 2 ** (k - 1)) for side in error.shape[-2:])
+            raise ValueError(f"objective.scales={scales} halves latents of {sides} too often: at most {k} scales")
+        error = F.avg_pool2d(error, 2)
+        where = None if where is None else F.avg_pool2d(where.to(error.dtype), 2)
+        total = total + 2**k * mean_square(error, where)
+    return total
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """What is learned, and how to read it back.
@@ -73,6 +92,7 @@ class Objective:
                           paths that do not preserve variance
         average:          whether the network takes a second time s <= t, and then regresses the average velocity from s
                           to t (Geng et al. 2025, eq. 3), (x_t - x_s) / (t - s), whose limit is the velocity
+        scales:           resolutions at which errors count, each half the one before: see `multiscale_square`
     """
 
     path: Path
@@ -82,11 +102,16 @@ class Objective:
     coupling: Coupling = field(default_factory=Independent)
     unit_input: bool = False
     average: bool = False
+    scales: int = 1
 
     def __post_init__(self) -> None:
         if self.parameterization not in PARAMETERIZATIONS:
             known = ", ".join(PARAMETERIZATIONS)
             raise ValueError(f"parameterization={self.parameterization} must be one of {known}")
+        if not 1 <= self.scales <= 12:
+            raise ValueError(f"scales={self.scales} must lie in 1 ... 12")
+        if self.average and self.scales > 1:
+            raise ValueError("scales= is of objectives in closed form, not of average=true: leave it 1")
         if self.average and (self.parameterization != "velocity" or self.unit_input):
             raise ValueError("average=true is of velocities: pass parameterization=velocity and unit_input=false")
         c = self.path(torch.ones((), dtype=torch.float64))
@@ -121,7 +146,7 @@ class Objective:
         c = self.path(expand(t, x0))  # [B, 1, 1, 1] each
         a, b = target_coefficients(c, self.parameterization)
         output = net(*self.input(c, c.alpha * x0 + c.sigma * eps, t), condition)
-        return self.weighted(mean_square(output - (a * x0 + b * eps), where), c), t
+        return self.weighted(multiscale_square(output - (a * x0 + b * eps), where, self.scales), c), t
 
     def weighted(self, error: Tensor, c: Coefficients) -> Tensor:
         """The loss of the mean square errors [B] of what is regressed, where the path is c, [B, 1, 1, 1] each."""

@@ -7,7 +7,7 @@ from ldm.condition import Condition
 from ldm.diffusion.coupling import OptimalTransport
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.parameterization import PARAMETERIZATIONS, target_coefficients
-from ldm.diffusion.path import BetaTablePath, LinearPath, VEPath
+from ldm.diffusion.path import BetaTablePath, CosinePath, LinearPath, VEPath
 from ldm.diffusion.times import Discrete, LogNormal, Uniform
 from ldm.diffusion.weighting import EDM, Unweighted
 
@@ -118,3 +118,25 @@ def test_denoiser_inverts_what_the_loss_trains(any_path, parameterization, unit_
 def test_unknown_parameterizations_are_refused():
     with pytest.raises(ValueError, match="must be one of x0, eps, v, velocity"):
         flow(parameterization="noise")
+
+
+def test_errors_at_one_scale_are_the_plain_ones_and_at_more_those_of_means():
+    torch.manual_seed(0)
+    x0, eps, t, y = torch.randn(4, 3, 8, 4), torch.randn(4, 3, 8, 4), torch.rand(4), torch.zeros(4).long()
+
+    def loss(scales, where=None):
+        learned = Objective(
+            path=CosinePath(), parameterization="v", weighting=Unweighted(), time_sampler=Uniform(), scales=scales
+        )
+        return learned.loss(lambda x_t, t, y: 0.3 * x_t, x0, y, t=t, eps=eps, where=where)[0]
+
+    c = CosinePath()(t.view(-1, 1, 1, 1))
+    error = 0.3 * (c.alpha * x0 + c.sigma * eps) - (c.alpha * eps - c.sigma * x0)
+    assert torch.equal(loss(1), error.square().flatten(1).mean(1))
+    halves = error.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
+    quarters = error.unfold(2, 4, 4).unfold(3, 4, 4).mean((-1, -2))
+    expected = sum(k * part.square().flatten(1).mean(1) for k, part in ((1, error), (2, halves), (4, quarters)))
+    torch.testing.assert_close(loss(3), expected)
+    torch.testing.assert_close(loss(3, torch.ones(4, 1, 8, 4)), expected)
+    with pytest.raises(ValueError, match="halves latents of 8 x 4 too often: at most 3 scales"):
+        loss(4)
