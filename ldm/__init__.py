@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ldm.generate.model import AutoencoderModel, LatentDiffusionModel
+    from ldm.generate.autoencoding import AutoencoderModel
+    from ldm.generate.model import LatentDiffusionModel
 
 __version__ = "0.4.0"
 

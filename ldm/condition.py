@@ -1,6 +1,6 @@
 """What a network is told besides the state and the time: one value, which is dropped, indexed and moved as a whole."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,6 +41,10 @@ class Condition(NamedTuple):
     def rows(self, index: Tensor | slice | Sequence[int]) -> "Condition":
         """Those of some samples."""
         return self.each(lambda part: part[index])
+
+    def turn(self, indices: Iterable[int]) -> "Condition":
+        """Those of samples that take the rows in turn."""
+        return self.rows([index % len(self.label) for index in indices])
 
     def to(self, device: torch.device) -> "Condition":
         """On a device."""

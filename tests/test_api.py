@@ -12,7 +12,8 @@ import ldm as package
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.samplers import euler
 from ldm.diffusion.times import karras_grid, uniform_grid
-from ldm.generate.model import AutoencoderModel, LatentDiffusionModel
+from ldm.generate.autoencoding import AutoencoderModel
+from ldm.generate.model import LatentDiffusionModel
 
 
 @pytest.fixture(scope="module")

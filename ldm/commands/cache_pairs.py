@@ -12,6 +12,7 @@ from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
 from ldm.commands.cache_latents import SlicedOptions, report, write_share
 from ldm.commands.next_step import say_next
 from ldm.commands.options import SamplerOptions, Text, build
+from ldm.conditioning.labels import Labels
 from ldm.data.formats import CacheIdentity, Pairs
 from ldm.data.pair_writer import PairWriter
 from ldm.generate.generator import Generator
@@ -40,6 +41,7 @@ def main(options: CachePairsOptions, run: Path) -> None:
     guidance = usual_guidance(teacher.card) if options.guidance is None else options.guidance
     check_guidance(teacher.card, guidance, weak=False)
     model = LatentDiffusionModel.of(teacher, autoencoder, pick_device(options.device))
+    check_teacher(options.teacher, model)
     generator = model.generator(
         sampler=build(options.sampler.function),
         steps=options.sampler.steps,
@@ -95,6 +97,13 @@ def identity_of(
             val=options.held_out,
         ),
     )
+
+
+def check_teacher(path: str, model: LatentDiffusionModel) -> None:
+    """ValueError for a teacher of more than labels: a pair holds a latent and a label."""
+    if not isinstance(model.conditioning, Labels):
+        kind = type(model.conditioning).__name__
+        raise ValueError(f"teacher={path} is told more than labels ({kind}), which pairs do not hold: ldm distill it")
 
 
 def drawing(generator: Generator) -> Any:

@@ -17,6 +17,8 @@ from ldm.commands.options import build
 from ldm.commands.train_autoencoder import TrainAutoencoder
 from ldm.commands.train_diffusion import TrainDiffusionOptions
 from ldm.commands.training_options import TrainerOptions, TrainingOptions
+from ldm.data.cache_reader import Batch, LatentCache
+from ldm.data.formats import MANIFEST
 from ldm.data.shard_writer import AUTOENCODER_FILE
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.sampling import Sampling
@@ -69,6 +71,8 @@ def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions,
     said: list[str] = []
     shape, classes, _ = given.shape_of_latents(options.latents, said)
     conditioning = build(options.condition)
+    if conditioning.reads and (Path(options.latents) / MANIFEST).exists():  # which knows what no config does
+        conditioning = build(options.condition | conditioning.learned(LatentCache(options.latents, "size").kept()))
     sizes = supplied(options.net, shape, classes) | conditioning.network(shape)
     null = conditioning.null(classes, shape)
     cached = Path(options.latents, AUTOENCODER_FILE)
@@ -84,19 +88,22 @@ def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions,
     drawn = min(COLUMNS * rows_of(generator.model), decoded_at_once(generator.model.resolution))
     card = {"latent_shape": list(shape), "config": options.plain()}
     module = train_diffusion.module_of(options, net, objective, stats, conditioning, null, card)
-    batch = [_meta(options.batch_size, 2 * shape[0], *shape[1:], dtype=torch.float16)]
-    batch.append(_meta(options.batch_size, dtype=torch.long))
-    if objective.coupling.ahead:  # the loader pairs noise with the latents
-        batch.append(_meta(options.batch_size, *shape))
+    blank = conditioning.blank(options.batch_size, shape)
+    batch = Batch(
+        _meta(options.batch_size, 2 * shape[0], *shape[1:], dtype=torch.float16),
+        _meta(options.batch_size, dtype=torch.long),
+        _meta(options.batch_size, *shape) if objective.coupling.ahead else None,  # paired by the loader
+        {name: _meta(*part.shape, dtype=part.dtype) for name, part in blank.items()},
+    )
     flops, recomputes = module.flops_per_image(), bool(options.net.get("checkpoint"))
     if recomputes:
         said.append("net.checkpoint=true: a forward pass more for each image")
-    cost = _training_cost(options, module, tuple(batch), flops * (4 / 3 if recomputes else 1), gpu, said=said)
+    cost = _training_cost(options, module, batch, flops * (4 / 3 if recomputes else 1), gpu, said=said)
     return _with_grid(cost, decoding_memory(autoencoder, drawn, shape), stored(autoencoder))
 
 
 def _training_cost(
-    options: TrainingOptions, module: Module, batch: tuple[Tensor, ...], flops: float, gpu: bool, *, said: list[str]
+    options: TrainingOptions, module: Module, batch: tuple[Any, ...], flops: float, gpu: bool, *, said: list[str]
 ) -> Cost:
     """Of either stage."""
     ranks, precision = ranks_of(options.trainer), str(options.trainer.precision)

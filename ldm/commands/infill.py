@@ -153,6 +153,8 @@ def labels_of(options: Labelled, model: LatentDiffusionModel, dropout: float, pi
     Raises:
         ValueError: for a class that the model has not, or for none where it was never trained without labels.
     """
+    if options.classes is not None and not model.conditioning.labels:
+        raise ValueError(f"classes={options.classes}: model={options.model} was told no labels: leave it out")
     if options.classes == "folders":
         named = [class_of(pictures, i) for i in range(len(pictures))]
         return torch.tensor(model.labels(named))

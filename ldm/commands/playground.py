@@ -13,7 +13,8 @@ from ldm.checkpoint import LoadedAutoencoder, kind_of, load_autoencoder
 from ldm.commands.hydra_errors import explain, is_users
 from ldm.commands.options import Options, Text, Weights
 from ldm.commands.playground_studio import CommandStudio, ModelKeys, reconstruct_line
-from ldm.generate.model import AutoencoderModel, LatentDiffusionModel
+from ldm.generate.autoencoding import AutoencoderModel
+from ldm.generate.model import LatentDiffusionModel
 from ldm.play.serving import Ended, address_of, exit_at_sigterm, keep_gradio_here, listening, serve
 from ldm.runtime.ranges import Count
 from ldm.runtime.ranks import pick_device

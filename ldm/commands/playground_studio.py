@@ -166,9 +166,10 @@ class CommandStudio:
             options, stages = self.options(settings, of), self.stages(of)
             weak = self.weak(options.weak, stages.loaded)
         guidance = guidance_of(options, stages.loaded, weak, stages.model.device)
-        wanted = wanted_of(options, stages.model)
+        generator = planned(options, stages.model, guidance)
+        wanted = wanted_of(options, generator.model)
         return Plan(
-            generator=planned(options, stages.model, guidance),
+            generator=generator,
             told=wanted.told,
             rows=wanted.rows,
             names=wanted.names,

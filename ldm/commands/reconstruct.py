@@ -11,7 +11,7 @@ from ldm.checkpoint import LoadedAutoencoder, load_autoencoder
 from ldm.commands.options import Free, ResultOptions, Text
 from ldm.data.picture_files import Pictures
 from ldm.evaluation.result_files import ReconstructionFile
-from ldm.generate.model import AutoencoderModel
+from ldm.generate.autoencoding import AutoencoderModel
 from ldm.images import annotate, grid, save_png
 from ldm.metrics.reconstruction import psnr
 from ldm.runtime.bars import track

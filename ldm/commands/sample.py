@@ -81,13 +81,13 @@ def main(options: SampleOptions, run: Path) -> None:
     weak = load_weak(options, loaded)
     model = LatentDiffusionModel.of(loaded, autoencoder, device).read_by(options.text_encoder)
     generator = planned(options, model, guidance_of(options, loaded, weak, device))
-    wanted = wanted_of(options, model)
+    wanted = wanted_of(options, generator.model)
     options.keep_others(run)
-    samples, evaluations = drawn(generator, wanted.told, options.batch_size)
+    samples, evaluations = drawn(generator, wanted.told, options.num, options.batch_size)
     if samples is None:  # on every rank but the first
         return
     options.begin(run)  # now that there are results: config.yaml describes what lies beside it
-    save_samples(run / "samples.npz", samples, wanted.told.label)
+    save_samples(run / "samples.npz", samples, wanted.told.turn(range(options.num)).label)
     stamp = stamp_of(options, loaded, autoencoder, weak, run) | {
         **generator.sampling.describe(),
         "guidance": generator.guidance.scale,  # guided, two networks are evaluated for an evaluation of the denoiser
@@ -163,8 +163,8 @@ def load_weak(options: SampleOptions, loaded: LoadedDiffusion) -> LoadedDiffusio
 
 def check_weak(path: str, weak: LoadedDiffusion, strong: LoadedDiffusion) -> None:
     """ValueError if the weak model does not predict what the strong one predicts."""
-    for key in ("latent_shape", "objective", "class_names"):
-        if weak.card[key] != strong.card[key]:
+    for key in ("latent_shape", "objective", "class_names", "condition"):
+        if weak.card.get(key) != strong.card.get(key):
             raise ValueError(f"weak={path} was trained with another {key}, or on other latents")
 
 
@@ -184,16 +184,16 @@ def guidance_of(
     )
 
 
-def drawn(generator: Generator, told: Condition, batch_size: int) -> tuple[Tensor | None, float]:
+def drawn(generator: Generator, told: Condition, num: int, batch_size: int) -> tuple[Tensor | None, float]:
     """All samples, uint8 [N, 3, H, W], on rank 0 (None on the others), and the denoiser's evaluations for each."""
-    num, device = len(told.label), generator.model.device
+    device = generator.model.device
     rank, world = join_ranks()
     share = range(rank, num, world)
     batches = [share[i : i + batch_size] for i in range(0, len(share), batch_size)]
     images: list[Tensor] = []
     evaluations: list[int] = []  # of each sample: a solver of adaptive steps takes as many as its batch needs
     for indices in track(batches, "sampling", hidden=rank != 0):
-        image, count = generator.images(indices, told.rows(indices).to(device))
+        image, count = generator.images(indices, told.turn(indices).to(device))
         images.append(image.cpu())
         evaluations += [count] * len(indices)
     shares = gather((torch.cat(images) if images else None, evaluations))

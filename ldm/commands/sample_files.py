@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Wanted(NamedTuple):
     """What samples are told, and how they are shown.
 
-    told:    of each, [num]
+    told:    in turn
     rows:    by which of the names each is shown
     names:   classes, or prompts
     prompts: in turn; None: there are none
@@ -41,17 +41,18 @@ class Wanted(NamedTuple):
 
     def of_row(self, row: int) -> Condition:
         """What the first sample of a row is told."""
-        return self.told.rows([self.rows.index(row)])
+        return self.told.turn([self.rows.index(row)])
 
 
 def wanted_of(options: "SampleOptions", model: LatentDiffusionModel) -> Wanted:
     """What the samples are told: prompts, or else classes, in turn."""
     if options.prompts is not None:
         texts = prompts_of(options.prompts)
-        told = model.prompted(texts, options.classes, options.num)
-        return Wanted(told, [i % len(texts) for i in range(options.num)], texts, texts)
-    labels = model.in_turn(options.classes, options.num)
-    return Wanted(model.told(labels), labels.tolist(), [*model.class_names, "no label"], None)
+        return Wanted(
+            model.asked(options.classes, options.num, texts), [i % len(texts) for i in range(options.num)], texts, texts
+        )
+    told = model.asked(options.classes, options.num)
+    return Wanted(told, told.turn(range(options.num)).label.tolist(), [*model.class_names, "no label"], None)
 
 
 def prompts_of(given: str | list[str]) -> list[str]:
@@ -100,6 +101,7 @@ def save_files(folder: Path, samples: Tensor, labels: list[int], names: Sequence
 def folder_names(names: Sequence[str]) -> list[str]:
     """A folder's name for each class: its own, but for what no folder can be called; of equal ones, with its number."""
     plain = [re.sub(r"[^\w .,()+-]", "_", name).strip(". ")[:100] or "_" for name in names]
+    plain = [name.encode()[:200].decode(errors="ignore") for name in plain]  # systems count bytes
     again = Counter(name.lower() for name in plain)  # some file systems know no upper case
     return [f"{name}-{i}" if again[name.lower()] > 1 else name for i, name in enumerate(plain)]
 

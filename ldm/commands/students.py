@@ -259,7 +259,20 @@ def condition_of(options: "TrainDiffusionOptions", teacher: LoadedDiffusion | No
     """
     taught = None if teacher is None else teacher.card.get("condition")
     if taught is None or options.condition == taught:
-        return options.condition
+        return read_alike(options)
     if options.condition[TARGET] != f"{Labels.__module__}.{Labels.__name__}":
-        raise ValueError(f"teacher={options.teacher} is told {taught}: leave condition= out, which is then the same")
+        raise ValueError(
+            f"teacher={options.teacher} is told {taught[TARGET]}: leave condition= out, which is then the same"
+        )
     return taught
+
+
+def read_alike(options: "TrainDiffusionOptions") -> dict[str, Any]:
+    """The condition's node, with the words, or the encoder, that init= has learned to read."""
+    node = options.condition
+    if options.init is None:
+        return node
+    before = load_diffusion(options.init, trust=options.trust).card.get("condition") or {}
+    learned = ("words", "vocabulary", "tokens", "encoder")
+    same = before.get(TARGET) == node[TARGET]
+    return node | {key: before[key] for key in learned if key in before} if same else node

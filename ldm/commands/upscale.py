@@ -62,6 +62,9 @@ def main(options: UpscaleOptions, run: Path) -> None:
     pictures = Pictures(options.images, model.resolution, resize, options.num, whole=not options.shrink)
     labels = labels_of(options, model, loaded.card["label_dropout"], pictures)
     check_names(pictures)
+    for i in range(len(pictures)):  # a damaged or too small one is refused before anything is written
+        name, given = pictures[i]
+        _ = given if options.shrink else _cut(given, name, model)
     check_batch(options.batch_size, 3, *model.image_size)
     generators = Generators(options, model)
     options.begin(run)

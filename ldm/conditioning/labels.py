@@ -71,6 +71,10 @@ class Conditioning:
         """What the data loader makes of the cache's rows that it `reads`, of n each."""
         return {}
 
+    def blank(self, n: int, latent_shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Of the shapes and types of what `tensors` makes, for n latents of C, h, w."""
+        return {}
+
     def draw(self, n: int, latent_shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
         """The random numbers of n samples, of n rows each."""
         return ()

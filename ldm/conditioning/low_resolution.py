@@ -74,6 +74,9 @@ class Upscale(Conditioning):
     def tensors(self, rows: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         return {"low": torch.from_numpy(rows["low"])}
 
+    def blank(self, n: int, latent_shape: tuple[int, ...]) -> dict[str, Tensor]:
+        return {"low": torch.zeros(n, 3, *self.small_size(latent_shape), dtype=torch.uint8)}
+
     def draw(self, n: int, latent_shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
         """Levels [n], noise [n, 3, r, r], and numbers [n] by which labels are left out."""
         level, uniform = torch.rand(2, n, device=device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,16 +84,22 @@ def _load(source: str, tokens: int) -> PretrainedText:
         config = transformers.AutoConfig.from_pretrained(folder, **here)
         clip = config.model_type == "clip"  # of which the text's half is wanted
         kind: Any = transformers.CLIPTextModel if clip else transformers.AutoModelForTextEncoding
-        model = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **here)
+        whole: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, **here}
+        model, loaded = kind.from_pretrained(folder, dtype=torch.float32, **whole)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **here)
     except Exception as error:  # what transformers raises is of many kinds
         raise ValueError(
             f"text_encoder={source} is no folder of a text encoder ({first_line(error)[:200]}): it wants {FILES}"
         ) from None
+    if hasattr(model, "pooler"):
+        model.pooler = None  # its output is not asked for, and many checkpoints have none
+    missing = sorted(name for name in loaded["missing_keys"] if "pooler." not in name)
+    if missing:
+        raise ValueError(f"text_encoder={source} lacks {missing[0]} and {len(missing) - 1} more weights: copy it anew")
     model.eval().requires_grad_(False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     most = min(getattr(model.config, "max_position_embeddings", tokens) or tokens, tokenizer.model_max_length)
     if tokens > most:
         raise ValueError(f"text_tokens={tokens} is more than text_encoder={source} can read: at most {most}")
-    return PretrainedText(model, tokenizer, tokens, source)
+    return PretrainedText(model, tokenizer, tokens, str(Path(source).resolve()) if folder == source else source)

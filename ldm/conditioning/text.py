@@ -35,6 +35,12 @@ class Text(Conditioning):
         context, mask = self.said(texts)
         return Condition(labels, context=context, mask=mask)
 
+    def blank(self, n: int, latent_shape: tuple[int, ...]) -> dict[str, Tensor]:
+        null = self.null(0, latent_shape).rows([0] * n)
+        assert null.context is not None
+        assert null.mask is not None
+        return {"context": null.context, "mask": null.mask}
+
     def condition(
         self, x0: Tensor, label: Tensor, null: Condition, told: Mapping[str, Tensor], *drawn: Tensor
     ) -> tuple[Condition, Tensor | None]:

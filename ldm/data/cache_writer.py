@@ -29,6 +29,7 @@ class _View(NamedTuple):
     image: Tensor  # [3, R, R] uint8
     label: int
     caption: str
+    low: Tensor | None  # its small copy, [3, r, r]
 
 
 def cache_identity(
@@ -87,7 +88,7 @@ class CacheWriter(ShardWriter):
                 pending.append(view)
             if pending and (view is None or len(pending) == self.batch_size):
                 moments.append(self._encode_views(torch.stack([each.image for each in pending])))
-                views += pending
+                views += [view._replace(image=view.image[:, :0]) for view in pending]  # whose pixels may go
                 pending = []
             if views and (view is None or len(views) >= BLOCK):
                 labels = np.array([each.label for each in views], dtype=np.int64)
@@ -102,8 +103,9 @@ class CacheWriter(ShardWriter):
         if self.encode_text is not None:
             embeddings, mask = self.encode_text(captions)
             kept |= {"embeddings": embeddings.half().numpy(), "text_mask": mask.numpy()}
-        if (side := self.identity.low_resolution) is not None:
-            kept["low"] = torch.stack([shrunk(view.image, side) for view in views]).numpy()
+        copies = [view.low for view in views if view.low is not None]
+        if copies:
+            kept["low"] = torch.stack(copies).numpy()
         return kept
 
     def _views(self, samples: Iterable[Sample]) -> Iterator[_View]:
@@ -122,7 +124,11 @@ class CacheWriter(ShardWriter):
 
     def _view(self, sample: Sample) -> _View | None:
         image = self.source.decode(sample)
-        return None if image is None else _View(self.source.center_view(image), sample.label, sample.caption)
+        if image is None:
+            return None
+        pixels, side = self.source.center_view(image), self.identity.low_resolution
+        low = None if side is None else shrunk(pixels, side)
+        return _View(pixels, sample.label, sample.caption, low)
 
     def _encode_views(self, image: Tensor) -> np.ndarray:
         views = [image, image.flip(-1)][: self.identity.views]

@@ -42,7 +42,7 @@ def read_captions(root: str, names: Collection[str], key: str) -> dict[str, str]
 def _fields(line: str, place: str) -> tuple[str, str]:
     try:
         entry = json.loads(line)
-        name, caption = entry["file_name"], entry["text"]
+        name, caption = entry["file_name"], entry.get("text", "")  # other columns are other people's
         assert isinstance(name, str)
         assert isinstance(caption, str)
     except (ValueError, KeyError, TypeError, AssertionError, RecursionError):

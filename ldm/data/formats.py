@@ -92,8 +92,15 @@ class CacheIdentity(Part):
 
     def difference(self, wanted: "CacheIdentity") -> str:
         """Say in words what differs: "views is 1, not 2"."""
-        pairs = ((name, getattr(self, name), getattr(wanted, name)) for name in CacheIdentity.model_fields)
+        pairs = (
+            (name, _known(getattr(self, name)), _known(getattr(wanted, name))) for name in CacheIdentity.model_fields
+        )
         return "; ".join(f"{name} is {mine}, not {other}" for name, mine, other in pairs if mine != other)
+
+
+def _known(value: Any) -> Any:
+    """What tells caches apart: of a text encoder, not where it lies."""
+    return value.model_dump(exclude={"source"}) if isinstance(value, TextEncoderCard) else value
 
 
 class Sums(Part):

@@ -150,8 +150,12 @@ class Shards(Source):
     def _caption(self, key: str, data: bytes) -> str:
         try:
             return check_caption(data.decode(), f"{key}.txt")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{key}.txt is no text in UTF-8 ({error.reason} at byte {error.start})") from None
+        except ValueError as error:
+            problem = f"{key}.txt is no text in UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+            if self.on_error == "error":
+                raise ValueError(f"{problem} (data.on_error=skip leaves such captions out)") from None
+            self.skip(problem)
+            return ""
 
     def training_loader(self, order: Order, num_workers: int) -> "DataLoader[Any]":
         workers, shards, stream = max(1, num_workers), self.shards("train"), _ShardStream(self, order)

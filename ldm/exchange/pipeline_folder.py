@@ -60,6 +60,8 @@ class PipelineExport:
             raise ValueError(f"{loaded.run} holds a {type(loaded.net).__name__}, which diffusers has not")
         if net.get("concat_channels"):
             raise ValueError(f"{loaded.run} holds a network with concat_channels, for which the pipeline has no place")
+        if net.get("context_dim") and net.get("label_as") != "context":
+            raise ValueError(f"{loaded.run} holds a network of text, for whose encoder the pipeline has no place")
         student = (loaded.card.get("student") or {}).get("method", {})
         network: UNetConfig | DiTConfig
         beyond: dict[str, int] = {}

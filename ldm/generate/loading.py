@@ -11,7 +11,8 @@ from ldm.checkpoint import (
     load_diffusion,
     matching_autoencoder,
 )
-from ldm.generate.model import AutoencoderModel, LatentDiffusionModel
+from ldm.generate.autoencoding import AutoencoderModel
+from ldm.generate.model import LatentDiffusionModel
 from ldm.runtime.ranks import pick_device
 
 

@@ -1,5 +1,6 @@
 """Trained models as Python sees them: they sample, encode and decode."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from ldm.card import usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
 from ldm.condition import Condition
 from ldm.conditioning.labels import Conditioning, Labels
+from ldm.conditioning.low_resolution import Upscale
 from ldm.conditioning.text import Embeddings, Text
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.objective import Objective
@@ -118,20 +120,30 @@ class LatentDiffusionModel:
             raise ValueError(f"text_encoder={text_encoder} is of a model that has one (condition=text_encoder)")
         return replace(self, conditioning=self.conditioning.read_by(text_encoder))
 
-    def prompted(self, prompts: Prompts, classes: Classes = None, n: int | None = None) -> Condition:
-        """The condition of n samples of texts, taken in turn, and of classes, likewise; n None is one a text.
+    def asked(self, classes: Classes = None, n: int | None = None, prompts: Prompts | None = None) -> Condition:
+        """What n samples are told, which take its rows in turn; None is one for each class or text.
 
         Raises:
-            ValueError: where the model was trained without text.
+            ValueError: for a text or classes where the model was told none, and for what is made by another command.
         """
+        if isinstance(self.conditioning, Upscale):
+            raise ValueError("the model makes large pictures of small ones: ldm upscale (ldm.generate.upscaling)")
+        if prompts is None:
+            labels = self.in_turn(classes, n)
+            return self.told(labels[: self._period(classes)])
         texts = [prompts] if isinstance(prompts, str) else [str(text) for text in prompts]
         if not isinstance(self.conditioning, Text):
             raise ValueError("prompts= is of a model of text (condition=text or text_encoder): this one takes none")
         if not texts:
             raise ValueError("prompts= holds no text: write one, or leave it out")
-        n = len(texts) if n is None else n
+        rows = math.lcm(len(texts), self._period(classes))
+        rows = min(rows, len(texts) if n is None else n)
         said = self.conditioning.prompts(texts, torch.zeros(len(texts), dtype=torch.long))
-        return said.rows([i % len(texts) for i in range(n)])._replace(label=self.in_turn(classes, n))
+        return said.turn(range(rows))._replace(label=self.in_turn(classes, rows))
+
+    def _period(self, classes: Classes) -> int:
+        """After how many samples the classes begin anew."""
+        return len(self.labels(classes)) if self.conditioning.labels else 1
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -244,15 +256,15 @@ class LatentDiffusionModel:
         start:       images, uint8 [P, 3, H, W], that are noised and then made anew (SDEdit), in turn; None: noise
         strength:    how far, in (0, 1]: see `Origin`
         """
-        told = self.told(self.in_turn(classes, n)) if prompts is None else self.prompted(prompts, classes, n)
         model = self if latent_size is None else self.sized(latent_size)
+        told = model.asked(classes, n, prompts)
         generator = model.generator(
             sampler=sampler, steps=steps, grid=grid, path=path, guidance=guidance, seed=seed,
             origin=None if start is None else Origin(latents=model.encode(start), strength=strength),
         )  # fmt: skip
-        num = len(told.label)
+        num = len(told.label) if n is None else n
         parts = [range(i, min(i + batch_size, num)) for i in range(0, num, batch_size)]
-        return torch.cat([generator.images(part, told.rows(part).to(self.device))[0] for part in parts])
+        return torch.cat([generator.images(part, told.turn(part).to(self.device))[0] for part in parts])
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -269,28 +281,3 @@ class LatentDiffusionModel:
         if self.autoencoder is None:
             raise ValueError("this model has no autoencoder: it samples latents alone")
         return self.autoencoder
-
-
-@dataclass(frozen=True, repr=False)
-class AutoencoderModel:
-    """A trained autoencoder: it encodes and decodes."""
-
-    autoencoder: Autoencoder
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Images, uint8 [B, 3, H, W] -> z [B, C, h, w]: the posterior's mean."""
-        return self.autoencoder.encode(x_of(images, self.device)).mean
-
-    @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
-        """z [B, C, h, w] -> images, uint8 [B, 3, H, W]."""
-        return to_image(self.autoencoder.decode(z.to(self.device)))
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-        return self.autoencoder.last_layer.device
-
-    def __repr__(self) -> str:
-        return f"AutoencoderModel(images / {self.autoencoder.downsample_factor}, on {self.device})"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldm.generate.autoencoding import AutoencoderModel
 from ldm.generate.interpolation import interpolate
-from ldm.generate.model import AutoencoderModel, LatentDiffusionModel
+from ldm.generate.model import LatentDiffusionModel
 from ldm.images import annotate, class_rows, grid, strip
 from ldm.play.studio import Plan
 
@@ -42,7 +43,7 @@ def drawn(plan: Plan) -> tuple[Tensor, float]:
     num = len(plan.rows)
     for start in range(0, num, plan.batch_size):
         part = range(start, min(start + plan.batch_size, num))
-        batch, count = plan.generator.images(part, plan.told.rows(part).to(plan.generator.model.device))
+        batch, count = plan.generator.images(part, plan.told.turn(part).to(plan.generator.model.device))
         images.append(batch.cpu())
         evaluations += count * len(part)
     return torch.cat(images), evaluations / num
@@ -63,7 +64,7 @@ def between(plan: Plan, last_seed: int, last_class: str, frames: int) -> Picture
     """The way from the plan's first sample to that of another seed and class."""
     generator, begun = plan.generator, time.perf_counter()
     first, model = plan.told.rows([0]), generator.model
-    last = model.told(model.in_turn(last_class, 1)) if model.conditioning.labels else first
+    last = first._replace(label=model.in_turn(last_class, 1)) if model.conditioning.labels else first
     same = torch.equal(first.label.cpu(), last.label.cpu())
     images = interpolate(generator, (generator.seed, last_seed), (first, first if same else last), frames)
     said = f"{frames} images in {time.perf_counter() - begun:.1f} s"

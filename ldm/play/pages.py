@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ldm.data.decoding import MOST_BYTES
 from ldm.data.picture_files import center_of
-from ldm.generate.model import AutoencoderModel, LatentDiffusionModel
+from ldm.generate.autoencoding import AutoencoderModel
+from ldm.generate.model import LatentDiffusionModel
 from ldm.play import drawing
 from ldm.play.controls import Controls
 from ldm.play.studio import Settings, Studio

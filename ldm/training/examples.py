@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ldm.condition import Condition
 from ldm.conditioning.labels import Labels
@@ -36,11 +37,24 @@ class Examples:
         batch = self._batch(indices)
         x0 = model.stats.normalize(batch.moments.to(model.device).float().chunk(2, dim=1)[0])
         told = {name: part.to(model.device) for name, part in batch.told.items()}
-        with apart():
-            torch.manual_seed(self.seed)
-            drawn = model.conditioning.draw(len(indices), model.latent_shape, model.device)
-            condition, _ = model.conditioning.condition(x0, batch.labels.to(model.device), model.null, told, *drawn)
+        drawn = [part.to(model.device) for part in self._drawn(indices)]
+        condition, _ = model.conditioning.condition(x0, batch.labels.to(model.device), model.null, told, *drawn)
         return condition
+
+    def _drawn(self, indices: Sequence[int]) -> list[Tensor]:
+        """Each sample's own, whatever batch it is in, on the CPU."""
+        rows = []
+        with apart():
+            for index in indices:
+                torch.manual_seed(hash((self.seed, index)))
+                rows.append(self.model.conditioning.draw(1, self.model.latent_shape, torch.device("cpu")))
+        return [torch.cat(parts) for parts in zip(*rows, strict=True)]
+
+    def labels(self, indices: Sequence[int]) -> Tensor:
+        """The classes that the samples should be of, whether or not they are told."""
+        if self.of_labels:
+            return torch.tensor([i % len(self.model.class_names) for i in indices])
+        return self._batch(indices).labels
 
     def _batch(self, indices: Sequence[int]) -> Batch:
         return self.latents.__getitems__([(0, i % len(self.latents)) for i in indices])

@@ -11,6 +11,7 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.runtime.files import flat
 from ldm.runtime.ranges import Natural
 from ldm.runtime.schema import Digits, JsonFile
+from ldm.runtime.wrong import shown
 from ldm.training.gradients import DivergenceError
 from ldm.training.progress import ProgressModule
 
@@ -107,7 +108,7 @@ def resume_point(run: Path, wanted: dict[str, Any], free: frozenset[str] = froze
     changed = [k for k in now if was.get(k) != now[k] and not any(k == f or k.startswith(f"{f}.") for f in may)]
     if changed:
         # what the card holds of an option and of the part that was built by it is one change
-        differ = {k.removeprefix("config."): f"{was.get(k)} (now {now[k]})" for k in changed}
+        differ = {k.removeprefix("config."): f"{shown(was.get(k))} (now {shown(now[k])})" for k in changed}
         named = ", ".join(f"{key}={values}" for key, values in list(differ.items())[:3])
         fits = not any(key.split(".")[0] in SHAPES for key in changed)
         instead = f"start run=NEW init={run}" if fits else NEW

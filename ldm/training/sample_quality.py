@@ -130,13 +130,14 @@ class SampleQuality(Callback):
         right, moments = torch.zeros((), device=device), Moments(1 if features is None else features.num_features)
         moments.to(device)
         for indices in shares(self.num, rank, world, self.batch_size):
-            told = self.examples.conditions([i % self.num for i in indices]).to(device)
+            at = [i % self.num for i in indices]
+            told, wanted = self.examples.conditions(at).to(device), self.examples.labels(at).to(device)
             images = self.generator.images(indices, told)[0]
             ours = [k for k, i in enumerate(indices) if i < self.num]  # what lies beyond keeps the ranks in step
             if features is not None and ours:
                 moments.update(features(images[ours]))
             if classifier is not None and ours:
-                right += (classifier.predict(images[ours]).to(device) == told.label[ours]).sum()
+                right += (classifier.predict(images[ours]).to(device) == wanted[ours]).sum()
         found = {}
         if features is not None:
             self.reference = self.reference or self._reference(features, device, rank, world)

@@ -46,7 +46,7 @@ class StepMemory:
         return self.weights + self.gradients + self.optimizer + self.average + self.activations
 
 
-def step_memory(module: Module, batch: tuple[Tensor, ...], precision: str, *, gpu: bool) -> StepMemory:
+def step_memory(module: Module, batch: tuple[Any, ...], precision: str, *, gpu: bool) -> StepMemory:
     """The memory of a step.
 
     Args:
@@ -67,7 +67,7 @@ def step_memory(module: Module, batch: tuple[Tensor, ...], precision: str, *, gp
         with Live([*module.parameters(), *module.buffers()]) as live:
             for optimizer in trainer.optimizers:
                 _after_a_step(optimizer)
-            _step(module, trainer.optimizers, tuple(map(_empty, batch)), precision)
+            _step(module, trainer.optimizers, _emptied(batch), precision)
         gradients = sum(map(_bytes, players))
     makers = module.make_optimizers if isinstance(module, AutoencoderModule) else (module.make_optimizer,)
     left_out = tuple(f"{name}." for name in module.not_averaged)
@@ -191,7 +191,7 @@ def _after_a_step(optimizer: Optimizer) -> None:
         setattr(optimizer, name, stand_in)
 
 
-def _step(module: Module, optimizers: list[Optimizer], batch: tuple[Tensor, ...], precision: str) -> None:
+def _step(module: Module, optimizers: list[Optimizer], batch: tuple[Any, ...], precision: str) -> None:
     """A batch as Lightning treats it."""
     with _arithmetic(precision):
         loss = module.training_step(batch, 0)  # type: ignore[arg-type]
@@ -232,6 +232,18 @@ def _without_values(module: Module) -> None:
     for part in module.children():
         if any(tensor.is_meta for tensor in (*part.parameters(), *part.buffers())):
             part.to_empty(device="cpu")
+
+
+def _emptied(part: Any) -> Any:
+    """A batch of either stage, each of its tensors as `_empty` has it."""
+    if isinstance(part, Tensor):
+        return _empty(part)
+    if isinstance(part, dict):
+        return {name: _emptied(each) for name, each in part.items()}
+    if isinstance(part, tuple):
+        inner = [_emptied(each) for each in part]
+        return type(part)(*inner) if hasattr(part, "_fields") else tuple(inner)
+    return part
 
 
 def _empty(tensor: Tensor) -> Tensor:

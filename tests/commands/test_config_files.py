@@ -124,7 +124,7 @@ def test_help_and_completion_import_nothing_heavy(words):
         ("ldm train-diffusion obj", ["objective=", "objective."]),
         ("ldm train-diffusion net.ch", ["net.channel_mult=", "net.checkpoint="]),
         ("ldm train-diffusion net.checkpoint=", ["net.checkpoint=true", "net.checkpoint=false"]),
-        ("ldm train-diffusion -m objective=flow,dd", ["objective=flow,ddpm"]),
+        ("ldm train-diffusion -m objective=flow,dd", ["objective=flow,ddpm", "objective=flow,ddpm_p2"]),
         ("ldm train-autoencoder data=folder data.ro", ["data.root="]),
         ("ldm train-autoencoder data.ro", []),
         ("ldm sample ~sampler", ["~sampler=", "~sampler."]),
@@ -163,7 +163,7 @@ def completed_by_bash(line):
 def test_bash_completes_by_the_script():
     assert completed_by_bash("ldm train-d") == ["train-diffusion "]
     assert completed_by_bash("ldm train-diffusion obj") == ["objective=", "objective."]
-    assert completed_by_bash("ldm train-diffusion objective=flow_") == ["flow_vp "]  # bash's word begins after the =
+    assert completed_by_bash("ldm train-diffusion objective=flow_v") == ["flow_vp "]  # bash's word begins after the =
 
 
 def test_scripts_are_for_shells_that_are_known(capsys):
