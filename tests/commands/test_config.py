@@ -114,6 +114,7 @@ def test_experiments_say_their_command_and_compose(name):
     parsed(primary, *overrides)
 
 
+STAND_INS = ("matching_autoencoder", "LatentCache", "examples_of", "check_network")
 NEED_MORE = re.findall(r"\w+", "convert distill estimate infill pack reconstruct report upscale")  # what they read
 
 
@@ -220,12 +221,10 @@ def imagenet(ldm, monkeypatch):
             kept=lambda: None,
         )
         loaded = SimpleNamespace(model=autoencoder, fingerprint="0123", path=Path("autoencoder.ckpt"))
-        told = SimpleNamespace(names=lambda _: [])
-        stand_ins = {"matching_autoencoder": loaded, "LatentCache": cache, "examples_of": told, "check_network": None}
-        for name, made in stand_ins.items():  # a network on the meta device has no values to check
-            monkeypatch.setattr(f"ldm.commands.train_diffusion.{name}", lambda *_, made=made: made)
-        here = ("trainer.accelerator=cpu", "optimizer.fused=false")  # fused is not for the meta device
-        ldm("train-diffusion", f"experiment=imagenet256_{f}", *here)
+        made = loaded, cache, SimpleNamespace(names=lambda _: []), None  # the last checks values, which meta has not
+        for name, each in zip(STAND_INS, made, strict=True):
+            monkeypatch.setattr(f"ldm.commands.train_diffusion.{name}", lambda *_, each=each: each)
+        ldm("train-diffusion", f"experiment=imagenet256_{f}", "trainer.accelerator=cpu", "optimizer.fused=false")
         trainer, module, data = fits.pop()
         module.trainer = trainer
         module.configure_optimizers()
