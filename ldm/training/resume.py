@@ -11,7 +11,6 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.runtime.files import flat
 from ldm.runtime.ranges import Natural
 from ldm.runtime.schema import Digits, JsonFile
-from ldm.runtime.wrong import shown
 from ldm.training.gradients import DivergenceError
 from ldm.training.progress import ProgressModule
 
@@ -108,12 +107,18 @@ def resume_point(run: Path, wanted: dict[str, Any], free: frozenset[str] = froze
     changed = [k for k in now if was.get(k) != now[k] and not any(k == f or k.startswith(f"{f}.") for f in may)]
     if changed:
         # what the card holds of an option and of the part that was built by it is one change
-        differ = {k.removeprefix("config."): f"{shown(was.get(k))} (now {shown(now[k])})" for k in changed}
+        differ = {k.removeprefix("config."): f"{_short(was.get(k))} (now {_short(now[k])})" for k in changed}
         named = ", ".join(f"{key}={values}" for key, values in list(differ.items())[:3])
         fits = not any(key.split(".")[0] in SHAPES for key in changed)
         instead = f"start run=NEW init={run}" if fits else NEW
         raise ValueError(f"{run} was started with {named}: keep that, or {instead}")
     return file, card["batches_seen"]
+
+
+def _short(value: Any) -> str:
+    """A value in a line: of a vocabulary, the beginning."""
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def defaults_of(constructor: Callable[..., Any]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def test_the_line_repeats_the_samples(studio, ldm, changes):
     assert program == "ldm"
     ldm(command, *words, "overwrite=true")
     with np.load("runs/play/samples.npz") as arrays:
-        assert arrays["arr_1"].tolist() == plan.labels.tolist()
+        assert arrays["arr_1"].tolist() == plan.told.turn(range(len(plan.rows))).label.tolist()
         off = arrays["arr_0"].astype(int) - images.permute(0, 2, 3, 1).numpy()
     assert np.abs(off).max() <= 1
 

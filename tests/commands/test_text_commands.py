@@ -99,7 +99,7 @@ def test_a_pretrained_encoders_embeddings_are_cached_and_prompts_are_read_by_it(
     said("sample", "run=s", "model=runs/by-bert", "num=2", "prompts=a red square", *FEW)
     Path("encoder").rename("moved")
     PretrainedText.load.__func__.__globals__["_load"].cache_clear()
-    assert "text_encoder=encoder is no folder of a text encoder" in fails(
+    assert "encoder is no folder of a text encoder" in fails(
         "sample", "run=t", "model=runs/by-bert", "prompts=red", *FEW
     )
     said("sample", "run=t", "model=runs/by-bert", "num=2", "prompts=a red square", "text_encoder=moved", *FEW)
