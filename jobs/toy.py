@@ -33,7 +33,7 @@ from ldm.diffusion.weighting import Unweighted
 from ldm.generate.model import LatentDiffusionModel
 from ldm.latents import LatentStats
 from ldm.models.layers import zero_init
-from ldm.training.kept_memory import KeptMemory
+from ldm.training.step_memory import Live
 
 BATCH, NFES = 256, (1, 2, 4, 8, 16, 32)
 
@@ -137,16 +137,17 @@ def train(objective: Objective, steps: int, draw: Draw, start: Net | None = None
 
 @dataclass
 class Cost:
-    """Of a training: steps, seconds, the network's evaluations, and bytes kept for a step's backward pass."""
+    """Of a training: steps, seconds, the network's evaluations, and the most bytes that live in a step, beside the
+    weights."""
 
     steps: int
     seconds: float
     evaluations: int
-    kept: int
+    bytes: int
 
     def row(self, name: str, distance: float) -> str:
         """Of the table."""
-        figures = f"{self.steps} | {self.seconds:.0f} | {self.evaluations:,} | {self.kept / 2**20:.2f}"
+        figures = f"{self.steps} | {self.seconds:.0f} | {self.evaluations:,} | {self.bytes / 2**20:.2f}"
         return f"| {name} | {figures} | {distance:.3f} |"
 
 
@@ -177,21 +178,22 @@ def train_by_likelihood(steps: int) -> tuple[Net, Cost]:
         schedule.step()
         evaluations += evaluated()
     seconds = time.perf_counter() - begun
-    return net.eval(), Cost(steps, seconds, evaluations, _kept_by_likelihood(field, adjoint=True))
+    return net.eval(), Cost(steps, seconds, evaluations, memory_of_likelihood(field, adjoint=True))
 
 
-def _kept_by_likelihood(field: nn.Module, adjoint: bool) -> int:
-    with KeptMemory() as kept:
+def memory_of_likelihood(field: nn.Module, adjoint: bool) -> int:
+    """The most bytes that live in a step by likelihood."""
+    with Live(field.parameters()) as live:
         negative_log_likelihood(field, moons(BATCH, 3), adjoint=adjoint, rtol=1e-3, atol=1e-3)[0].mean().backward()
-    return kept.peak
+    return live.peak
 
 
-def kept_by_regression(objective: Objective, net: Net) -> int:
-    """What a step of flow matching keeps."""
-    with KeptMemory() as kept:
+def memory_of_regression(objective: Objective, net: Net) -> int:
+    """The most bytes that live in a step of flow matching."""
+    with Live(net.parameters()) as live:
         x0 = moons(BATCH, 3)
         objective.loss(net, x0, torch.zeros(BATCH), eps=torch.randn_like(x0))[0].mean().backward()
-    return kept.peak
+    return live.peak
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 64) -> float:
@@ -231,7 +233,7 @@ def main(out: Path, steps: int = 6000, samples: int = 40_000, likelihood_steps: 
                 net = train(objective, steps, draw, start)  # type: ignore[arg-type]
             if name == "flow":
                 seconds = time.perf_counter() - begun
-                costs[name] = Cost(steps, seconds, steps, kept_by_regression(objective, net))
+                costs[name] = Cost(steps, seconds, steps, memory_of_regression(objective, net))
         model = models[name] = LatentDiffusionModel(
             net=net,
             objective=objective,
@@ -257,12 +259,12 @@ def main(out: Path, steps: int = 6000, samples: int = 40_000, likelihood_steps: 
     print(f"| evaluations | {' | '.join(map(str, NFES))} |\n|---|{'---|' * len(NFES)}")
     for name, values in table.items():
         print(f"| {name} | {' | '.join(f'{v:.3f}' for v in values)} |")
-    print("| training | steps | seconds | evaluations | MiB kept | distance at 32 |\n|---|---|---|---|---|---|")
+    print("| training | steps | seconds | evaluations | MiB in a step | distance at 32 |\n|---|---|---|---|---|---|")
     for name, cost in costs.items():
         print(cost.row(name, table[name][-1]))
     with torch.enable_grad():
-        direct = _kept_by_likelihood(Plane(models["CNF, by likelihood"].net), adjoint=False)
-    print(f"differentiating the solver's steps instead of the adjoint would keep {direct / 2**20:.1f} MiB")
+        direct = memory_of_likelihood(Plane(models["CNF, by likelihood"].net), adjoint=False)
+    print(f"differentiating the solver's steps instead of the adjoint would take {direct / 2**20:.1f} MiB")
     print(f"data v data: {floor:.3f}; {out}")
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 from ldm.diffusion.continuous_flow import negative_log_likelihood
-from ldm.training.kept_memory import KeptMemory
+from ldm.training.step_memory import Live
 
 
 class Linear(nn.Module):
@@ -59,9 +59,9 @@ def test_the_adjoints_gradients_are_those_of_direct_differentiation():
 
 def test_the_adjoints_memory_does_not_grow_with_the_evaluations():
     def peak(adjoint, rtol):
-        with KeptMemory() as kept:
+        with Live() as live:
             _, forward, _ = gradients(adjoint, rtol)
-        return kept.peak, forward
+        return live.peak, forward
 
     (few, short), (many, long) = peak(True, 1e-4), peak(True, 1e-10)
     assert long > 3 * short
