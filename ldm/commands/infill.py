@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, Self
 
 import torch
 from annotated_types import Interval, Len
@@ -11,8 +11,9 @@ from pydantic import model_validator
 from torch import Tensor
 
 from ldm.card import check_guidance, usual_guidance
+from ldm.commands.draws import check_names, in_parts, labels_of
 from ldm.commands.options import Free, ResultOptions, SamplerOptions, Text, Weights, build
-from ldm.data.picture_files import Masks, Pictures, class_of
+from ldm.data.picture_files import Masks, Pictures
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.repaint import RESAMPLE, repaint
 from ldm.evaluation.result_files import InfillFile, which_weights
@@ -121,48 +122,12 @@ def check_pictures(pictures: Pictures, masks: Masks) -> None:
         _ = pictures[i], masks[i]
 
 
-def check_names(pictures: Pictures) -> None:
-    """ValueError where two pictures' results would get the same name."""
-    names: dict[str, str] = {}
-    for path in pictures.paths:
-        name = path.relative_to(pictures.root).as_posix()
-        stem = Path(name).with_suffix("").as_posix()
-        if stem in names:
-            raise ValueError(f"images: {names[stem]} and {name} differ in their endings alone: rename one")
-        names[stem] = name
-
-
 def stamped(generator: Generator, how: Method) -> dict[str, Any]:
     """What walked, for the stamp."""
     said = generator.sampling.describe()
     if how == "repaint":
         said["sampler"]["function"] = {"_target_": f"{repaint.__module__}.{repaint.__qualname__}"}
     return said
-
-
-class Labelled(Protocol):
-    """The options that say a picture's label."""
-
-    model: str
-    classes: str | int | None
-
-
-def labels_of(options: Labelled, model: LatentDiffusionModel, dropout: float, pictures: Pictures) -> Tensor:
-    """The label of each picture, [N]: the null class, one class for all, or that of its folder.
-
-    Raises:
-        ValueError: for a class that the model has not, or for none where it was never trained without labels.
-    """
-    if options.classes is not None and not model.conditioning.labels:
-        raise ValueError(f"classes={options.classes}: model={options.model} was told no labels: leave it out")
-    if options.classes == "folders":
-        named = [class_of(pictures, i) for i in range(len(pictures))]
-        return torch.tensor(model.labels(named))
-    if options.classes is not None:
-        return torch.tensor(model.labels(options.classes) * len(pictures))
-    if model.conditioning.unlabelled_share(dropout) == 0 and len(model.class_names) > 1:
-        raise ValueError(f"model={options.model} was never trained without labels: pass classes=")
-    return model.null.label.expand(len(pictures))
 
 
 def drawn(
@@ -176,14 +141,9 @@ def drawn(
         numbers = range(start, min(start + each, len(pictures)))
         names, views = zip(*(pictures[i] for i in numbers), strict=True)
         image, hidden = torch.stack(views), torch.stack([masks[i] for i in numbers])
-        of = torch.arange(len(names)).repeat_interleave(options.draws)
-        indices = [start * options.draws + k for k in range(len(of))]
-        parts = [slice(k, k + options.batch_size) for k in range(0, len(of), options.batch_size)]
-        made = torch.cat(
-            [
-                infilled(generator, image[of[k]], hidden[of[k]], labels[start:][of[k]], indices[k], **how).cpu()
-                for k in parts
-            ]
-        )
+        own = labels[start:]
+        parts = in_parts(numbers, options.draws, options.batch_size)
+        made = [infilled(generator, image[of], hidden[of], own[of], at, **how).cpu() for of, at in parts]
+        draws = torch.cat(made).unflatten(0, (len(numbers), options.draws))
         for i, name in enumerate(names):
-            yield start + i, name, image[i], hidden[i], made[of == i]
+            yield start + i, name, image[i], hidden[i], draws[i]

@@ -1,6 +1,7 @@
 """What `ldm train-diffusion` needs for a student: its teacher, and whether the two fit."""
 
 import os
+import pydoc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from ldm.card import build_from_card, learned_guidance
 from ldm.checkpoint import LoadedDiffusion, load_diffusion
 from ldm.condition import Condition
 from ldm.conditioning.labels import Labels
+from ldm.conditioning.text import Text
 from ldm.diffusion.coupling import Taught
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import VEPath
@@ -270,7 +272,7 @@ def condition_of(options: "TrainDiffusionOptions", teacher: LoadedDiffusion | No
 def read_alike(options: "TrainDiffusionOptions") -> dict[str, Any]:
     """The condition's node, with the words, or the encoder, that init= has learned to read."""
     node = options.condition
-    if options.init is None:
+    if options.init is None or not issubclass(pydoc.locate(node[TARGET]), Text):  # type: ignore[arg-type]
         return node
     before = load_diffusion(options.init, trust=options.trust).card.get("condition") or {}
     learned = ("words", "vocabulary", "tokens", "encoder")

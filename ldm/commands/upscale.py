@@ -12,7 +12,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from ldm.card import check_guidance
-from ldm.commands.infill import check_names, labels_of
+from ldm.commands.draws import check_names, in_parts, labels_of
 from ldm.commands.options import Free, ResultOptions, SamplerOptions, Text, Weights, build
 from ldm.data.picture_files import Pictures
 from ldm.diffusion.guidance import Guidance
@@ -64,7 +64,8 @@ def main(options: UpscaleOptions, run: Path) -> None:
     check_names(pictures)
     for i in range(len(pictures)):  # a damaged or too small one is refused before anything is written
         name, given = pictures[i]
-        _ = given if options.shrink else _cut(given, name, model)
+        if not options.shrink and (cut := _cut(given, name, model)).shape != given.shape:
+            log.warning("%s: cut to %d x %d pixels, which the network takes", name, cut.shape[2], cut.shape[1])
     check_batch(options.batch_size, 3, *model.image_size)
     generators = Generators(options, model)
     options.begin(run)
@@ -157,8 +158,6 @@ def _cut(picture: Tensor, name: str, model: LatentDiffusionModel) -> Tensor:
     height, width = (side // m * m for side in picture.shape[1:])
     if not height or not width:
         raise ValueError(f"images: {name} has fewer than {m} pixels a side: leave it out")
-    if (height, width) != tuple(picture.shape[1:]):
-        log.warning("%s: cut to %d x %d pixels, multiples of %d", name, width, height, m)
     top, left = (picture.shape[1] - height) // 2, (picture.shape[2] - width) // 2
     return picture[:, top : top + height, left : left + width]
 
@@ -168,11 +167,10 @@ def _batch(
 ) -> Iterator[tuple[int, str, Tensor, Tensor, Tensor]]:
     """Pictures of the same size, drawn together."""
     small = torch.stack([each[3] for each in waiting])
-    generator = generators.of(*small.shape[2:])
-    of = torch.arange(len(waiting)).repeat_interleave(options.draws)
-    indices = [waiting[0][0] * options.draws + k for k in range(len(of))]
-    own = labels[[each[0] for each in waiting]]
-    parts = [slice(k, k + options.batch_size) for k in range(0, len(of), options.batch_size)]
-    made = torch.cat([upscaled(generator, small[of[k]], own[of[k]], indices[k], options.noise).cpu() for k in parts])
-    for i, (index, name, given, less) in enumerate(waiting):
-        yield index, name, given, less, made[of == i]
+    generator, first = generators.of(*small.shape[2:]), waiting[0][0]
+    own = labels[first:]
+    parts = in_parts(range(first, first + len(waiting)), options.draws, options.batch_size)
+    made = [upscaled(generator, small[of], own[of], at, options.noise).cpu() for of, at in parts]
+    of_each = torch.cat(made).unflatten(0, (len(waiting), options.draws))
+    for (index, name, given, less), draws in zip(waiting, of_each, strict=True):
+        yield index, name, given, less, draws

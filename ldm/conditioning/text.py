@@ -1,6 +1,6 @@
 """Text: captions of the training images, and prompts, which are told in the same way."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
@@ -16,7 +16,7 @@ from ldm.conditioning.tokenizer import BYTES, Tokenizer, vocabulary_of
 from ldm.runtime.ranges import Count, checked
 
 
-class Text(Conditioning):
+class Text(Conditioning, ABC):
     """What every kind of text shares: its tokens are a context with a mask; the empty text is the null condition.
 
     Args:
@@ -80,7 +80,10 @@ class Captions(Text):
         self.width, self.words = width, list(words)
         self.shape = {"vocabulary": 1 + BYTES + vocabulary, "tokens": tokens, "depth": depth}
         self.vocabulary = vocabulary
-        self.said = Tokenizer(self.words, tokens)  # type: ignore[method-assign]
+        self.tokenize = Tokenizer(self.words, tokens)
+
+    def said(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        return self.tokenize(texts)
 
     def learned(self, kept: Kept) -> dict[str, Any]:
         if kept.captioned == 0:

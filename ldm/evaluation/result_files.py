@@ -127,20 +127,15 @@ class ReconstructionFile(JsonFile):
     mean_psnr: Finite
 
 
-class InfillFile(JsonFile):
-    """infill.json of `ldm infill`: what the pictures beside it depend on.
+class DrawsFile(JsonFile):
+    """What the draws of some pictures depend on, whatever they were told.
 
-    resample: of method=repaint
-    draws:    of each picture
+    draws: of each picture
     """
-
-    fix: ClassVar[str] = "run `ldm infill` again"
 
     model: Fingerprint
     autoencoder: Fingerprint
     weights: WhichWeights
-    method: str
-    resample: Count | None
     sampler: dict[str, Any]
     grid: dict[str, Any] | str
     guidance: NonNegative
@@ -150,8 +145,17 @@ class InfillFile(JsonFile):
     precision: str
 
 
-class UpscaleFile(JsonFile):
-    """upscale.json of `ldm upscale`: what the pictures beside it depend on.
+class InfillFile(DrawsFile):
+    """infill.json of `ldm infill`; resample: of method=repaint."""
+
+    fix: ClassVar[str] = "run `ldm infill` again"
+
+    method: str
+    resample: Count | None
+
+
+class UpscaleFile(DrawsFile):
+    """upscale.json of `ldm upscale`.
 
     noise: level of what was laid on the small pictures
     psnr:  where they were shrunk from large ones, mean PSNR against these in dB, of each way to enlarge them
@@ -159,19 +163,9 @@ class UpscaleFile(JsonFile):
 
     fix: ClassVar[str] = "run `ldm upscale` again"
 
-    model: Fingerprint
-    autoencoder: Fingerprint
-    weights: WhichWeights
     factor: Count
     noise: NonNegative
-    sampler: dict[str, Any]
-    grid: dict[str, Any] | str
-    guidance: NonNegative
-    seed: Natural
-    pictures: Count
-    draws: Count
-    psnr: dict[str, float]
-    precision: str
+    psnr: dict[str, Finite]
 
 
 class LikelihoodFile(JsonFile):

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from ldm.condition import Condition
 from ldm.conditioning.labels import Labels
-from ldm.data.cache_reader import Batch, CachedMoments, LatentCache
+from ldm.data.cache_reader import CachedMoments, LatentCache
 from ldm.data.samples import Split
 from ldm.diffusion.checks import apart
 from ldm.generate.generator import Generator
 from ldm.generate.model import LatentDiffusionModel
+from ldm.training.progress import seed_from
 
 NAME = 40  # characters of a caption beside its row
 
@@ -29,35 +30,28 @@ class Examples:
         self.model, self.latents, self.seed = model, latents, seed
         self.of_labels = isinstance(model.conditioning, Labels)
 
-    def conditions(self, indices: Sequence[int]) -> Condition:
-        """Of some samples, in their order."""
+    def of(self, indices: Sequence[int]) -> tuple[Condition, Tensor]:
+        """What some samples are told, in their order, and the classes that they should be of, told or not."""
         model = self.model
         if self.of_labels:
-            return model.told(torch.tensor([i % len(model.class_names) for i in indices]).to(model.device))
-        batch = self._batch(indices)
+            labels = torch.tensor([i % len(model.class_names) for i in indices], device=model.device)
+            return model.told(labels), labels
+        batch = self.latents.__getitems__([(0, i % len(self.latents)) for i in indices])
         x0 = model.stats.normalize(batch.moments.to(model.device).float().chunk(2, dim=1)[0])
         told = {name: part.to(model.device) for name, part in batch.told.items()}
         drawn = [part.to(model.device) for part in self._drawn(indices)]
-        condition, _ = model.conditioning.condition(x0, batch.labels.to(model.device), model.null, told, *drawn)
-        return condition
+        labels = batch.labels.to(model.device)
+        condition, _ = model.conditioning.condition(x0, labels, model.null, told, *drawn)
+        return condition, labels
 
     def _drawn(self, indices: Sequence[int]) -> list[Tensor]:
         """Each sample's own, whatever batch it is in, on the CPU."""
         rows = []
         with apart():
             for index in indices:
-                torch.manual_seed(hash((self.seed, index)))
+                seed_from(self.seed, index)
                 rows.append(self.model.conditioning.draw(1, self.model.latent_shape, torch.device("cpu")))
         return [torch.cat(parts) for parts in zip(*rows, strict=True)]
-
-    def labels(self, indices: Sequence[int]) -> Tensor:
-        """The classes that the samples should be of, whether or not they are told."""
-        if self.of_labels:
-            return torch.tensor([i % len(self.model.class_names) for i in indices])
-        return self._batch(indices).labels
-
-    def _batch(self, indices: Sequence[int]) -> Batch:
-        return self.latents.__getitems__([(0, i % len(self.latents)) for i in indices])
 
     def names(self, rows: int) -> list[str]:
         """Of the first samples' conditions: classes or captions; [] where they have none."""

@@ -113,7 +113,7 @@ class SampleGrid(Callback):
     def _drawn(self, pl_module: LightningModule) -> Tensor | None:
         """The samples, uint8 [N, 3, H, W]; None, said in the log, of a network that makes none."""
         try:
-            told = self.examples.conditions(self.rows).to(pl_module.device)
+            told, _ = self.examples.of(self.rows)
             return self.generator.images(range(len(self.rows)), told)[0]
         except ValueError as error:
             log.warning("no samples are drawn: %s", error)

@@ -130,8 +130,7 @@ class SampleQuality(Callback):
         right, moments = torch.zeros((), device=device), Moments(1 if features is None else features.num_features)
         moments.to(device)
         for indices in shares(self.num, rank, world, self.batch_size):
-            at = [i % self.num for i in indices]
-            told, wanted = self.examples.conditions(at).to(device), self.examples.labels(at).to(device)
+            told, wanted = self.examples.of([i % self.num for i in indices])
             images = self.generator.images(indices, told)[0]
             ours = [k for k, i in enumerate(indices) if i < self.num]  # what lies beyond keeps the ranks in step
             if features is not None and ours:

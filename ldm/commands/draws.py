@@ -1,0 +1,56 @@
+"""What the commands share that make several draws of each of some pictures."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ldm.data.picture_files import Pictures, class_of
+from ldm.generate.model import LatentDiffusionModel
+
+
+def check_names(pictures: Pictures) -> None:
+    """ValueError where two pictures' results would get the same name."""
+    names: dict[str, str] = {}
+    for path in pictures.paths:
+        name = path.relative_to(pictures.root).as_posix()
+        stem = Path(name).with_suffix("").as_posix()
+        if stem in names:
+            raise ValueError(f"images: {names[stem]} and {name} differ in their endings alone: rename one")
+        names[stem] = name
+
+
+class Labelled(Protocol):
+    """The options that say a picture's label."""
+
+    model: str
+    classes: str | int | None
+
+
+def labels_of(options: Labelled, model: LatentDiffusionModel, dropout: float, pictures: Pictures) -> Tensor:
+    """The label of each picture, [N]: the null class, one class for all, or that of its folder.
+
+    Raises:
+        ValueError: for a class that the model has not, or for none where it was never trained without labels.
+    """
+    if options.classes is not None and not model.conditioning.labels:
+        raise ValueError(f"classes={options.classes}: model={options.model} was told no labels: leave it out")
+    if options.classes == "folders":
+        named = [class_of(pictures, i) for i in range(len(pictures))]
+        return torch.tensor(model.labels(named))
+    if options.classes is not None:
+        return torch.tensor(model.labels(options.classes) * len(pictures))
+    if model.conditioning.unlabelled_share(dropout) == 0 and len(model.class_names) > 1:
+        raise ValueError(f"model={options.model} was never trained without labels: pass classes=")
+    return model.null.label.expand(len(pictures))
+
+
+def in_parts(numbers: range, draws: int, batch_size: int) -> Iterator[tuple[Tensor, list[int]]]:
+    """Rows among some pictures, and the samples' indices, of all draws of each in order, so many at once. A draw's
+    noise belongs to its picture's number and its own."""
+    of = torch.arange(len(numbers)).repeat_interleave(draws)
+    for start in range(0, len(of), batch_size):
+        part = of[start : start + batch_size]
+        yield part, [numbers.start * draws + start + k for k in range(len(part))]
