@@ -253,8 +253,8 @@ def main(out: Path, steps: int = 6000, samples: int = 40_000, likelihood_steps: 
     axes[6].axhline(floor, color="0.6", linestyle=":", label="data v data")
     axes[6].set(title="sliced Wasserstein distance", xlabel="network evaluations")
     axes[6].set_xticks(NFES, [str(n) for n in NFES])
-    axes[6].legend(fontsize=8)
     axes[7].axis("off")
+    axes[7].legend(*axes[6].get_legend_handles_labels(), loc="center left")
     figure.savefig(out, dpi=80)
     print(f"| evaluations | {' | '.join(map(str, NFES))} |\n|---|{'---|' * len(NFES)}")
     for name, values in table.items():
