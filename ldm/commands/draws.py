@@ -1,14 +1,21 @@
 """What the commands share that make several draws of each of some pictures."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from ldm.commands.options import ResultOptions
 from ldm.data.picture_files import Pictures, class_of
 from ldm.generate.model import LatentDiffusionModel
+from ldm.images import save_png
+from ldm.runtime.ranks import join_ranks
+
+IMAGES = "images"  # the folder of draws
 
 
 def check_names(pictures: Pictures) -> None:
@@ -47,10 +54,27 @@ def labels_of(options: Labelled, model: LatentDiffusionModel, dropout: float, pi
     return model.null.label.expand(len(pictures))
 
 
-def in_parts(numbers: range, draws: int, batch_size: int) -> Iterator[tuple[Tensor, list[int]]]:
+def begun(options: ResultOptions, run: Path, pictures: Pictures) -> range:
+    """The numbers of this rank's share of the pictures, for whose draws the run folder is made ready."""
+    rank, world = join_ranks()
+    if rank == 0:
+        options.begin(run)
+        shutil.rmtree(run / IMAGES, ignore_errors=True)  # of an earlier call
+    if world > 1:
+        dist.barrier()  # before any of them writes
+    return range(rank, len(pictures), world)
+
+
+def save_draws(run: Path, name: str, draws: Tensor) -> None:
+    """Write the draws of a picture of this name, uint8 [D, 3, H, W]: a PNG each."""
+    for k, draw in enumerate(draws):
+        save_png(run / IMAGES / f"{Path(name).with_suffix('').as_posix()}-{k}.png", draw)
+
+
+def in_parts(numbers: Sequence[int], draws: int, batch_size: int) -> Iterator[tuple[Tensor, list[int]]]:
     """Rows among some pictures, and the samples' indices, of all draws of each in order, so many at once. A draw's
     noise belongs to its picture's number and its own."""
-    of = torch.arange(len(numbers)).repeat_interleave(draws)
+    of = [(row, number * draws + k) for row, number in enumerate(numbers) for k in range(draws)]
     for start in range(0, len(of), batch_size):
-        part = of[start : start + batch_size]
-        yield part, [numbers.start * draws + start + k for k in range(len(part))]
+        rows, indices = zip(*of[start : start + batch_size], strict=True)
+        yield torch.tensor(rows), list(indices)

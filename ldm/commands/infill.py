@@ -1,6 +1,5 @@
 """Make the hidden part of pictures anew: a PNG a draw, and a grid of pictures, masks and draws."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -11,7 +10,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from ldm.card import check_guidance, usual_guidance
-from ldm.commands.draws import check_names, in_parts, labels_of
+from ldm.commands.draws import begun, check_names, in_parts, labels_of, save_draws
 from ldm.commands.options import Free, ResultOptions, SamplerOptions, Text, Weights, build
 from ldm.data.picture_files import Masks, Pictures
 from ldm.diffusion.guidance import Guidance
@@ -26,7 +25,7 @@ from ldm.runtime.arguments import Choice
 from ldm.runtime.bars import track
 from ldm.runtime.memory import check_batch
 from ldm.runtime.ranges import Count, Natural, NonNegative
-from ldm.runtime.ranks import pick_device, precision
+from ldm.runtime.ranks import gather, pick_device, precision
 
 SHOWN = 8  # pictures in grid.png
 GREY = 128  # of what is hidden, in pictures of masks
@@ -80,14 +79,16 @@ def main(options: InfillOptions, run: Path) -> None:
         guidance=Guidance(scale=scale),
         seed=options.seed,
     )
-    options.begin(run)
-    shutil.rmtree(run / "images", ignore_errors=True)  # of an earlier call
-    shown: list[Tensor] = []
-    for index, name, image, hidden, draws in drawn(options, generator, pictures, masks, labels):
-        for k, draw in enumerate(draws):
-            save_png(run / "images" / f"{Path(name).with_suffix('').as_posix()}-{k}.png", draw)
+    share, own = begun(options, run, pictures), {}
+    for index, name, image, hidden, draws in drawn(options, generator, (pictures, masks, labels), share):
+        save_draws(run, name, draws)
         if index < SHOWN:
-            shown += [image, torch.where(hidden, GREY, image).to(torch.uint8), *draws[:SHOWN]]
+            own[index] = [image, torch.where(hidden, GREY, image).to(torch.uint8), *draws[:SHOWN]]
+    shares = gather(own)
+    if not shares:  # on every rank but the first
+        return
+    rows = {index: row for part in shares for index, row in part.items()}
+    shown = [image for index in sorted(rows) for image in rows[index]]
     columns = 2 + min(options.draws, SHOWN)
     titles = ["picture", "known", *(f"draw {k}" for k in range(columns - 2))]
     save_png(run / "grid.png", annotate(grid(torch.stack(shown), columns), columns=titles))
@@ -131,19 +132,20 @@ def stamped(generator: Generator, how: Method) -> dict[str, Any]:
 
 
 def drawn(
-    options: InfillOptions, generator: Generator, pictures: Pictures, masks: Masks, labels: Tensor
+    options: InfillOptions, generator: Generator, given: tuple[Pictures, Masks, Tensor], share: range
 ) -> Iterator[tuple[int, str, Tensor, Tensor, Tensor]]:
-    """Each picture's index, name, pixels uint8 [3, H, W], hidden pixels [1, H, W], and its draws [D, 3, H, W]. A draw's
-    noise belongs to its picture's index and its own."""
+    """Of a share of the pictures, given with masks and labels, each one's index, name, pixels uint8 [3, H, W], hidden
+    pixels [1, H, W], and its draws [D, 3, H, W]. A draw's noise belongs to its picture's index and its own."""
+    pictures, masks, labels = given
     each = max(1, options.batch_size // options.draws)
     how: dict[str, Any] = {"method": options.method, "resample": options.resample or RESAMPLE, "grow": options.grow}
-    for start in track(range(0, len(pictures), each), "infilling", hidden=False):
-        numbers = range(start, min(start + each, len(pictures)))
+    for start in track(range(0, len(share), each), "infilling", hidden=share.start != 0):
+        numbers = list(share[start : start + each])
         names, views = zip(*(pictures[i] for i in numbers), strict=True)
         image, hidden = torch.stack(views), torch.stack([masks[i] for i in numbers])
-        own = labels[start:]
+        own = labels[numbers]
         parts = in_parts(numbers, options.draws, options.batch_size)
         made = [infilled(generator, image[of], hidden[of], own[of], at, **how).cpu() for of, at in parts]
         draws = torch.cat(made).unflatten(0, (len(numbers), options.draws))
-        for i, name in enumerate(names):
-            yield start + i, name, image[i], hidden[i], draws[i]
+        for i, (number, name) in enumerate(zip(numbers, names, strict=True)):
+            yield number, name, image[i], hidden[i], draws[i]

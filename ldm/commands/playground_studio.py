@@ -166,8 +166,8 @@ class CommandStudio:
             options, stages = self.options(settings, of), self.stages(of)
             weak = self.weak(options.weak, stages.loaded)
         guidance = guidance_of(options, stages.loaded, weak, stages.model.device)
-        generator = planned(options, stages.model, guidance)
-        wanted = wanted_of(options, generator.model)
+        generator = planned(options, stages.loaded.card, stages.model, guidance)
+        wanted = wanted_of(options, stages.loaded.card, generator.model)
         return Plan(
             generator=generator,
             told=wanted.told,

@@ -80,8 +80,8 @@ def main(options: SampleOptions, run: Path) -> None:
     loaded, autoencoder = load_stages(options.model, options.weights, options.autoencoder, options.trust)
     weak = load_weak(options, loaded)
     model = LatentDiffusionModel.of(loaded, autoencoder, device).read_by(options.text_encoder)
-    generator = planned(options, model, guidance_of(options, loaded, weak, device))
-    wanted = wanted_of(options, generator.model)
+    generator = planned(options, loaded.card, model, guidance_of(options, loaded, weak, device))
+    wanted = wanted_of(options, loaded.card, generator.model)
     options.keep_others(run)
     samples, evaluations = drawn(generator, wanted.told, options.num, options.batch_size)
     if samples is None:  # on every rank but the first
@@ -117,7 +117,7 @@ def main(options: SampleOptions, run: Path) -> None:
     print(f"{options.num} samples in {run}: {', '.join(names)}")
 
 
-def planned(options: SampleOptions, model: LatentDiffusionModel, guidance: Guidance) -> Generator:
+def planned(options: SampleOptions, card: dict[str, Any], model: LatentDiffusionModel, guidance: Guidance) -> Generator:
     """How the model is sampled; ValueError if the samples do not fit into memory."""
     if options.latent_size is not None:
         model = model.sized(options.latent_size)
@@ -128,7 +128,7 @@ def planned(options: SampleOptions, model: LatentDiffusionModel, guidance: Guida
         path=build(options.path),
         guidance=guidance,
         seed=options.seed,
-        origin=origin_of(options, model),
+        origin=origin_of(options, card, model),
     )
     pixels = 3 * math.prod(model.image_size)
     check_fits(2 * options.num * pixels, f"num={options.num}", "lower num=, and sample several times by seed=")
@@ -136,8 +136,8 @@ def planned(options: SampleOptions, model: LatentDiffusionModel, guidance: Guida
     return generator
 
 
-def origin_of(options: SampleOptions, model: LatentDiffusionModel) -> Origin | None:
-    """The pictures that samples start from, encoded; None for noise."""
+def origin_of(options: SampleOptions, card: dict[str, Any], model: LatentDiffusionModel) -> Origin | None:
+    """The pictures that samples start from, prepared as in training and encoded; None for noise."""
     if options.start is None:
         if options.strength is not None:
             raise ValueError(f"strength={options.strength:g} is of pictures to start from: pass from=")
@@ -147,7 +147,9 @@ def origin_of(options: SampleOptions, model: LatentDiffusionModel) -> Origin | N
     height, width = model.image_size
     if height != width:
         raise ValueError(f"from={options.start} is cut to squares: pass latent_size= of one side")
-    pictures = Pictures(options.start, width, key="from")
+    given = card["preprocessing"] or {}
+    resize = round(given["resize"] * width / given["resolution"]) if given else None
+    pictures = Pictures(options.start, width, resize, key="from")
     latents = [model.encode(pictures[i][1][None]) for i in range(min(len(pictures), options.num))]
     return Origin(latents=torch.cat(latents), strength=STRENGTH if options.strength is None else options.strength)
 

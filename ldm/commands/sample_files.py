@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ldm.condition import Condition
+from ldm.conditioning.text import check_said
 from ldm.generate.generator import Generator
 from ldm.generate.interpolation import interpolate
 from ldm.generate.model import LatentDiffusionModel
@@ -44,13 +45,18 @@ class Wanted(NamedTuple):
         return self.told.turn([self.rows.index(row)])
 
 
-def wanted_of(options: "SampleOptions", model: LatentDiffusionModel) -> Wanted:
-    """What the samples are told: prompts, or else classes, in turn."""
+def wanted_of(options: "SampleOptions", card: dict[str, Any], model: LatentDiffusionModel) -> Wanted:
+    """What the samples are told: prompts, or else classes, in turn.
+
+    Raises:
+        ValueError: if there are no prompts for a model that was always told a caption in training.
+    """
     if options.prompts is not None:
         texts = prompts_of(options.prompts)
         return Wanted(
             model.asked(options.classes, options.num, texts), [i % len(texts) for i in range(options.num)], texts, texts
         )
+    check_said(f"model={options.model}", card, model.conditioning)
     told = model.asked(options.classes, options.num)
     return Wanted(told, told.turn(range(options.num)).label.tolist(), [*model.class_names, "no label"], None)
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from ldm.data.cache_reader import LatentCache
 
 STEMS = {"input_blocks.0.0.weight", "x_embedder.proj.weight"}  # first convolutions: channels beside x_t come last
-FURTHER = ("second_embed.", "guidance_embed.")  # weights that start at zero, and that a teacher need not have
+# weights that start at zero, and that a teacher need not have
+FURTHER = ("second_embed.", "guidance_embed.", "pooled_embed.")
 
 
 def load_teacher(options: "TrainDiffusionOptions") -> LoadedDiffusion:

@@ -1,8 +1,6 @@
 """Make pictures of more pixels from small ones: a PNG a draw, and a grid of small pictures, bicubic and draws."""
 
 import logging
-import shutil
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +10,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from ldm.card import check_guidance
-from ldm.commands.draws import check_names, in_parts, labels_of
+from ldm.commands.draws import begun, check_names, in_parts, labels_of, save_draws
 from ldm.commands.options import Free, ResultOptions, SamplerOptions, Text, Weights, build
 from ldm.data.picture_files import Pictures
 from ldm.diffusion.guidance import Guidance
@@ -27,7 +25,7 @@ from ldm.runtime.arguments import Choice
 from ldm.runtime.bars import track
 from ldm.runtime.memory import check_batch
 from ldm.runtime.ranges import Count, Fraction, NonNegative
-from ldm.runtime.ranks import pick_device, precision
+from ldm.runtime.ranks import gather, pick_device, precision
 
 SHOWN = 8  # pictures in grid.png, and draws of each
 
@@ -68,24 +66,28 @@ def main(options: UpscaleOptions, run: Path) -> None:
             log.warning("%s: cut to %d x %d pixels, which the network takes", name, cut.shape[2], cut.shape[1])
     check_batch(options.batch_size, 3, *model.image_size)
     generators = Generators(options, model)
-    options.begin(run)
-    shutil.rmtree(run / "images", ignore_errors=True)  # of an earlier call
-    shown: list[Tensor] = []
-    ratios: dict[str, list[float]] = defaultdict(list)
-    for index, name, given, small, draws in drawn(options, generators, pictures, labels, factor):
-        for k, draw in enumerate(draws):
-            save_png(run / "images" / f"{Path(name).with_suffix('').as_posix()}-{k}.png", draw)
+    share = begun(options, run, pictures)
+    own: dict[int, list[Tensor]] = {}
+    ratios: dict[int, dict[str, float]] = {}
+    for index, name, given, small, draws in drawn(options, generators, (pictures, labels), share):
+        save_draws(run, name, draws)
         bicubic = enlarged(small, factor)
         if options.shrink:
-            for what, made in (("bicubic", bicubic), ("draw", draws[0]), ("mean of draws", _mean(draws))):
-                ratios[what].append(float(psnr(made[None], given[None])))
-        if index < SHOWN and (not shown or shown[0].shape == bicubic.shape):  # a grid is of one size
+            made = {"bicubic": bicubic, "draw": draws[0], "mean of draws": _mean(draws)}
+            ratios[index] = {what: float(psnr(image[None], given[None])) for what, image in made.items()}
+        if index < SHOWN:
             pixels = small.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-            shown += [pixels, bicubic, *draws[:SHOWN], *([given] if options.shrink else [])]
+            own[index] = [pixels, bicubic, *draws[:SHOWN], *([given] if options.shrink else [])]
+    shares = gather((own, ratios))
+    if not shares:  # on every rank but the first
+        return
+    rows, ratios = ({k: v for part in parts for k, v in part.items()} for parts in zip(*shares, strict=True))
+    shown = [image for index in sorted(rows) for image in rows[index] if rows[index][0].shape == rows[0][0].shape]
     columns = ["small", "bicubic", *(f"draw {k}" for k in range(min(options.draws, SHOWN)))]
     columns += ["picture"] if options.shrink else []
     save_png(run / "grid.png", annotate(grid(torch.stack(shown), len(columns)), columns=columns))
-    means = {what: sum(values) / len(values) for what, values in ratios.items()}
+    kinds = ratios[0] if options.shrink else []
+    means = {what: sum(ratios[index][what] for index in sorted(ratios)) / len(ratios) for what in kinds}
     UpscaleFile(
         model=loaded.fingerprint,
         autoencoder=autoencoder.fingerprint,
@@ -136,20 +138,23 @@ class Generators:
 
 
 def drawn(
-    options: UpscaleOptions, generators: Generators, pictures: Pictures, labels: Tensor, factor: int
+    options: UpscaleOptions, generators: Generators, views: tuple[Pictures, Tensor], share: range
 ) -> Iterator[tuple[int, str, Tensor, Tensor, Tensor]]:
-    """Each picture's index, name, pixels as given uint8 [3, H, W], small copy, and its draws [D, 3, H', W']. A draw's
-    noise belongs to its picture's index and its own."""
+    """Of a share of the pictures, given with labels, each one's index, name, pixels as given uint8 [3, H, W], small
+    copy, and its draws [D, 3, H', W']. A draw's noise belongs to its picture's index and its own."""
+    pictures, labels = views
+    factor = upscale_of(generators.model).factor
     waiting: list[tuple[int, str, Tensor, Tensor]] = []
     each = max(1, options.batch_size // options.draws)
-    for index in track(range(len(pictures)), "upscaling", hidden=False):
+    for index in track(share, "upscaling", hidden=share.start != 0):
         name, given = pictures[index]
         small = shrunk(given, min(given.shape[1:]) // factor) if options.shrink else _cut(given, name, generators.model)
         if waiting and (len(waiting) == each or waiting[0][3].shape != small.shape):
             yield from _batch(options, generators, waiting, labels)
             waiting = []
         waiting.append((index, name, given, small))
-    yield from _batch(options, generators, waiting, labels)
+    if waiting:  # with fewer pictures than ranks, some have none
+        yield from _batch(options, generators, waiting, labels)
 
 
 def _cut(picture: Tensor, name: str, model: LatentDiffusionModel) -> Tensor:
@@ -167,9 +172,9 @@ def _batch(
 ) -> Iterator[tuple[int, str, Tensor, Tensor, Tensor]]:
     """Pictures of the same size, drawn together."""
     small = torch.stack([each[3] for each in waiting])
-    generator, first = generators.of(*small.shape[2:]), waiting[0][0]
-    own = labels[first:]
-    parts = in_parts(range(first, first + len(waiting)), options.draws, options.batch_size)
+    generator, numbers = generators.of(*small.shape[2:]), [each[0] for each in waiting]
+    own = labels[numbers]
+    parts = in_parts(numbers, options.draws, options.batch_size)
     made = [upscaled(generator, small[of], own[of], at, options.noise).cpu() for of, at in parts]
     of_each = torch.cat(made).unflatten(0, (len(waiting), options.draws))
     for (index, name, given, less), draws in zip(waiting, of_each, strict=True):

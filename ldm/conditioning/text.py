@@ -20,11 +20,16 @@ class Text(Conditioning, ABC):
     """What every kind of text shares: its tokens are a context with a mask; the empty text is the null condition.
 
     Args:
+        pooled: whether the mean of the tokens is told beside the time, too
         labels: whether the network is told the label, too
     """
 
-    def __init__(self, *, labels: bool) -> None:
-        self.labels = labels
+    def __init__(self, *, pooled: bool, labels: bool) -> None:
+        self.pooled, self.labels = pooled, labels
+
+    def _told_as(self, context_dim: int) -> dict[str, Any]:
+        """The network's arguments for tokens of so many channels."""
+        return {"context_dim": context_dim} | ({"context_pooled": True} if self.pooled else {})
 
     @abstractmethod
     def said(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -57,6 +62,7 @@ class Captions(Text):
         vocabulary: words that have a number at most; others are spelled
         width:      channels of a token's embedding
         depth:      layers of the transformer over them
+        pooled:     see `Text`
         labels:     see `Text`
         words:      the vocabulary; [] is read from the latents' captions
     """
@@ -71,10 +77,11 @@ class Captions(Text):
         vocabulary: Count = 8192,
         width: Count = 256,
         depth: Count = 2,
+        pooled: bool = True,
         labels: bool = False,
         words: Sequence[str] = (),
     ) -> None:
-        super().__init__(labels=labels)
+        super().__init__(pooled=pooled, labels=labels)
         if len(words) > vocabulary:
             raise ValueError(f"condition.words has {len(words)} words, more than condition.vocabulary={vocabulary}")
         self.width, self.words = width, list(words)
@@ -94,7 +101,7 @@ class Captions(Text):
         return {} if self.words else {"words": vocabulary_of(kept.captions(), self.vocabulary)}
 
     def network(self, latent_shape: tuple[int, ...]) -> dict[str, Any]:
-        return {"context_dim": self.width, "text": self.shape}
+        return self._told_as(self.width) | {"text": self.shape}
 
     def null(self, num_classes: int, latent_shape: tuple[int, ...]) -> Condition:
         return self.prompts([""], torch.tensor([num_classes]))
@@ -112,6 +119,7 @@ class Embeddings(Text):
         width:   D, channels of an embedding; null is as the latents have it
         tokens:  L, of a text; likewise
         encoder: source and fingerprint of the encoder; likewise
+        pooled:  see `Text`
         labels:  see `Text`
     """
 
@@ -124,9 +132,10 @@ class Embeddings(Text):
         width: Count | None = None,
         tokens: Count | None = None,
         encoder: dict[str, str] | None = None,
+        pooled: bool = True,
         labels: bool = False,
     ) -> None:
-        super().__init__(labels=labels)
+        super().__init__(pooled=pooled, labels=labels)
         self.width, self.tokens, self.encoder = width, tokens, encoder
         self.source = None if encoder is None else encoder["source"]
 
@@ -149,7 +158,7 @@ class Embeddings(Text):
         return {"width": card["width"], "tokens": card["tokens"], "encoder": encoder}
 
     def network(self, latent_shape: tuple[int, ...]) -> dict[str, Any]:
-        return {"context_dim": self._shape()[1]}
+        return self._told_as(self._shape()[1])
 
     def null(self, num_classes: int, latent_shape: tuple[int, ...]) -> Condition:
         tokens, width = self._shape()
@@ -176,6 +185,12 @@ class Embeddings(Text):
             )
         embeddings, mask = encoder(texts)
         return embeddings.half().float(), mask  # as the cache rounds them
+
+
+def check_said(said: str, card: Mapping[str, Any], conditioning: Conditioning) -> None:
+    """ValueError that begins with `said`, as model=runs/text, if a model of this card has never been told no text."""
+    if isinstance(conditioning, Text) and conditioning.unlabelled_share(card["label_dropout"]) == 0:
+        raise ValueError(f"{said} was never trained without a caption (label_dropout=0): pass prompts=")
 
 
 def nothing(n: int, tokens: int, width: int) -> tuple[Tensor, Tensor]:

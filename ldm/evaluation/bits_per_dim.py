@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
+from ldm.conditioning.low_resolution import Upscale
+from ldm.conditioning.text import Text
 from ldm.data.sources import Source
 from ldm.diffusion import log_likelihood as terms
 from ldm.evaluation.image_sets import spread
@@ -43,6 +45,10 @@ class BitsPerDim:
 
     def __post_init__(self) -> None:
         card, preparation = self.model.card, self.source.preprocessing()
+        if isinstance(self.model.conditioning, Upscale):
+            raise ValueError("the model is told small pictures, which likelihood has none of: choose another model=")
+        if isinstance(self.model.conditioning, Text) and card["label_dropout"] == 0:
+            raise ValueError("the model was never trained without a caption (label_dropout=0), as likelihood asks it")
         if not self.autoencoder.model.variational:
             raise ValueError("a plain autoencoder (regularizer=none) has no posterior and no bound: train one with kl")
         if preparation != card["preprocessing"]:

@@ -100,6 +100,8 @@ class Generator:
     def latents(self, indices: Sequence[int], condition: Condition | Tensor, keep: int = 0) -> tuple[Tensor, Record]:
         """Normalised latents [B, C, h, w] of the samples with these indices and a condition of as many rows, or labels
         [B] alone, and the record of the walk, with the states of the first `keep`."""
+        if (rows := len(Condition.of(condition).label)) != len(indices):
+            raise ValueError(f"{len(indices)} samples take a condition of as many rows, or as many labels, not {rows}")
         noise = IndexedNoise(self.seed, indices)
         start = noise.draw(self.model.latent_shape)
         if self.origin is not None:

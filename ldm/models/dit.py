@@ -20,7 +20,7 @@ from ldm.models.dit_layers import (
 )
 from ldm.models.embedding import TIME_SCALE, ScalarEmbedding, time_embedding, told_further
 from ldm.models.layers import parts_taken, put_beside, zero_init
-from ldm.models.text_transformer import embedded, encoder_of
+from ldm.models.text_transformer import embedded, encoder_of, pooled_of
 from ldm.runtime.ranges import Count, Natural, Positive
 
 TIME_CHANNELS = 256  # of the sinusoids of the time
@@ -52,6 +52,7 @@ class DiT(nn.Module):
         context_dim:     channels of a context token; None: it takes none
         text:            of a network that reads tokens itself: the arguments of its `TextTransformer`, whose width is
                          context_dim; None where the context is embeddings
+        context_pooled:  the mean of the context's tokens is told beside the time, too: see `PooledContext`
         context_as:      "cross": every block attends to the context; "joint": its tokens go through all blocks beside
                          those of the latent
         concat_channels: channels of the condition beside x_t; 0 for none
@@ -80,6 +81,7 @@ class DiT(nn.Module):
         qk_norm: bool = False,
         context_dim: Count | None = None,
         text: dict[str, int] | None = None,
+        context_pooled: bool = False,
         context_as: Literal["cross", "joint"] = "cross",
         concat_channels: Natural = 0,
         second_time: bool = False,
@@ -109,6 +111,7 @@ class DiT(nn.Module):
         self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding(num_classes + 1, model_channels)})
         self.second_embed = ScalarEmbedding(TIME_CHANNELS, model_channels) if second_time else None
         self.guidance_embed = ScalarEmbedding(TIME_CHANNELS, model_channels) if takes_guidance else None
+        self.pooled_embed = pooled_of(context_dim, context_pooled, model_channels)
         joint = context_dim is not None and context_as == "joint"
         self.context_in = nn.Linear(context_dim, model_channels) if context_dim is not None and joint else None
         self.takes_context, self.text = context_dim is not None, None
@@ -145,7 +148,7 @@ class DiT(nn.Module):
         for name, parameter in self.named_parameters():
             if name.startswith(("y_embedder.", "t_embedder.")) and name.endswith(".weight"):
                 nn.init.normal_(parameter, std=INIT_STD)
-        for embedding in (self.second_embed, self.guidance_embed):
+        for embedding in (self.second_embed, self.guidance_embed, self.pooled_embed):
             if embedding is not None:
                 zero_init(embedding[2])
         for block in self.blocks:
@@ -205,6 +208,8 @@ class DiT(nn.Module):
         """The embedding [B, D] of times, label and what else is told."""
         time = time_embedding(t - self.time_offset / TIME_SCALE, TIME_CHANNELS, self.time_periods == "diffusers")
         emb = self.t_embedder["mlp"](time.to(dtype)) + self.y_embedder["embedding_table"](condition.label)
+        if self.pooled_embed is not None and condition.context is not None:
+            emb = emb + self.pooled_embed(condition.context, condition.mask)
         return told_further(emb, t, condition.s, condition.w, self.second_embed, self.guidance_embed)
 
     def _joined(

@@ -59,6 +59,30 @@ class TextTransformer(nn.Module):
         return self.norm(x)
 
 
+class PooledContext(nn.Sequential):
+    """The mean of the tokens that are there, [B, L, D] -> [B, E], as a part of the time's embedding, so that every
+    layer is told what a text says as a whole (GLIDE: Nichol et al. 2022; SD3: Esser et al. 2024); it starts at zero."""
+
+    def __init__(self, context_dim: int, emb_channels: int) -> None:
+        last = zero_init(nn.Linear(emb_channels, emb_channels))
+        super().__init__(nn.Linear(context_dim, emb_channels), nn.SiLU(), last)
+
+    def forward(self, context: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[override]
+        if mask is None:
+            return super().forward(context.mean(1))
+        there = mask[:, :, None].to(context.dtype)
+        return super().forward((context * there).sum(1) / there.sum(1).clamp(min=1))
+
+
+def pooled_of(context_dim: int | None, pooled: bool, emb_channels: int) -> PooledContext | None:
+    """What pools a network's context; None where nothing does."""
+    if not pooled:
+        return None
+    if context_dim is None:
+        raise ValueError("net.context_pooled pools a context, of which net.context_dim says the channels: give both")
+    return PooledContext(context_dim, emb_channels)
+
+
 def embedded(condition: Condition, text: TextTransformer | None) -> Condition:
     """A condition whose context is embeddings: tokens are read by the network's own encoder, if it has one.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ldm.condition import Condition
 from ldm.models.embedding import TIME_SCALE, ScalarEmbedding, time_embedding, told_further
 from ldm.models.layers import check_factors, group_norm, parts_taken, put_beside, zero_init
-from ldm.models.text_transformer import embedded, encoder_of
+from ldm.models.text_transformer import embedded, encoder_of, pooled_of
 from ldm.models.unet_layers import EPS, LayerMaker, Stack, Stem
 from ldm.runtime.ranges import Blocks, Count, Fraction, Multipliers, Natural
 
@@ -41,6 +41,7 @@ class UNet(nn.Module):
                                cross-attention (LDM, figure 3); None for plain self-attention
         text:                  arguments of the `TextTransformer` of width context_dim that reads tokens; None where the
                                context is embeddings
+        context_pooled:        the mean of the context's tokens is told beside the time, too: see `PooledContext`
         label_as:              "embedding" adds the label's to the time's (ADM); "context" makes it a context token
         concat_channels:       channels of the condition beside x_t; 0 for none
         scale_shift:           ADM's adaptive group norm: see `ResBlock`
@@ -70,6 +71,7 @@ class UNet(nn.Module):
         dropout: Fraction = 0.0,
         context_dim: Count | None = None,
         text: dict[str, int] | None = None,
+        context_pooled: bool = False,
         label_as: Literal["embedding", "context"] = "embedding",
         concat_channels: Natural = 0,
         scale_shift: bool = False,
@@ -100,6 +102,7 @@ class UNet(nn.Module):
         self.takes_guidance = takes_guidance
         self.second_embed = ScalarEmbedding(model_channels, emb_channels) if second_time else None
         self.guidance_embed = ScalarEmbedding(model_channels, emb_channels) if takes_guidance else None
+        self.pooled_embed = pooled_of(context_dim, context_pooled, emb_channels)
         self.label_emb = nn.Embedding(num_classes + 1, emb_channels if label_as == "embedding" else context_dim or 0)
         make = LayerMaker(
             emb_channels=emb_channels,
@@ -196,6 +199,8 @@ class UNet(nn.Module):
         time = time_embedding(t - self.time_offset / TIME_SCALE, self.model_channels).to(dtype)
         emb, label = self.time_embed(time), self.label_emb(condition.label)
         context, mask = condition.context, condition.mask
+        if self.pooled_embed is not None and context is not None:
+            emb = emb + self.pooled_embed(context, mask)
         if self.label_as == "embedding":
             emb = emb + label
         else:

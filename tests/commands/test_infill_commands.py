@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from support.processes import ranks
-from support.runs import assert_close_weights, assert_same_training
+from support.runs import assert_close_weights, assert_same_pictures, assert_same_training
 from support.tiny import CPU, TINY_DIFFUSION, fails
 
 from ldm.checkpoint import load_diffusion
@@ -105,11 +105,16 @@ def test_its_students(there, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_are_one(there):
+def test_two_ranks_are_one(there, tmp_path):
     options = [*INFILL, "schedule.decay=constant", "+optimizer.eps=1e-3"]
     there("train-diffusion", *options, "run=one")
     ranks("train-diffusion", *options, "batch_size=4", "run=ddp")
     assert_close_weights("runs/one", "runs/ddp", "diffusion", rtol=1e-4, atol=1e-5)
+    images = pictures(tmp_path / "photos", n=3)
+    drawn = ["infill", "model=runs/one", f"images={images}", "box=[0,0,32,8]", "draws=2", "batch_size=2"]
+    there(*drawn, "run=alone")
+    ranks(*drawn, "run=together")
+    assert_same_pictures("runs/alone", "runs/together")
 
 
 def test_what_does_not_fit_is_said_in_a_line(there, tmp_path):

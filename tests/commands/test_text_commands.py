@@ -143,6 +143,9 @@ def test_what_does_not_fit_is_said_in_a_line(said):
     assert "is neither a file here nor to be had from the hub" in fails(
         "cache-latents", "run=z", *FOLDER, "text_encoder=nowhere/at-all"
     )
+    said("train-diffusion", *TEXT, "run=always", "label_dropout=0")
+    assert "never trained without a caption (label_dropout=0): pass prompts=" in fails("sample", "model=runs/always")
+    assert "never trained without a caption" in fails("likelihood", "model=runs/always", *FOLDER)
     assert "prompts=none.txt can't be read" in fails("sample", "run=x", "model=runs/diffusion", "prompts=none.txt")
     lines = [json.loads(line) for line in Path("photos/metadata.jsonl").read_text().splitlines()]
     for wrong, words in (

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from support.captioned import FOLDER, captioned
 from support.processes import ranks
-from support.runs import assert_close_weights, assert_same_training
+from support.runs import assert_close_weights, assert_same_pictures, assert_same_training
 from support.tiny import CPU, TINY_DIFFUSION, fails
 
 from ldm.checkpoint import load_diffusion
@@ -68,6 +68,7 @@ def test_from_training_to_pictures(kept, net):
     assert shapes["two-0"] == (32, 48)
     assert shapes["three-0"][0] == 32  # cut to what the network takes
     assert "ldm upscale" in fails("sample", "model=runs/whole", "num=2", *FEW)
+    assert "likelihood has none of" in fails("likelihood", "model=runs/whole", *FOLDER)
 
 
 @pytest.mark.slow
@@ -76,6 +77,12 @@ def test_two_ranks_are_one(kept):
     kept("train-diffusion", *options, "run=one")
     ranks("train-diffusion", *options, "batch_size=2", "run=ddp")
     assert_close_weights("runs/one", "runs/ddp", "diffusion", rtol=1e-4, atol=1e-5)
+    drawn = ["upscale", "model=runs/one", "images=photos", "shrink=true", "draws=2", "num=3", "batch_size=2"]
+    kept(*drawn, "run=alone")
+    ranks(*drawn, "run=together")
+    assert_same_pictures("runs/alone", "runs/together")
+    stamps = [json.loads(Path("runs", run, "upscale.json").read_text())["psnr"] for run in ("alone", "together")]
+    assert stamps[0] == stamps[1]
 
 
 def test_what_does_not_fit_is_said_in_a_line(kept):

@@ -106,6 +106,28 @@ def networks():
     return [unet, *dits]
 
 
+@pytest.mark.parametrize("make", [UNet, DiT])
+def test_a_pooled_context_starts_as_none_and_is_the_mean_of_its_tokens(make):
+    shape = {
+        UNet: {"channel_mult": [1], "num_res_blocks": 1, "attention_resolutions": [1], "num_heads": 2},
+        DiT: {"latent_size": [4, 4], "patch": 1, "depth": 2, "head_channels": 16},
+    }[make]
+    shape |= {"in_channels": 2, "num_classes": 3, "context_dim": 8, "model_channels": 32}
+    plain, pooled = stirred(make(**shape)), make(**shape, context_pooled=True).eval()
+    pooled.load_state_dict(pooled.state_dict() | plain.state_dict())
+    x, t, context = torch.randn(2, 2, 4, 4), torch.rand(2), torch.randn(2, 5, 8)
+    mask = torch.arange(5) < torch.tensor([[4], [2]])
+    condition = Condition(torch.tensor([3, 3]), context=context, mask=mask)
+    assert torch.equal(pooled(x, t, condition), plain(x, t, condition))  # to the bit
+    stirred(pooled.pooled_embed)
+    mean = torch.stack([context[0, :4].mean(0), context[1, :2].mean(0)])
+    expected = pooled.pooled_embed[2](nn.functional.silu(pooled.pooled_embed[0](mean)))
+    torch.testing.assert_close(pooled.pooled_embed(context, mask), expected)
+    assert not torch.allclose(pooled(x, t, condition), plain(x, t, condition))
+    with pytest.raises(ValueError, match=r"net\.context_dim"):
+        make(**(shape | {"context_dim": None}), context_pooled=True)
+
+
 @pytest.mark.parametrize("net", networks(), ids=["unet", "dit-cross", "dit-joint"])
 def test_a_network_reads_tokens_and_no_further_than_their_mask(net):
     net = stirred(net)

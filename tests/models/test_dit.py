@@ -20,6 +20,7 @@ OPTIONS = [
     {"positions": "rotary", "norm": "rms", "mlp": "swiglu", "qk_norm": True},
     {"patch": 1, "mlp_ratio": 2.0},
     {"context_dim": 7},
+    {"context_dim": 7, "context_pooled": True},
     {"context_dim": 7, "context_as": "joint", "positions": "rotary"},
     {"concat_channels": 2, "second_time": True, "takes_guidance": True},
 ]
@@ -114,9 +115,10 @@ def test_the_root_mean_square_norm_is_torchs():
     torch.testing.assert_close(norm(x), F.rms_norm(x, (24,), norm.weight, 1e-6))
 
 
+@pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("context_as", ["cross", "joint"])
-def test_masked_tokens_say_nothing(context_as):
-    net = lively(context_dim=7, context_as=context_as)
+def test_masked_tokens_say_nothing(context_as, pooled):
+    net = lively(context_dim=7, context_as=context_as, context_pooled=pooled)
     x, t, condition = inputs(net)
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     masked = net(x, t, condition._replace(mask=mask))

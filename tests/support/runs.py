@@ -4,7 +4,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from ldm.checkpoint import newest, read
 
@@ -49,6 +51,17 @@ def assert_equal(a: Any, b: Any, where: str = "") -> None:
         assert torch.equal(a, b), where
     else:
         assert a == b, where
+
+
+def assert_same_pictures(one: str | Path, other: str | Path) -> None:
+    """The PNGs in images/ of two run folders, and their grids, are the same but for rounding."""
+    names = [sorted(path.relative_to(run) for path in Path(run).rglob("*.png")) for run in (one, other)]
+    assert names[0] == names[1]
+    assert names[0]
+    for name in names[0]:
+        ours, theirs = (np.asarray(Image.open(Path(run, name))).astype(int) for run in (one, other))
+        assert ours.shape == theirs.shape, name
+        assert abs(ours - theirs).max() <= 1, name
 
 
 def assert_same_training(one: str | Path, other: str | Path, kind: str) -> None:

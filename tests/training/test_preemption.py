@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from support.captioned import FOLDER, captioned
 from support.interruptions import hook, killed_often, note_batches
 from support.processes import start, succeeds
 from support.runs import assert_same_training, learned
@@ -128,6 +129,15 @@ def lines(file):
     return file.read_text().splitlines() if file.exists() else []
 
 
+def latents_for(options, pipeline, tmp_path):
+    """The pipeline's cache, or one with captions where text is to be learned."""
+    if "condition=text" not in options:
+        return pipeline / "runs/latents"
+    captioned(tmp_path / "photos")
+    succeeds(start(tmp_path, "cache-latents", ["run=said", *FOLDER, f"autoencoder={pipeline}/runs/autoencoder"]))
+    return tmp_path / "runs/said"
+
+
 @pytest.mark.parametrize("kills", [pytest.param(4, marks=pytest.mark.slow), pytest.param(25, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("name", "kind", "options"),
@@ -138,11 +148,14 @@ def lines(file):
             [*TINY_AUTOENCODER, "disc_schedule.decay=constant"],
         ),
         ("train-diffusion", "diffusion", [*TINY_DIFFUSION, "net.dropout=0.3"]),
+        ("train-diffusion", "diffusion", [*TINY_DIFFUSION, "condition=infill"]),
+        ("train-diffusion", "diffusion", [*TINY_DIFFUSION, "condition=text", "condition.width=24", "batch_size=4"]),
     ],
+    ids=["autoencoder", "labels", "infill", "text"],
 )
 def test_sigkill_at_random_moments(tmp_path, monkeypatch, pipeline, name, kind, options, kills):
     options = [*options, *CPU, "every=10", "schedule.decay=constant"]
-    options += [f"latents={pipeline}/runs/latents"] if kind == "diffusion" else []
+    options += [f"latents={latents_for(options, pipeline, tmp_path)}"] if kind == "diffusion" else []
     killed, whole, steps = tmp_path / "killed.txt", tmp_path / "whole.txt", 10 * kills
 
     def begin():
