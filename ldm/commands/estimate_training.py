@@ -33,7 +33,7 @@ from ldm.training.pictures import COLUMNS, rows_of
 from ldm.training.step_memory import Module, StepMemory, step_memory
 
 
-def ranks_of(trainer: TrainerOptions) -> int:
+def ranks_named(trainer: TrainerOptions) -> int:
     """How many processes the options name; 1 where they leave it to whoever starts them."""
     devices, nodes = trainer.devices, trainer.num_nodes
     a_node = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
@@ -51,11 +51,11 @@ def train_autoencoder_cost(options: TrainAutoencoder, given: EstimateOptions, gp
         loss = AutoencoderLoss(**options.loss | {"perceptual_pretrained": False}, regularizer=regularizer)
     finally:
         logging.disable(logging.NOTSET)
-    side = options.data["resolution"]
+    side, own = options.data["resolution"], options.batch_of_a_rank(ranks_named(options.trainer))
     if side % autoencoder.downsample_factor:
         raise ValueError(f"data.resolution={side} is not a multiple of the factor {autoencoder.downsample_factor}")
-    module = train_autoencoder.module_of(options, autoencoder, discriminator, loss, {"resolution": side})
-    batch = (_meta(options.batch_size, 3, side, side, dtype=torch.uint8), _meta(options.batch_size, dtype=torch.long))
+    module = train_autoencoder.module_of(options, own, autoencoder, discriminator, loss, {"resolution": side})
+    batch = (_meta(own.size, 3, side, side, dtype=torch.uint8), _meta(own.size, dtype=torch.long))
     said = [f"images of {side} x {side} pixels; LPIPS' and the discriminator's weights are in the memory"]
     return _training_cost(options, module, batch, module.flops_per_image(), gpu, said=said)
 
@@ -87,12 +87,13 @@ def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions,
     generator = train_diffusion.generator_of(options, net, objective, sampling, conditioning, cache, loaded, scale)
     drawn = min(COLUMNS * rows_of(generator.model), decoded_at_once(generator.model.resolution))
     card = {"latent_shape": list(shape), "config": options.plain()}
-    module = train_diffusion.module_of(options, net, objective, stats, conditioning, null, card)
-    blank = conditioning.blank(options.batch_size, shape)
+    own = options.batch_of_a_rank(ranks_named(options.trainer))
+    module = train_diffusion.module_of(options, own, net, objective, stats, conditioning, null, card)
+    blank = conditioning.blank(own.size, shape)
     batch = Batch(
-        _meta(options.batch_size, 2 * shape[0], *shape[1:], dtype=torch.float16),
-        _meta(options.batch_size, dtype=torch.long),
-        _meta(options.batch_size, *shape) if objective.coupling.ahead else None,  # paired by the loader
+        _meta(own.size, 2 * shape[0], *shape[1:], dtype=torch.float16),
+        _meta(own.size, dtype=torch.long),
+        _meta(own.size, *shape) if objective.coupling.ahead else None,  # paired by the loader
         {name: _meta(*part.shape, dtype=part.dtype) for name, part in blank.items()},
     )
     flops, recomputes = module.flops_per_image(), bool(options.net.get("checkpoint"))
@@ -106,15 +107,15 @@ def _training_cost(
     options: TrainingOptions, module: Module, batch: tuple[Any, ...], flops: float, gpu: bool, *, said: list[str]
 ) -> Cost:
     """Of either stage."""
-    ranks, precision = ranks_of(options.trainer), str(options.trainer.precision)
+    ranks, precision = ranks_named(options.trainer), str(options.trainer.precision)
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
     step = step_memory(module, batch, precision, gpu=gpu)
     saved = checkpoint_bytes(module, step.optimizer)
     return Cost(
         parameters=parameters,
         flops=flops,
-        images=options.steps * options.batch_size * ranks,
-        a_step=options.batch_size,
+        images=options.steps * module.batch_size * ranks,
+        a_step=module.batch_size,
         ranks=ranks,
         precision=precision,
         memory=_on_a_rank(step, ranks, options.trainer.strategy),
@@ -152,18 +153,19 @@ def turned(options: TrainAutoencoder | TrainDiffusionOptions, too_much: float) -
         yield "trainer.precision=bf16-mixed", _with(options, trainer=options.trainer.model_copy(update=half))
     if isinstance(options, TrainDiffusionOptions) and options.net.get("checkpoint") is False:
         yield "net.checkpoint=true", _with(options, net=options.net | {"checkpoint": True})
-    if isinstance(options, TrainDiffusionOptions) and ranks_of(options.trainer) > 1:
+    if isinstance(options, TrainDiffusionOptions) and ranks_named(options.trainer) > 1:
         sharded = {"strategy": "fsdp", "channels_last": False, "compile": False}
         words = "trainer.strategy=fsdp trainer.channels_last=false trainer.compile=false"
         yield words, _with(options, trainer=options.trainer.model_copy(update=sharded))
     size = options.batch_size
-    if isinstance(options, TrainAutoencoder):
-        counts = (n for n in range(options.accumulate + 1, size + 1) if size % n == 0)
-        count = next((n for n in counts if n >= too_much * options.accumulate), size)
-        if count > options.accumulate:
-            yield f"accumulate={count}", _with(options, accumulate=count)
-    elif (smaller := int(0.8 * size / too_much)) >= 1:  # what a step needs whatever its batch is among the activations
-        yield f"batch_size={smaller}", _with(options, batch_size=smaller)
+    if options.global_batch is not None:
+        if (smaller := int(0.8 * size / too_much)) >= 1:  # what a step needs whatever its batch is, is among them
+            yield f"batch_size={smaller}", _with(options, batch_size=smaller)
+        return
+    counts = (n for n in range(options.accumulate + 1, size + 1) if size % n == 0)
+    count = next((n for n in counts if n >= too_much * options.accumulate), size)
+    if count > options.accumulate:
+        yield f"accumulate={count}", _with(options, accumulate=count)
 
 
 def _with(options: TrainingOptions, **changed: Any) -> TrainingOptions:

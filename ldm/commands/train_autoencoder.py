@@ -20,7 +20,6 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.runtime.arguments import Node, arguments_of
 from ldm.runtime.loggers import artifact
-from ldm.runtime.ranges import Count
 from ldm.training.autoencoder_module import AutoencoderModule
 from ldm.training.console import final_figures
 from ldm.training.curves import last_value
@@ -33,6 +32,7 @@ from ldm.training.reconstruction_scores import ReconstructionScores
 from ldm.training.resume import defaults_of
 from ldm.training.run import Tracking, fit
 from ldm.training.schedule import Schedule
+from ldm.training.trainer import RankBatch
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 
@@ -45,7 +45,6 @@ class StageOneOptions(TrainingOptions):
     discriminator: Annotated[dict[str, Any], arguments_of(PatchDiscriminator)]
     loss: Annotated[dict[str, Any], arguments_of(AutoencoderLoss, "regularizer")]
     regularizer: Node
-    accumulate: Annotated[Count, Free()]
     trained: Literal["all", "decoder"]
     features: Annotated[Text | None, Free()]
     disc_schedule: ScheduleOptions
@@ -56,10 +55,6 @@ class StageOneOptions(TrainingOptions):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"batch_size={self.batch_size} can't be divided into accumulate={self.accumulate} equal parts"
-            )
         if self.loss.get("r1", 0) > 0 and self.discriminator.get("norm") == "batch":
             raise ValueError("loss.r1 needs logits of one image each: pass discriminator.norm=group, spectral or none")
         measured = [f"val/{name}" for name in ("loss", "psnr", "ssim", "lpips", "l1", *["rfd"] * bool(self.features))]
@@ -84,12 +79,10 @@ class StageOneOptions(TrainingOptions):
             raise ValueError(
                 "stage 1 differentiates its decoder twice, which compiled code can't: pass trainer.compile=false"
             )
-        for key, instead in (
-            ("gradient_clip_val", "guard.clip= and disc_guard.clip="),
-            ("accumulate_grad_batches", "accumulate="),
-        ):
-            if (trainer.model_extra or {}).get(key) is not None:
-                raise ValueError(f"trainer.{key} is for one optimiser; stage 1 has two: pass {instead}")
+        if (trainer.model_extra or {}).get("gradient_clip_val") is not None:
+            raise ValueError(
+                "trainer.gradient_clip_val is for one optimiser; stage 1 has two: pass guard.clip= and disc_guard.clip="
+            )
         if trainer.precision not in PRECISIONS:
             raise ValueError(f"trainer.precision={trainer.precision} must be one of {', '.join(PRECISIONS)}")
         if trainer.strategy == "fsdp":
@@ -119,12 +112,13 @@ def main(options: TrainAutoencoder, run: Path) -> float | None:
     check_sizes(source, autoencoder, discriminator if loss.disc_weight > 0 else None, regularizer)
     if options.init is not None and newest(run) is None:  # else the run has weights of its own
         start_from(options.init, autoencoder, shape)
-    module = module_of(options, autoencoder, discriminator, loss, source.preprocessing())
+    batch = options.batch_of_a_rank()
+    module = module_of(options, batch, autoencoder, discriminator, loss, source.preprocessing())
     fit(
         module,
         ImageData(
             source=source,
-            batch_size=options.batch_size,
+            batch=batch,
             num_workers=options.num_workers,
             seed=options.seed,
             overfit=options.overfit,
@@ -147,6 +141,7 @@ def main(options: TrainAutoencoder, run: Path) -> float | None:
 
 def module_of(
     options: StageOneOptions,
+    batch: RankBatch,
     autoencoder: Autoencoder,
     discriminator: PatchDiscriminator,
     loss: AutoencoderLoss,
@@ -163,13 +158,13 @@ def module_of(
             "lr": Schedule(steps=options.steps, **options.schedule),
             "disc_lr": Schedule(steps=max(1, options.steps - loss.disc_start), **options.disc_schedule),
         },
-        accumulate=options.accumulate,
+        accumulate=batch.parts,
         trained=options.trained,
         guard=StepGuard(**options.guard),
         disc_guard=StepGuard(**options.disc_guard),
         health=Health(**options.health),
         seed=options.seed,
-        batch_size=options.batch_size,
+        batch_size=batch.size,
         lr_per_image=options.lr_per_image,
         card={
             "kind": "autoencoder",

@@ -52,6 +52,7 @@ from ldm.training.progress import seed_from
 from ldm.training.run import Tracking, fit
 from ldm.training.sample_quality import Judges, SampleQuality
 from ldm.training.schedule import Schedule
+from ldm.training.trainer import RankBatch
 
 log = logging.getLogger(__name__)
 
@@ -147,14 +148,15 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     quality = sample_quality(options, generator, cache, examples)
     for judged in quality:
         judged.check_goes_on(run)
-    module = module_of(options, net, objective, cache.stats, conditioning, null, card, schooling.student)
+    batch = options.batch_of_a_rank()
+    module = module_of(options, batch, net, objective, cache.stats, conditioning, null, card, schooling.student)
     fit(
         module,
         LatentData(
             cache=cache,
             coupling=objective.coupling,
             conditioning=conditioning,
-            batch_size=options.batch_size,
+            batch=batch,
             num_workers=options.num_workers,
             seed=options.seed,
             overfit=options.overfit,
@@ -176,6 +178,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
 
 def module_of(
     options: TrainDiffusionOptions,
+    batch: RankBatch,
     net: nn.Module,
     objective: Objective,
     stats: LatentStats,
@@ -199,7 +202,8 @@ def module_of(
         student=student,
         schedules={"lr": Schedule(steps=options.steps, **options.schedule)},
         seed=options.seed,
-        batch_size=options.batch_size,
+        accumulate=batch.parts,
+        batch_size=batch.size,
         lr_per_image=options.lr_per_image,
         card=card,
     )

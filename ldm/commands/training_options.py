@@ -12,7 +12,7 @@ from ldm.runtime.ranges import Count, Decay, Natural, Positive, Share
 from ldm.runtime.wrong import ArgumentError
 from ldm.training.run import Plan
 from ldm.training.schedule import Schedule
-from ldm.training.trainer import Trainer
+from ldm.training.trainer import RankBatch, Trainer, ranks_of
 
 
 def check_optimizer(node: dict[str, Any]) -> dict[str, Any]:
@@ -67,6 +67,8 @@ class TrainingOptions(LoggedOptions):
     keep: Annotated[Count, Free()]
     keep_best: Annotated[Text | None, Free()]
     batch_size: Annotated[Count, Free()]
+    global_batch: Annotated[Count | None, Free()]
+    accumulate: Annotated[Count, Free()]
     init: Annotated[Text | None, Free()]
     returns: Annotated[str, Free()]
     num_workers: Annotated[Workers, Free()]
@@ -75,6 +77,35 @@ class TrainingOptions(LoggedOptions):
     schedule: ScheduleOptions
     lr_per_image: Positive | None
     optimizer: Optimizer
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if (self.trainer.model_extra or {}).get("accumulate_grad_batches") is not None:
+            raise ValueError("trainer.accumulate_grad_batches is accumulate= here: of how many parts a batch is")
+        if self.global_batch is None and self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size={self.batch_size} can't be divided into accumulate={self.accumulate} equal parts"
+            )
+        if self.global_batch is not None and self.accumulate != 1:
+            raise ValueError(
+                f"accumulate={self.accumulate}: global_batch={self.global_batch} is divided by itself into parts of at "
+                f"most batch_size={self.batch_size}: leave accumulate= out"
+            )
+        return self
+
+    def batch_of_a_rank(self, ranks: int | None = None) -> RankBatch:
+        """What each of so many ranks takes of a batch; None: of those that will train here.
+
+        Raises:
+            ValueError: if they can't share global_batch equally.
+        """
+        if self.global_batch is None:
+            return RankBatch(self.batch_size, self.accumulate)
+        ranks = ranks_of(self.trainer.arguments()) if ranks is None else ranks
+        share, rest = divmod(self.global_batch, ranks)
+        if rest:
+            raise ValueError(f"global_batch={self.global_batch} can't be shared by {ranks} ranks: pass a multiple")
+        return RankBatch(share, -(-share // self.batch_size))
 
     def check_best(self, measured: Sequence[str], more: str) -> None:
         """ValueError if keep_best is none of the figures that a validation will measure."""
@@ -92,4 +123,5 @@ class TrainingOptions(LoggedOptions):
             ema_decay=self.ema_decay,
             trainer=self.trainer.arguments(),
             free=self.free_keys(),
+            global_batch=self.global_batch,
         )

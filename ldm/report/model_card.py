@@ -104,7 +104,10 @@ def what_it_is(lineage: Lineage, exported: Exported) -> str:
                 ("images seen", *(cost(lineage, kind, "images") for kind in ("autoencoder", "diffusion"))),
                 ("hours of training", *(hours(lineage, kind) for kind in ("autoencoder", "diffusion"))),
                 ("batches", *(setting(lineage, kind, "steps") for kind in ("autoencoder", "diffusion"))),
-                ("batch size", *(setting(lineage, kind, "batch_size") for kind in ("autoencoder", "diffusion"))),
+                (
+                    "images of a batch",
+                    *(number(lineage, kind, "images of a batch") for kind in ("autoencoder", "diffusion")),
+                ),
                 (
                     "learning rate",
                     *(setting(lineage, kind, "optimizer", "lr") for kind in ("autoencoder", "diffusion")),

@@ -42,6 +42,7 @@ def trained_stage(run: Path, kind: str | None, recipe: Recipe) -> Stage:
     prefix = PREFIX[card.kind]
     states = [part_of(checkpoint[key], prefix) for key in STATES if key in checkpoint]
     facts = facts_of(card) | {"parameters": sum(tensor.numel() for tensor in states[0].values())}
+    facts |= {} if card.global_batch is None else {"images of a batch": card.global_batch}
     if (run / QUALITY).is_file():
         try:
             judged = QualityStamp.read(run / QUALITY).model_dump(exclude={"checksum"})
@@ -183,9 +184,11 @@ def cost_of(
     """What training has taken, by metrics.csv and the card.
 
     A row's speed is the mean since the row before it, so that the images between them took images / speed seconds. Its
-    TFLOP/s are of one rank, by the count of a whole batch, forward and backward.
+    TFLOP/s are of one rank, by the count of a whole batch, forward and backward; under global_batch= nobody knows of
+    how many ranks.
     """
     global_batch, batch = None if card is None else card.global_batch, config.get("batch_size")
+    batch = None if config.get("global_batch") else batch
     ranks = max(1, global_batch // batch) if global_batch and isinstance(batch, int) and batch > 0 else None
     seconds, timed, before = 0.0, 0.0, 0.0
     per_image, memory = list[float](), list[float]()
@@ -195,7 +198,7 @@ def cost_of(
             continue
         seconds, timed, before = seconds + (images - before) / speed, timed + images - before, images
         tflops = number(row.get("speed/tflops"))
-        per_image += [tflops * 1e12 * (ranks or 1) / speed] if tflops else []
+        per_image += [tflops * 1e12 * (ranks or 1) / speed] if tflops and not config.get("global_batch") else []
         memory += [gb] if (gb := number(row.get("speed/gpu_memory_gb"))) else []
     seen = card.images_seen if card is not None else int(before) or None
     batches = card.batches_seen if card is not None else max((int(row["step"]) + 1 for row in rows), default=None)

@@ -16,6 +16,7 @@ from ldm.data.sources import Source
 from ldm.data.workers import loader
 from ldm.diffusion.coupling import Coupling
 from ldm.runtime.memory import check_batch
+from ldm.training.trainer import RankBatch
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +25,15 @@ class TrainingData(LightningDataModule, ABC):
     """What both stages' data share.
 
     Args:
-        batch_size:  images or latents of a batch of one rank.
+        batch:       images or latents of a batch of one rank; a validation takes as many as a part has.
         num_workers: processes of a rank that read; 0 = the training process does.
         seed:        of the order, and of all that is drawn here.
         overfit:     whether the first batch is all there is: each step has it, and it validates (debug=overfit).
     """
 
-    def __init__(self, *, batch_size: int, num_workers: int, seed: int, overfit: bool) -> None:
+    def __init__(self, *, batch: RankBatch, num_workers: int, seed: int, overfit: bool) -> None:
         super().__init__()
-        self.batch_size, self.num_workers, self.seed, self.overfit = batch_size, num_workers, seed, overfit
+        self.batch, self.num_workers, self.seed, self.overfit = batch, num_workers, seed, overfit
 
     @abstractmethod
     def training_batches(self, order: Order) -> "DataLoader[Any]":
@@ -58,7 +59,7 @@ class TrainingData(LightningDataModule, ABC):
     def _order(self, trainer: Trainer, images_seen: int) -> Order:
         """This rank's order from an image on: from the module's count of images, a resumed run goes on."""
         rank, world = trainer.global_rank, trainer.world_size
-        return Order(seed=self.seed, batch_size=self.batch_size, rank=rank, world=world, images_seen=images_seen)
+        return Order(seed=self.seed, batch_size=self.batch.size, rank=rank, world=world, images_seen=images_seen)
 
     def _first_batch(self, trainer: Trainer) -> FirstBatch:
         return FirstBatch(self.training_batches(self._order(trainer, 0)))
@@ -67,17 +68,19 @@ class TrainingData(LightningDataModule, ABC):
 class ImageData(TrainingData):
     """Training images of a source, shuffled and augmented; validation images in order."""
 
-    def __init__(self, *, source: Source, batch_size: int, num_workers: int, seed: int, overfit: bool = False) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed, overfit=overfit)
+    def __init__(self, *, source: Source, batch: RankBatch, num_workers: int, seed: int, overfit: bool = False) -> None:
+        super().__init__(batch=batch, num_workers=num_workers, seed=seed, overfit=overfit)
         _ = source.class_names  # lists the files: a folder that is not there is refused before the run begins
-        check_batch(batch_size, 3, source.resolution, source.resolution)
+        check_batch(batch.at_once, 3, source.resolution, source.resolution)
         self.source = source
 
     def training_batches(self, order: Order) -> "DataLoader[Any]":
         return self.source.training_loader(order, self.num_workers)
 
     def validation_batches(self, trainer: Trainer) -> "DataLoader[Any]":
-        return in_order(self.source, "val", self.batch_size, self.num_workers, trainer.global_rank, trainer.world_size)
+        return in_order(
+            self.source, "val", self.batch.at_once, self.num_workers, trainer.global_rank, trainer.world_size
+        )
 
 
 class LatentData(TrainingData):
@@ -88,15 +91,15 @@ class LatentData(TrainingData):
         self,
         *,
         cache: LatentCache,
-        batch_size: int,
+        batch: RankBatch,
         num_workers: int,
         seed: int,
         coupling: Coupling,
         conditioning: Conditioning,
         overfit: bool = False,
     ) -> None:
-        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed, overfit=overfit)
-        check_batch(batch_size, *cache.latent_shape)
+        super().__init__(batch=batch, num_workers=num_workers, seed=seed, overfit=overfit)
+        check_batch(batch.at_once, *cache.latent_shape)
         self.noise = PairedNoise(coupling, cache.stats, seed) if coupling.ahead else None
         self.cache, self.conditioning = cache, conditioning
 
@@ -112,7 +115,8 @@ class LatentData(TrainingData):
         if left_out and trainer.is_global_zero:
             log.info("%d of %d validation latents are left out, for equal shares", left_out, len(moments))
         share = range(trainer.global_rank, len(moments) - left_out, trainer.world_size)
-        batches = [[(0, i) for i in share[j : j + self.batch_size]] for j in range(0, len(share), self.batch_size)]
+        n = self.batch.at_once
+        batches = [[(0, i) for i in share[j : j + n]] for j in range(0, len(share), n)]
         return self._loader(moments, batches)
 
     def _loader(self, moments: CachedMoments, batches: Any) -> "DataLoader[Any]":

@@ -1,7 +1,7 @@
 """Stage 2: a denoising network on cached latents."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from ldm.runtime.ranks import mean_over_ranks
 from ldm.training.gradients import StepGuard
 from ldm.training.lightning_internals import loss_scaler, unscales_by_itself
 from ldm.training.progress import ProgressModule, seed_from
-from ldm.training.sharding import gather_full, shard
+from ldm.training.sharding import gather_full, shard, summed_later
 from ldm.training.speed import forward_flops
 
 
@@ -47,6 +47,32 @@ class TimeBins:
         return {f"{stage}_by_time/{i / self.bins:.1f}": total[i] / count[i] for i in range(self.bins) if count[i] > 0}
 
 
+class Asked(NamedTuple):
+    """What the network is asked of latents x0 [B, C, h, w]: as much noise, times [B] or [B, k], what it is told, and
+    where errors count (None: everywhere)."""
+
+    x0: Tensor
+    eps: Tensor
+    drawn: Tensor
+    condition: Condition
+    where: Tensor | None
+
+    def parts(self, count: int) -> "list[Asked]":
+        """The same in so many parts, or as many as there are rows."""
+        size = -(-len(self.x0) // count)
+        rows = [slice(start, start + size) for start in range(0, len(self.x0), size)]
+        return [
+            Asked(
+                self.x0[at],
+                self.eps[at],
+                self.drawn[at],
+                self.condition.rows(at),
+                None if self.where is None else self.where[at],
+            )
+            for at in rows
+        ]
+
+
 class DiffusionModule(ProgressModule):
     """Fresh posterior samples, whose condition is dropped now and then; the objective, or what a student regresses.
 
@@ -55,6 +81,8 @@ class DiffusionModule(ProgressModule):
     Args:
         conditioning: what the network is told of a latent, beside its label.
         null:  what the network is told, in one row, where nothing is said.
+        accumulate: parts into which a batch is divided, one after the other through the network. The result is that of
+                    the undivided batch, except for dropout.
         guard: between the gradients and the step.
         rollbacks: how often the run may go back to an older checkpoint, once the guard has skipped too many in a row.
         rollback_lr: the rate is multiplied by this for each time that it did.
@@ -73,6 +101,7 @@ class DiffusionModule(ProgressModule):
         label_dropout: float,
         optimizer: Callable[[Iterable[Parameter]], Optimizer],
         guard: StepGuard,
+        accumulate: int = 1,
         rollbacks: int = 0,
         rollback_lr: float = 1.0,
         student: Student | None = None,
@@ -85,7 +114,7 @@ class DiffusionModule(ProgressModule):
         self.net, self.objective, self.stats = net, objective, stats
         self.conditioning, self.null, self.label_dropout = conditioning, null, label_dropout
         self.weighting = objective.weighting if isinstance(objective.weighting, nn.Module) else nn.Identity()
-        self.student = student
+        self.student, self.accumulate = student, accumulate
         self.make_optimizer = optimizer
         self.bins = {"train": TimeBins(), "val": TimeBins()}
 
@@ -127,16 +156,30 @@ class DiffusionModule(ProgressModule):
         self.log_terms("train", {name: torch.tensor(value) for name, value in terms.items()})
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of the last part, whose gradients come to those of the others, which are there already."""
         seed_from(self.seed, 2, self.batches_seen)  # of all ranks, for `_rows`
         n, device = len(batch.labels), batch.labels.device
         uniform = self._rows(n, lambda n: torch.rand(n, device=device))
-        loss = self._loss("train", batch, uniform < self.label_dropout)
-        self.log_terms("train", {"loss": loss.detach()})
+        asked = self._asked(batch, uniform < self.label_dropout)
+        seed_from(self.seed, 3, self.batches_seen, self.global_rank)  # each rank's own, for dropout
+        for optimizer in self.trainer.optimizers:
+            optimizer.zero_grad()
+        total, parts = torch.zeros((), device=device), asked.parts(self.accumulate)
+        for i, part in enumerate(parts):
+            loss = self._loss("train", part) * (len(part.x0) / n)  # its share of the batch's mean
+            total += loss.detach()
+            if i < len(parts) - 1:
+                with summed_later(self.net, self.weighting):
+                    self.trainer.strategy.backward(loss, None)
+        self.log_terms("train", {"loss": total})
         return loss
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Nothing: Lightning asks for it between the last part and its backward pass; a step begins with it."""
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The same loss on held-out latents with labels, at times and with noise that are the same every time."""
-        self.log_terms("val", {"loss": self._loss("val", batch, None)}, images=len(batch.labels))
+        self.log_terms("val", {"loss": self._loss("val", self._asked(batch, None))}, images=len(batch.labels))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -169,8 +212,8 @@ class DiffusionModule(ProgressModule):
         own = (part[start : start + n] for part in drawn)
         return self.conditioning.condition(x0, batch.labels, self.null, batch.told, *own)
 
-    def _loss(self, stage: str, batch: Batch, drop: Tensor | None) -> Tensor:
-        """drop: where the condition is dropped, bool [B]."""
+    def _asked(self, batch: Batch, drop: Tensor | None) -> "Asked":
+        """What a batch's latents, times, noise and conditions are; drop: where the condition is dropped, bool [B]."""
         moments, eps = batch.moments, batch.noise
         n, shape, device = len(moments), (moments.shape[1] // 2, *moments.shape[2:]), moments.device
         spread, normal = (self._rows(n, lambda n: torch.randn(n, *shape, device=device)) for _ in range(2))
@@ -181,8 +224,10 @@ class DiffusionModule(ProgressModule):
             condition = condition.dropped(drop, self.null)
             where = None if where is None else torch.where(drop.view(-1, 1, 1, 1), 1.0, where)  # all of it is hidden
         eps = self.objective.coupling(x0, normal, condition.label) if eps is None else eps
-        if stage == "train":
-            seed_from(self.seed, 3, self.batches_seen, self.global_rank)  # each rank's own, for dropout
+        return Asked(x0, eps, drawn, condition, where)
+
+    def _loss(self, stage: str, asked: "Asked") -> Tensor:
+        x0, eps, drawn, condition, where = asked
         if self.student is None:
             loss, t = self.objective.loss(self.net, x0, condition, t=drawn, eps=eps, where=where)  # [B] each
         else:

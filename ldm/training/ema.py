@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-from ldm.training.sharding import as_held, gather_full
+from ldm.training.sharding import as_held, forget_gathered, gather_full
 
 
 def decay_at(update: int, decay: float) -> float:
@@ -52,13 +52,14 @@ class EMA(Callback):
             torch._foreach_lerp_(list(self.average.values()), current, 1 - decay_at(self.updates, self.decay))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap()
+        self._swap(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap()
+        self._swap(pl_module)
 
     @torch.no_grad()
-    def _swap(self) -> None:
+    def _swap(self, module: LightningModule) -> None:
+        forget_gathered(module)
         for name, mean in self.average.items():
             now = self.parameters[name].detach().clone()
             self.parameters[name].copy_(mean)

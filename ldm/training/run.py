@@ -43,6 +43,7 @@ class Plan:
         ema_decay : of the weights' average; 0 = none, so that validation and samples use the raw weights
         trainer   : conf/trainer's options: Lightning's own, channels_last and compile
         power_ema : widths of averages that are kept beside, see `PowerAverages`; none is none
+        global_batch: images of a batch over all ranks; None = as many as they are given
         free      : keys of the config that the same run may change when it goes on
     """
 
@@ -53,6 +54,7 @@ class Plan:
     keep_best: str | None
     ema_decay: float
     trainer: dict[str, Any]
+    global_batch: int | None = None
     free: frozenset[str] = frozenset()
     power_ema: Sequence[float] = ()
 
@@ -121,6 +123,11 @@ def fit(
         return _trainer(module, plan, options, [*compiled, *callbacks], tracking.loggers, checkpoint)
 
     trainer = trainer_from(resume)
+    if plan.global_batch not in (None, module.batch_size * trainer.world_size):
+        raise ValueError(
+            f"global_batch={plan.global_batch} was dealt to {plan.global_batch // module.batch_size} ranks, but there "
+            f"are {trainer.world_size}: pass trainer.devices="
+        )
     speaks = trainer.is_global_zero
     begin()
     if plan.every > plan.steps:

@@ -79,8 +79,7 @@ class Saves(Callback):
     def after_batch(self, trainer: Trainer, module: Any, batch_idx: int) -> None:
         """Called by the module once it has counted the batch."""
         self.asked = self.any_rank(self.asked or stop.asked() or 0)
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # else there are gradients to lose
-        self.saved = module.batches_seen % self.every == 0 or bool(self.asked and stepped)
+        self.saved = module.batches_seen % self.every == 0 or bool(self.asked)
         if self.saved:
             file = self.run / checkpoints.FOLDER / f"{module.batches_seen:08d}.ckpt"
             if trainer.is_global_zero:

@@ -3,6 +3,9 @@
 Torch's `fully_shard` (FSDP2) does it. Parameters keep their names and shapes, so that checkpoints are like all others.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -23,6 +26,27 @@ def shard(modules: list[nn.Module], mesh: DeviceMesh) -> None:
 def is_sharded(module: nn.Module) -> bool:
     """Whether each rank holds a part of the module only, so that all ranks must run it together."""
     return isinstance(module, FSDPModule)
+
+
+@contextmanager
+def summed_later(*modules: nn.Module) -> Iterator[None]:
+    """Leave a backward pass's gradients on their rank: a later one sends them all."""
+    sharded = [module for module in modules if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.set_requires_gradient_sync(True)
+
+
+def forget_gathered(module: nn.Module) -> None:
+    """Let go of weights that a pass without gradients has left gathered (the outermost module's, for a backward pass
+    that does not come): the next pass gathers what the shards then hold."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def gather_full(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -67,7 +68,7 @@ def step_memory(module: Module, batch: tuple[Any, ...], precision: str, *, gpu: 
         with Live([*module.parameters(), *module.buffers()]) as live:
             for optimizer in trainer.optimizers:
                 _after_a_step(optimizer)
-            _step(module, trainer.optimizers, _emptied(batch), precision)
+            _step(module, _emptied(batch), precision)
         gradients = sum(map(_bytes, players))
     makers = module.make_optimizers if isinstance(module, AutoencoderModule) else (module.make_optimizer,)
     left_out = tuple(f"{name}." for name in module.not_averaged)
@@ -154,6 +155,7 @@ class _Alone:
 
     def __init__(self) -> None:
         self.optimizers: list[Optimizer] = []
+        self.strategy = SimpleNamespace(backward=lambda loss, _: loss.backward())
 
 
 def _alone(module: Module) -> _Alone:
@@ -191,12 +193,11 @@ def _after_a_step(optimizer: Optimizer) -> None:
         setattr(optimizer, name, stand_in)
 
 
-def _step(module: Module, optimizers: list[Optimizer], batch: tuple[Any, ...], precision: str) -> None:
+def _step(module: Module, batch: tuple[Any, ...], precision: str) -> None:
     """A batch as Lightning treats it."""
     with _arithmetic(precision):
         loss = module.training_step(batch, 0)  # type: ignore[arg-type]
     if isinstance(loss, Tensor):  # of stage 2; stage 1 does all itself
-        optimizers[0].zero_grad()  # only now
         loss.backward()  # type: ignore[no-untyped-call]
 
 

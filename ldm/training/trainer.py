@@ -1,7 +1,7 @@
 """Lightning's Trainer as this project uses it: its options in the config's words, its ranks as they were started."""
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import Callback
@@ -36,6 +36,31 @@ def tune(networks: list[nn.Module], chosen: dict[str, Any]) -> tuple[dict[str, A
     for net in networks:
         net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     return options, [Compiled(networks, compiled)] if compiled else []
+
+
+class RankBatch(NamedTuple):
+    """A rank's share of a batch: how many images, and the parts that follow one another through the network."""
+
+    size: int
+    parts: int
+
+    @property
+    def at_once(self) -> int:
+        """Images of the largest part."""
+        return -(-self.size // self.parts)
+
+
+def ranks_of(chosen: dict[str, Any]) -> int:
+    """How many ranks will train: those that were started, or those that Lightning will start for these options."""
+    if (start := launch()).world > 1:
+        return start.world
+    devices = chosen["devices"]
+    if isinstance(devices, list):
+        return len(devices)
+    if devices in ("auto", -1, "-1"):
+        gpus = torch.cuda.device_count() if chosen["accelerator"] in ("auto", "gpu", "cuda") else 0
+        return max(1, gpus)
+    return int(devices)
 
 
 def make_trainer(chosen: dict[str, Any], **fixed: Any) -> Trainer:

@@ -115,7 +115,7 @@ def test_weight_at_its_clamp_is_flagged():
     ("option", "said"),
     [
         ("+trainer.gradient_clip_val=1", r"two: pass guard\.clip="),
-        ("+trainer.accumulate_grad_batches=2", "two: pass accumulate="),
+        ("+trainer.accumulate_grad_batches=2", "is accumulate= here"),
         ("trainer.precision=bf16-true", "must be 32-true, 16-mixed, bf16-mixed"),
         ("loss.r1_every=0", "loss.r1_every=0 must be at least 1"),
         ("loss.disc_weight=-1", "loss.disc_weight=-1 must be at least 0"),

@@ -109,22 +109,6 @@ def test_ctrl_c_before_there_is_anything_to_save_ends_at_once(ldm, pipeline, mon
     assert "ldm: interrupted" in capsys.readouterr().err
 
 
-def test_a_signal_waits_for_accumulated_gradients(ldm, pipeline, monkeypatch):
-    options = [*TINY_DIFFUSION, *CPU, "steps=8", "every=4", f"latents={pipeline}/runs/latents"]
-    options.append("+trainer.accumulate_grad_batches=2")
-    ldm("train-diffusion", "run=whole", *options)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-
-        def ask():
-            os.kill(os.getpid(), signal.SIGTERM)
-
-        hook(patch, DiffusionModule, "training_step", lambda m: m.batches_seen == 4, ask)
-        ldm("train-diffusion", "run=parts", *options)
-    assert checkpoints.newest(Path("runs/parts")).stem == "00000006"
-    ldm("train-diffusion", "run=parts", *options)
-    assert_same_training("runs/parts", "runs/whole", "diffusion")
-
-
 def lines(file):
     return file.read_text().splitlines() if file.exists() else []
 
