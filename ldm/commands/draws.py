@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ldm.commands.options import ResultOptions
+from ldm.conditioning.text import check_said
 from ldm.data.picture_files import Pictures, class_of
 from ldm.generate.model import LatentDiffusionModel
 from ldm.images import save_png
@@ -49,7 +50,8 @@ def labels_of(options: Labelled, model: LatentDiffusionModel, dropout: float, pi
         return torch.tensor(model.labels(named))
     if options.classes is not None:
         return torch.tensor(model.labels(options.classes) * len(pictures))
-    if model.conditioning.unlabelled_share(dropout) == 0 and len(model.class_names) > 1:
+    check_said(f"model={options.model}", {"label_dropout": dropout}, model.conditioning)
+    if model.conditioning.labels and model.conditioning.unlabelled_share(dropout) == 0 and len(model.class_names) > 1:
         raise ValueError(f"model={options.model} was never trained without labels: pass classes=")
     return model.null.label.expand(len(pictures))
 

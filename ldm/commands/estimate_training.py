@@ -31,13 +31,13 @@ from ldm.training.contract import supplied
 from ldm.training.cost import Cost, Parts, checkpoint_bytes
 from ldm.training.pictures import COLUMNS, rows_of
 from ldm.training.step_memory import Module, StepMemory, step_memory
+from ldm.training.trainer import devices_named
 
 
 def ranks_named(trainer: TrainerOptions) -> int:
     """How many processes the options name; 1 where they leave it to whoever starts them."""
-    devices, nodes = trainer.devices, trainer.num_nodes
-    a_node = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
-    return a_node * (nodes if isinstance(nodes, int) else 1)
+    nodes = trainer.num_nodes
+    return (devices_named(trainer.devices) or 1) * (nodes if isinstance(nodes, int) else 1)
 
 
 def train_autoencoder_cost(options: TrainAutoencoder, given: EstimateOptions, gpu: bool) -> Cost:  # noqa: ARG001
@@ -159,7 +159,9 @@ def turned(options: TrainAutoencoder | TrainDiffusionOptions, too_much: float) -
         yield words, _with(options, trainer=options.trainer.model_copy(update=sharded))
     size = options.batch_size
     if options.global_batch is not None:
-        if (smaller := int(0.8 * size / too_much)) >= 1:  # what a step needs whatever its batch is, is among them
+        own = options.batch_of_a_rank(ranks_named(options.trainer))
+        part = -(-own.size // own.parts)
+        if part > (smaller := max(1, int(0.8 * part / too_much))):  # what any part needs is among the activations
             yield f"batch_size={smaller}", _with(options, batch_size=smaller)
         return
     counts = (n for n in range(options.accumulate + 1, size + 1) if size % n == 0)

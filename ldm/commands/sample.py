@@ -148,7 +148,7 @@ def origin_of(options: SampleOptions, card: dict[str, Any], model: LatentDiffusi
     if height != width:
         raise ValueError(f"from={options.start} is cut to squares: pass latent_size= of one side")
     given = card["preprocessing"] or {}
-    resize = round(given["resize"] * width / given["resolution"]) if given else None
+    resize = round(given["resize"] * width / given["resolution"]) if given.get("resize") else None
     pictures = Pictures(options.start, width, resize, key="from")
     latents = [model.encode(pictures[i][1][None]) for i in range(min(len(pictures), options.num))]
     return Origin(latents=torch.cat(latents), strength=STRENGTH if options.strength is None else options.strength)

@@ -58,6 +58,9 @@ class TrainerOptions(Group, extra="allow"):
         return {key: build(value) if isinstance(value, dict) and "_target_" in value else value for key, value in given}
 
 
+GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that replay CUDA graphs
+
+
 class TrainingOptions(LoggedOptions):
     """What conf/stage1.yaml and conf/train_diffusion.yaml share."""
 
@@ -100,12 +103,21 @@ class TrainingOptions(LoggedOptions):
             ValueError: if they can't share global_batch equally.
         """
         if self.global_batch is None:
-            return RankBatch(self.batch_size, self.accumulate)
+            return self._checked(RankBatch(self.batch_size, self.accumulate, self.batch_size))
         ranks = ranks_of(self.trainer.arguments()) if ranks is None else ranks
         share, rest = divmod(self.global_batch, ranks)
         if rest:
             raise ValueError(f"global_batch={self.global_batch} can't be shared by {ranks} ranks: pass a multiple")
-        return RankBatch(share, -(-share // self.batch_size))
+        return self._checked(RankBatch(share, -(-share // self.batch_size), self.batch_size))
+
+    def _checked(self, batch: RankBatch) -> RankBatch:
+        """ValueError where a part's gradients would lie in memory that the next part's CUDA graph writes to."""
+        if batch.parts > 1 and self.trainer.compile in GRAPHS:
+            raise ValueError(
+                f"trainer.compile={self.trainer.compile} can't sum gradients over {batch.parts} parts of a batch: pass "
+                "trainer.compile=true or max-autotune-no-cudagraphs"
+            )
+        return batch
 
     def check_best(self, measured: Sequence[str], more: str) -> None:
         """ValueError if keep_best is none of the figures that a validation will measure."""

@@ -140,7 +140,7 @@ class AutoencoderModule(ProgressModule):
                     weight = backward.finish(share * nll, share * g, share * penalty, x_hat, factor)
             pairs.append((target.detach(), x_hat.detach()))
             terms.append(logged)
-        merged = mean_terms(terms)
+        merged = mean_terms(terms, micro)
         if factor > 0:
             merged |= {"disc_weight": weight, "disc_weight_clamped": (weight >= CLAMP).float()}
         if self.loss.disc_weight > 0:
@@ -159,7 +159,7 @@ class AutoencoderModule(ProgressModule):
             loss, logged = self.loss.discriminate(target, x_hat, self.discriminator, self.disc_batches)
             self.manual_backward(loss * (len(x) / sum(map(len, micro))))
             terms.append(logged)
-        merged = mean_terms(terms)
+        merged = mean_terms(terms, micro)
         self.loss.follow(merged["logits_real"], merged["logits_fake"], self.disc_batches)
         return merged | {f"disc_{k}": v for k, v in self.guarded_step(optimizer, self.disc_guard).items()}
 
@@ -183,6 +183,12 @@ class AutoencoderModule(ProgressModule):
         return {"image_hat": to_image(x_hat), "moments": posterior.moments()}
 
 
-def mean_terms(terms: list[Terms]) -> Terms:
-    """The mean of each term over micro-batches."""
-    return {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
+def mean_terms(terms: list[Terms], micro: tuple[Tensor, ...]) -> Terms:
+    """The mean of each term over the images of micro-batches."""
+    shares = [len(x) / sum(map(len, micro)) for x in micro]
+    return {name: sum_of(share * each[name] for share, each in zip(shares, terms, strict=True)) for name in terms[0]}
+
+
+def sum_of(parts: Iterable[Tensor]) -> Tensor:
+    """Of scalars."""
+    return torch.stack(list(parts)).sum()

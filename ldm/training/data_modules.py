@@ -25,7 +25,7 @@ class TrainingData(LightningDataModule, ABC):
     """What both stages' data share.
 
     Args:
-        batch:       images or latents of a batch of one rank; a validation takes as many as a part has.
+        batch:       images or latents of a batch of one rank; a validation takes its own number.
         num_workers: processes of a rank that read; 0 = the training process does.
         seed:        of the order, and of all that is drawn here.
         overfit:     whether the first batch is all there is: each step has it, and it validates (debug=overfit).
@@ -71,7 +71,7 @@ class ImageData(TrainingData):
     def __init__(self, *, source: Source, batch: RankBatch, num_workers: int, seed: int, overfit: bool = False) -> None:
         super().__init__(batch=batch, num_workers=num_workers, seed=seed, overfit=overfit)
         _ = source.class_names  # lists the files: a folder that is not there is refused before the run begins
-        check_batch(batch.at_once, 3, source.resolution, source.resolution)
+        check_batch(batch.validated, 3, source.resolution, source.resolution)
         self.source = source
 
     def training_batches(self, order: Order) -> "DataLoader[Any]":
@@ -79,7 +79,7 @@ class ImageData(TrainingData):
 
     def validation_batches(self, trainer: Trainer) -> "DataLoader[Any]":
         return in_order(
-            self.source, "val", self.batch.at_once, self.num_workers, trainer.global_rank, trainer.world_size
+            self.source, "val", self.batch.validated, self.num_workers, trainer.global_rank, trainer.world_size
         )
 
 
@@ -99,7 +99,7 @@ class LatentData(TrainingData):
         overfit: bool = False,
     ) -> None:
         super().__init__(batch=batch, num_workers=num_workers, seed=seed, overfit=overfit)
-        check_batch(batch.at_once, *cache.latent_shape)
+        check_batch(batch.validated, *cache.latent_shape)
         self.noise = PairedNoise(coupling, cache.stats, seed) if coupling.ahead else None
         self.cache, self.conditioning = cache, conditioning
 
@@ -115,7 +115,7 @@ class LatentData(TrainingData):
         if left_out and trainer.is_global_zero:
             log.info("%d of %d validation latents are left out, for equal shares", left_out, len(moments))
         share = range(trainer.global_rank, len(moments) - left_out, trainer.world_size)
-        n = self.batch.at_once
+        n = self.batch.validated
         batches = [[(0, i) for i in share[j : j + n]] for j in range(0, len(share), n)]
         return self._loader(moments, batches)
 

@@ -72,7 +72,7 @@ class ProgressModule(LightningModule):
 
     schedules     of each optimiser's rate, by the name under which the rate is logged
     seed          of all that training draws
-    batch_size    images a rank and batch
+    batch_size    images of a batch that a rank takes: its share, whatever parts that is divided into
     lr_per_image  the rates are this times the global batch; None = each optimiser's own
     card          what a checkpoint says of itself, beside the counters
     """

@@ -6,11 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import nn
+
 from ldm import checkpoint as checkpoints
+from ldm.conditioning.labels import Labels
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.dit import DiT
+from ldm.models.unet import UNet
 from ldm.runtime.files import flat
 from ldm.runtime.ranges import Natural
 from ldm.runtime.schema import Digits, JsonFile
+from ldm.runtime.targets import TARGET
 from ldm.training.gradients import DivergenceError
 from ldm.training.progress import ProgressModule
 
@@ -82,6 +88,7 @@ FREE_OF_CARD = frozenset(
     {"autoencoder_path", "sampling", "net.checkpoint", "trust", "config.schedule.resume", "config.disc_schedule.resume"}
 )
 SHAPES = ("autoencoder", "net", "latent_shape", "class_names")  # keys of a card that weights of another run do not fit
+NETWORKS: dict[Any, Callable[..., Any]] = {f"{net.__module__}.{net.__qualname__}": net for net in (UNet, DiT)}
 NEW = "start run=NEW from the beginning, as these weights do not fit it"
 RENAMED = {"config.vae.": "config.autoencoder."}  # keys by which earlier cards name the same thing
 
@@ -100,9 +107,7 @@ def resume_point(run: Path, wanted: dict[str, Any], free: frozenset[str] = froze
         return None, 0
     file, checkpoint = checkpoints.find(run, wanted["kind"])
     card = checkpoint[checkpoints.CARD]
-    # cards name no argument and no option that came after them
-    earlier = flat({"autoencoder": defaults_of(Autoencoder), "config": {"overfit": False}})
-    was, now = earlier | {_renamed(key): value for key, value in flat(card).items()}, flat(wanted)
+    was, now = flat(_before(card)) | {_renamed(key): value for key, value in flat(card).items()}, flat(wanted)
     may = FREE_OF_CARD | {f"config.{key}" for key in free}
     changed = [k for k in now if was.get(k) != now[k] and not any(k == f or k.startswith(f"{f}.") for f in may)]
     if changed:
@@ -113,6 +118,18 @@ def resume_point(run: Path, wanted: dict[str, Any], free: frozenset[str] = froze
         instead = f"start run=NEW init={run}" if fits else NEW
         raise ValueError(f"{run} was started with {named}: keep that, or {instead}")
     return file, card["batches_seen"]
+
+
+def _before(card: dict[str, Any]) -> dict[str, Any]:
+    """What a card says, and its config, of what came after it: it names no argument and no option of later versions."""
+    made = defaults_of(NETWORKS.get(card.get("net", {}).get(TARGET), nn.Module))
+    told = {TARGET: f"{Labels.__module__}.{Labels.__qualname__}", "pooled": False}
+    return {
+        "autoencoder": defaults_of(Autoencoder),
+        "net": made,
+        "condition": told,
+        "config": {"overfit": False, "net": made, "condition": told},
+    }
 
 
 def _short(value: Any) -> str:

@@ -30,7 +30,8 @@ def is_sharded(module: nn.Module) -> bool:
 
 @contextmanager
 def summed_later(*modules: nn.Module) -> Iterator[None]:
-    """Leave a backward pass's gradients on their rank: a later one sends them all."""
+    """Leave a backward pass's gradients on their rank: a later one sends them all. DDP needs no telling within a step,
+    since it listens only once its forward pass, which is all of `training_step`, has returned."""
     sharded = [module for module in modules if isinstance(module, FSDPModule)]
     for module in sharded:
         module.set_requires_gradient_sync(False)

@@ -43,11 +43,7 @@ class RankBatch(NamedTuple):
 
     size: int
     parts: int
-
-    @property
-    def at_once(self) -> int:
-        """Images of the largest part."""
-        return -(-self.size // self.parts)
+    validated: int  # images of a validation's batch, which does not depend on the ranks
 
 
 def ranks_of(chosen: dict[str, Any]) -> int:
@@ -55,12 +51,19 @@ def ranks_of(chosen: dict[str, Any]) -> int:
     if (start := launch()).world > 1:
         return start.world
     devices = chosen["devices"]
-    if isinstance(devices, list):
-        return len(devices)
     if devices in ("auto", -1, "-1"):
         gpus = torch.cuda.device_count() if chosen["accelerator"] in ("auto", "gpu", "cuda") else 0
         return max(1, gpus)
-    return int(devices)
+    return devices_named(devices) or 1
+
+
+def devices_named(devices: int | str | list[int]) -> int | None:
+    """How many devices trainer.devices names on a node: 2, "2", "0,1" or [0, 1]; None where it leaves that open."""
+    if isinstance(devices, str) and "," in devices:
+        return len([part for part in devices.split(",") if part.strip()])
+    if isinstance(devices, list):
+        return len(devices)
+    return int(devices) if str(devices).isdecimal() else None
 
 
 def make_trainer(chosen: dict[str, Any], **fixed: Any) -> Trainer:

@@ -16,7 +16,7 @@ from support.runs import assert_close_weights, checkpoint, learned, rows
 from support.tiny import CPU, EXACT_AUTOENCODER, TINY_DIFFUSION, fails
 
 from ldm.training import trainer
-from ldm.training.trainer import RankBatch, ranks_of
+from ldm.training.trainer import ranks_of
 
 EXACT = [*TINY_DIFFUSION, *CPU, "schedule.decay=constant", "+optimizer.eps=1e-3"]  # Adam's first steps are signs
 
@@ -138,4 +138,6 @@ def test_what_cannot_be_shared_is_said_in_a_line(ldm, pipeline, monkeypatch):
     assert ranks_of(chosen | {"accelerator": "auto"}) == 4
     monkeypatch.setattr(trainer, "launch", lambda: trainer.Launch("torchrun", 0, 16, 0, 2))
     assert ranks_of(chosen) == 16
-    assert RankBatch(10, 3).at_once == 4
+    assert trainer.devices_named("0,1") == 2
+    graphs = ["accumulate=2", "batch_size=8", "trainer.compile=reduce-overhead"]
+    assert "pass trainer.compile=true or max-autotune-no-cudagraphs" in fails(*given, *graphs)

@@ -124,6 +124,21 @@ def test_a_run_from_before_an_option_goes_on_where_that_is_off(begun):
         resume.resume_point(Path("run"), wanted | {"autoencoder": {"channels": 8, "shortcut": True}})
 
 
+def test_a_generator_from_before_an_option_goes_on_where_that_is_off(begun, monkeypatch):
+    unet = {"_target_": "ldm.models.unet.UNet", "model_channels": 8}
+    text = {"_target_": "ldm.conditioning.text.Captions", "width": 8}
+    card = {"kind": "diffusion", "batches_seen": 4, "net": unet, "config": {"net": unet, "condition": text}}
+    monkeypatch.setattr(resume.checkpoints, "find", lambda run, kind: (run / "a.ckpt", {resume.checkpoints.CARD: card}))
+    off, on = ({"net": unet | {"scale_shift": so}, "condition": text | {"pooled": so}} for so in (False, True))
+    wanted = {"kind": "diffusion", "net": off["net"], "config": off}
+    assert resume.resume_point(Path("run"), wanted)[1] == 4
+    with pytest.raises(ValueError, match=r"started with net\.scale_shift=False \(now True\), condition\.pooled=False"):
+        resume.resume_point(Path("run"), wanted | {"net": on["net"], "config": on})
+    first = {"_target_": "ldm.conditioning.labels.Labels"}  # what networks were told before there was a choice
+    del card["config"]["condition"]
+    assert resume.resume_point(Path("run"), {"kind": "diffusion", "condition": first, "config": {"condition": first}})
+
+
 def test_an_autoencoder_goes_on_whatever_its_probe_asks_of_the_next_commands(begun):
     wanted = {"kind": "autoencoder", "autoencoder": {"channels": 8}, "config": {"probe": {"diffusion": ["steps=4"]}}}
     assert resume.resume_point(Path("run"), wanted, frozenset({"probe"})) == (Path("run/a.ckpt"), 4)
