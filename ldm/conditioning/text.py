@@ -77,7 +77,7 @@ class Captions(Text):
         vocabulary: Count = 8192,
         width: Count = 256,
         depth: Count = 2,
-        pooled: bool = True,
+        pooled: bool = False,
         labels: bool = False,
         words: Sequence[str] = (),
     ) -> None:
@@ -132,7 +132,7 @@ class Embeddings(Text):
         width: Count | None = None,
         tokens: Count | None = None,
         encoder: dict[str, str] | None = None,
-        pooled: bool = True,
+        pooled: bool = False,
         labels: bool = False,
     ) -> None:
         super().__init__(pooled=pooled, labels=labels)
