@@ -254,7 +254,7 @@ def test_imagenet_as_a_lab_would_run_it(imagenet, monkeypatch, f):
     assert [module.global_batch, steps] == said(r"global batch ([\d,]+), ([\d,]+) batches")
     assert trainer.max_epochs * trainer.limit_train_batches == steps
     assert trainer.precision == "bf16-mixed"
-    assert data.batch_size == module.batch_size
+    assert data.batch.size == module.batch_size
     assert module.rates == [1e-4]
     assert module.schedules["lr"](steps) == 1
     assert module.net.out[2].weight.is_contiguous(memory_format=torch.channels_last)

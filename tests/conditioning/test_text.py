@@ -112,7 +112,12 @@ def test_a_pooled_context_starts_as_none_and_is_the_mean_of_its_tokens(make):
         UNet: {"channel_mult": [1], "num_res_blocks": 1, "attention_resolutions": [1], "num_heads": 2},
         DiT: {"latent_size": [4, 4], "patch": 1, "depth": 2, "head_channels": 16},
     }[make]
-    shape |= {"in_channels": 2, "num_classes": 3, "context_dim": 8, "model_channels": 32}
+    shape |= {
+        "in_channels": 2,
+        "num_classes": 3,
+        "context_dim": 8,
+        "model_channels": 64,
+    }  # a norm of one channel forgets it
     plain, pooled = stirred(make(**shape)), make(**shape, context_pooled=True).eval()
     pooled.load_state_dict(pooled.state_dict() | plain.state_dict())
     x, t, context = torch.randn(2, 2, 4, 4), torch.rand(2), torch.randn(2, 5, 8)

@@ -43,6 +43,7 @@ def test_a_log_line_stands_on_a_line_of_its_own_above_the_bar(monkeypatch):
     monkeypatch.setattr(bars, "get_console", lambda: Console(width=80, force_terminal=True))
     handler, logger = logging.StreamHandler(stream), logging.getLogger("ldm.tests.bars")
     monkeypatch.setattr(logger, "handlers", [handler])  # it has taken hold of stdout before there was any bar
+    monkeypatch.setattr(logger, "propagate", False)  # handlers that other tests' commands have left write elsewhere
     logger.setLevel(logging.INFO)
     for i in bars.track(range(4), "counting"):
         logger.info("seen %d", i)
