@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ldm.commands.options import ResultOptions
-from ldm.conditioning.text import check_said
+from ldm.conditioning.text import needs_caption
 from ldm.data.picture_files import Pictures, class_of
 from ldm.generate.model import LatentDiffusionModel
 from ldm.images import save_png
@@ -50,7 +50,11 @@ def labels_of(options: Labelled, model: LatentDiffusionModel, dropout: float, pi
         return torch.tensor(model.labels(named))
     if options.classes is not None:
         return torch.tensor(model.labels(options.classes) * len(pictures))
-    check_said(f"model={options.model}", {"label_dropout": dropout}, model.conditioning)
+    if needs_caption(model.conditioning, dropout):
+        raise ValueError(
+            f"model={options.model} was never trained without a caption (label_dropout=0), and is told none here: "
+            "choose another"
+        )
     if model.conditioning.labels and model.conditioning.unlabelled_share(dropout) == 0 and len(model.class_names) > 1:
         raise ValueError(f"model={options.model} was never trained without labels: pass classes=")
     return model.null.label.expand(len(pictures))
@@ -58,6 +62,7 @@ def labels_of(options: Labelled, model: LatentDiffusionModel, dropout: float, pi
 
 def begun(options: ResultOptions, run: Path, pictures: Pictures) -> range:
     """The numbers of this rank's share of the pictures, for whose draws the run folder is made ready."""
+    options.keep_others(run)  # on all ranks: none waits for one that was refused
     rank, world = join_ranks()
     if rank == 0:
         options.begin(run)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm.condition import Condition
-from ldm.conditioning.text import check_said
+from ldm.conditioning.text import needs_caption
 from ldm.generate.generator import Generator
 from ldm.generate.interpolation import interpolate
 from ldm.generate.model import LatentDiffusionModel
@@ -56,7 +56,8 @@ def wanted_of(options: "SampleOptions", card: dict[str, Any], model: LatentDiffu
         return Wanted(
             model.asked(options.classes, options.num, texts), [i % len(texts) for i in range(options.num)], texts, texts
         )
-    check_said(f"model={options.model}", card, model.conditioning)
+    if needs_caption(model.conditioning, card["label_dropout"]):
+        raise ValueError(f"model={options.model} was never trained without a caption (label_dropout=0): pass prompts=")
     told = model.asked(options.classes, options.num)
     return Wanted(told, told.turn(range(options.num)).label.tolist(), [*model.class_names, "no label"], None)
 

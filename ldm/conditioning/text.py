@@ -187,10 +187,9 @@ class Embeddings(Text):
         return embeddings.half().float(), mask  # as the cache rounds them
 
 
-def check_said(said: str, card: Mapping[str, Any], conditioning: Conditioning) -> None:
-    """ValueError that begins with `said`, as model=runs/text, if a model of this card has never been told no text."""
-    if isinstance(conditioning, Text) and conditioning.unlabelled_share(card["label_dropout"]) == 0:
-        raise ValueError(f"{said} was never trained without a caption (label_dropout=0): pass prompts=")
+def needs_caption(conditioning: Conditioning, label_dropout: float) -> bool:
+    """Whether a network was told a caption in all of its training, and knows nothing of the null condition."""
+    return isinstance(conditioning, Text) and conditioning.unlabelled_share(label_dropout) == 0
 
 
 def nothing(n: int, tokens: int, width: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
 from ldm.conditioning.low_resolution import Upscale
-from ldm.conditioning.text import Text
+from ldm.conditioning.text import needs_caption
 from ldm.data.sources import Source
 from ldm.diffusion import log_likelihood as terms
 from ldm.evaluation.image_sets import spread
@@ -47,8 +47,11 @@ class BitsPerDim:
         card, preparation = self.model.card, self.source.preprocessing()
         if isinstance(self.model.conditioning, Upscale):
             raise ValueError("the model is told small pictures, which likelihood has none of: choose another model=")
-        if isinstance(self.model.conditioning, Text) and card["label_dropout"] == 0:
-            raise ValueError("the model was never trained without a caption (label_dropout=0), as likelihood asks it")
+        if needs_caption(self.model.conditioning, card["label_dropout"]):
+            raise ValueError(
+                "the model was never trained without a caption (label_dropout=0), and is told none here: choose "
+                "another model="
+            )
         if not self.autoencoder.model.variational:
             raise ValueError("a plain autoencoder (regularizer=none) has no posterior and no bound: train one with kl")
         if preparation != card["preprocessing"]:

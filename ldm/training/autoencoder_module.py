@@ -186,9 +186,7 @@ class AutoencoderModule(ProgressModule):
 def mean_terms(terms: list[Terms], micro: tuple[Tensor, ...]) -> Terms:
     """The mean of each term over the images of micro-batches."""
     shares = [len(x) / sum(map(len, micro)) for x in micro]
-    return {name: sum_of(share * each[name] for share, each in zip(shares, terms, strict=True)) for name in terms[0]}
-
-
-def sum_of(parts: Iterable[Tensor]) -> Tensor:
-    """Of scalars."""
-    return torch.stack(list(parts)).sum()
+    return {
+        name: torch.stack([share * each[name] for share, each in zip(shares, terms, strict=True)]).sum()
+        for name in terms[0]
+    }

@@ -17,10 +17,10 @@ from ldm.diffusion.parameterization import angle
 from ldm.diffusion.student import Student
 from ldm.latents import LatentStats, sample_moments
 from ldm.runtime.ranks import mean_over_ranks
-from ldm.training.gradients import StepGuard
+from ldm.training.gradients import StepGuard, without_sync
 from ldm.training.lightning_internals import loss_scaler, unscales_by_itself
 from ldm.training.progress import ProgressModule, seed_from
-from ldm.training.sharding import gather_full, shard, summed_later
+from ldm.training.sharding import gather_full, shard
 from ldm.training.speed import forward_flops
 
 
@@ -169,7 +169,7 @@ class DiffusionModule(ProgressModule):
             loss = self._loss("train", part) * (len(part.x0) / n)  # its share of the batch's mean
             total += loss.detach()
             if i < len(parts) - 1:
-                with summed_later(self.net, self.weighting):
+                with without_sync(self.trainer.model):
                     self.trainer.strategy.backward(loss, None)
         self.log_terms("train", {"loss": total})
         return loss

@@ -1,8 +1,8 @@
 """Between backward pass and optimiser step: gradients are averaged over the ranks and clipped, bad steps skipped."""
 
 import logging
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Annotated
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ldm.runtime.ranges import Count, Positive, checked
+from ldm.training.sharding import sharded_parts
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +32,19 @@ class DivergenceError(RuntimeError):
         self.memory = memory
 
 
-def without_sync(model: nn.Module | None) -> AbstractContextManager[None]:
-    """Keep DDP from averaging gradients in each backward pass: `average` does it once a step."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+@contextmanager
+def without_sync(model: nn.Module | None) -> Iterator[None]:
+    """Leave the gradients of each backward pass on their rank, under DDP and FSDP: a later pass, or `average`, sends
+    them all."""
+    sharded = [] if model is None else sharded_parts(model)
+    for part in sharded:
+        part.set_requires_gradient_sync(False, recurse=False)
+    try:
+        with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+            yield
+    finally:
+        for part in sharded:
+            part.set_requires_gradient_sync(True, recurse=False)
 
 
 def average(gradients: list[Tensor]) -> None:

@@ -98,7 +98,7 @@ class ProgressModule(LightningModule):
         self.flops = 0.0  # of `flops_per_image`
         self.max_rollbacks, self.rolled_back = 0, False
         self.optimizer_states: list[dict[str, Any]] | None = None  # of a checkpoint, until they are checked
-        self.after_batch: Callable[[Trainer, ProgressModule, int], None] = lambda *_: None  # once a batch is counted
+        self.after_batch: Callable[[Trainer, ProgressModule], None] = lambda *_: None  # once a batch is counted
 
     def with_rates(self, optimizers: list[Optimizer]) -> list[Optimizer]:
         """Note the learning rates that the config gives: each optimiser's own, or lr_per_image x the global batch."""
@@ -151,7 +151,7 @@ class ProgressModule(LightningModule):
         # on the CPU, as below: Lightning makes tensors of plain numbers on the GPU, and waits for it
         self.log_terms("train", {name: torch.tensor(rate) for name, rate in self.now.items()})
         self.log_axis()
-        self.after_batch(self.trainer, self, batch_idx)
+        self.after_batch(self.trainer, self)
 
     def on_validation_epoch_start(self) -> None:
         seed_from(self.seed, 1, self.global_rank)

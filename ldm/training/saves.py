@@ -76,7 +76,7 @@ class Saves(Callback):
         if seen >= self.steps:
             trainer.should_stop = True
 
-    def after_batch(self, trainer: Trainer, module: Any, batch_idx: int) -> None:
+    def after_batch(self, trainer: Trainer, module: Any) -> None:
         """Called by the module once it has counted the batch."""
         self.asked = self.any_rank(self.asked or stop.asked() or 0)
         self.saved = module.batches_seen % self.every == 0 or bool(self.asked)

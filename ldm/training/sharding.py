@@ -3,9 +3,6 @@
 Torch's `fully_shard` (FSDP2) does it. Parameters keep their names and shapes, so that checkpoints are like all others.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -28,26 +25,16 @@ def is_sharded(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
 
 
-@contextmanager
-def summed_later(*modules: nn.Module) -> Iterator[None]:
-    """Leave a backward pass's gradients on their rank: a later one sends them all. DDP needs no telling within a step,
-    since it listens only once its forward pass, which is all of `training_step`, has returned."""
-    sharded = [module for module in modules if isinstance(module, FSDPModule)]
-    for module in sharded:
-        module.set_requires_gradient_sync(False)
-    try:
-        yield
-    finally:
-        for module in sharded:
-            module.set_requires_gradient_sync(True)
+def sharded_parts(module: nn.Module) -> list[FSDPModule]:
+    """Those of its modules, itself among them, that are gathered each by itself."""
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
 
 def forget_gathered(module: nn.Module) -> None:
     """Let go of weights that a pass without gradients has left gathered (the outermost module's, for a backward pass
     that does not come): the next pass gathers what the shards then hold."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
+    for part in sharded_parts(module):
+        part.reshard()
 
 
 def gather_full(tensor: Tensor) -> Tensor:

@@ -146,6 +146,8 @@ def test_what_does_not_fit_is_said_in_a_line(said):
     said("train-diffusion", *TEXT, "run=always", "label_dropout=0")
     assert "never trained without a caption (label_dropout=0): pass prompts=" in fails("sample", "model=runs/always")
     assert "never trained without a caption" in fails("likelihood", "model=runs/always", *FOLDER)
+    hidden = ["model=runs/always", "images=photos", "box=[0,0,8,8]"]
+    assert "is told none here: choose another" in fails("infill", *hidden)
     assert "prompts=none.txt can't be read" in fails("sample", "run=x", "model=runs/diffusion", "prompts=none.txt")
     lines = [json.loads(line) for line in Path("photos/metadata.jsonl").read_text().splitlines()]
     for wrong, words in (

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from support.tiny import fails
 
 import ldm as package
+from ldm.commands.sample import origin_of
 from ldm.diffusion.parameterization import scale
 from ldm.generate.generator import Origin
 
@@ -33,6 +35,24 @@ def test_the_walk_begins_with_the_noised_latent(there):
     torch.testing.assert_close(
         noise.float(), (plain / scale(end)).float(), rtol=1e-4, atol=1e-4
     )  # as without a picture
+
+
+def test_pictures_are_prepared_as_in_training(there):
+    image, model = picture(), package.load("runs/diffusion")
+    options = SimpleNamespace(start="p.png", strength=None, interpolation=0, num=1)
+    plain = model.encode(image)  # an imported model's card says no more than its resolution
+    for card in ({}, {"preprocessing": None}, {"preprocessing": {"resolution": 32}}):
+        torch.testing.assert_close(origin_of(options, {"preprocessing": None} | card, model).latents, plain)
+    larger = Image.open("p.png").resize((40, 40), Image.Resampling.BICUBIC).crop((4, 4, 36, 36))
+    expected = model.encode(torch.from_numpy(np.array(larger)).permute(2, 0, 1)[None])
+    made = origin_of(options, {"preprocessing": {"resolution": 32, "resize": 40}}, model).latents
+    torch.testing.assert_close(made, expected, rtol=0.05, atol=0.05)
+    assert not torch.allclose(made, plain, rtol=0.05, atol=0.05)
+
+
+def test_as_many_labels_as_samples(there):
+    with pytest.raises(ValueError, match="2 samples take a condition of as many rows, or as many labels, not 3"):
+        package.load("runs/diffusion").generator(steps=1).images([0, 1], torch.tensor([1, 2, 3]))
 
 
 def test_little_noise_keeps_the_picture_and_all_of_it_nothing(there):
