@@ -1,8 +1,9 @@
 """Checkpoints: files that say what they hold, and are read without running what they hold.
 
-A file is a Lightning checkpoint, loaded by torch's weights_only reader. Under the key "ldm" it has a card, a plain dict
-that describes the model: its constructors' arguments, what it was trained on, what it is to be used with. The
-state_dict is that of the averaged (EMA) weights, and must fit the model that the card describes to the last tensor.
+A file is a Lightning checkpoint, loaded by torch's weights_only reader, or a folder: see `ldm.sharded_checkpoint`.
+Under the key "ldm" it has a card, a plain dict that describes the model: its constructors' arguments, what it was
+trained on, what it is to be used with. The state_dict is that of the averaged (EMA) weights, and must fit the model
+that the card describes to the last tensor.
 
 A card may name code: a network, a path. Only ldm.models and ldm.diffusion are built from a card that nobody vouches
 for; other packages must be named in `trust`, by whoever trains and by whoever loads.
@@ -31,6 +32,7 @@ from ldm.runtime import targets
 from ldm.runtime.arguments import ArgumentError, check_arguments
 from ldm.runtime.files import atomic_write
 from ldm.runtime.wrong import first_line
+from ldm.sharded_checkpoint import check_shards, is_sharded_checkpoint, read_rest, read_whole
 from ldm.weights import Undrawn, check_weights, check_zip, part_of, weights_fingerprint
 
 log = logging.getLogger(__name__)
@@ -85,27 +87,28 @@ def kind_of(path: Path) -> str:
     return checkpoint[CARD]["kind"]
 
 
-def find(path: Path, kind: str | None) -> tuple[Path, dict[str, Any]]:
-    """Read a checkpoint file or, of a run folder, the last checkpoint that is not damaged; warns of later ones.
+def find(path: Path, kind: str | None, tensors: bool = True) -> tuple[Path, dict[str, Any]]:
+    """Read a checkpoint or, of a run folder, the last that is not damaged; warns of later ones.
 
     Args:
-        path: a file, or a run folder, whose checkpoints lie in FOLDER
+        path: a checkpoint, or a run folder, whose checkpoints lie in FOLDER
         kind: "autoencoder" or "diffusion"; None: either
+        tensors: False leaves out those of a sharded checkpoint, if this is one
 
     Returns:
-        the file, and what it holds.
+        the checkpoint, and what it holds.
 
     Raises:
         ValueError: if there is no checkpoint, or none that is complete and of that kind.
     """
-    if not path.is_dir():
+    if not path.is_dir() or is_sharded_checkpoint(path):
         if not path.exists():
             raise ValueError(f"{path} holds no checkpoint ({FOLDER}/*.ckpt): train it first, or name another run")
-        return path, read(path, kind)
+        return path, read(path, kind, tensors)
     damaged: list[DamagedError] = []
     for file in reversed(saved(path)):
         try:
-            found = read(file, kind)
+            found = read(file, kind, tensors)
         except DamagedError as error:
             damaged.append(error)
         else:
@@ -128,8 +131,10 @@ def saved(run: Path) -> list[Path]:
     return sorted(files, key=lambda file: int(file.stem))
 
 
-def read(file: Path, kind: str | None) -> dict[str, Any]:
-    """Load a checkpoint file of a kind ("autoencoder" or "diffusion"; None: either), once its CRC-32 sums are checked.
+def read(file: Path, kind: str | None, tensors: bool = True) -> dict[str, Any]:
+    """Load a checkpoint of a kind ("autoencoder" or "diffusion"; None: either), once its CRC-32 sums are checked.
+
+    tensors: as in `find`
 
     Raises:
         DamagedError: if it is damaged, or no checkpoint at all.
@@ -137,11 +142,16 @@ def read(file: Path, kind: str | None) -> dict[str, Any]:
     """
     if file.suffix in (".safetensors", ".bin", ".pt"):
         raise ValueError(f"{file} was not written by ldm: `ldm convert source={file}` imports an autoencoder")
-    if not file.is_file():
+    sharded = is_sharded_checkpoint(file)
+    if not sharded and not file.is_file():
         raise DamagedError(f"{file} is no regular file")
     try:
-        check_zip(file)
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        if sharded:
+            check_shards(file)
+            checkpoint = read_whole(file) if tensors else read_rest(file)
+        else:
+            check_zip(file)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader and Python's raise whatever a damaged file leads them to
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
             raise  # the disk or the memory failed, and the file may be whole

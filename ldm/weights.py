@@ -4,7 +4,7 @@ import hashlib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 FOLDER_BIT = 0x10  # of an entry's attributes, at which torch's reader leaves a tensor's memory as it is, unread
 
 
-def check_zip(file: Path) -> None:
+def check_zip(file: Path | IO[bytes]) -> None:
     """zipfile.BadZipFile if an entry of a zip file fails its CRC-32, or is what torch never writes: compressed, a
     folder, there twice."""
     with zipfile.ZipFile(file) as archive:

@@ -18,7 +18,7 @@ MODULES = sorted((ROOT / "ldm").rglob("*.py"))
 FLOORS = [
     {"runtime"},
     {"condition", "latents", "images", "card", "weights"},
-    {"models", "diffusion", "conditioning"},
+    {"models", "diffusion", "conditioning", "sharded_checkpoint"},
     {"checkpoint", "losses", "metrics"},
     {"generate", "data", "exchange"},
     {"evaluation", "training", "play"},

@@ -118,18 +118,19 @@ def _training_cost(
         a_step=module.batch_size,
         ranks=ranks,
         precision=precision,
-        memory=_on_a_rank(step, ranks, options.trainer.strategy),
+        memory=_on_a_rank(step, ranks, options.trainer),
         # one more, since a new one is written before the oldest is removed
         disk={f"{options.keep + 1} checkpoints": (options.keep + 1) * saved},
         said=said,
     )
 
 
-def _on_a_rank(step: StepMemory, ranks: int, strategy: str) -> Parts:
+def _on_a_rank(step: StepMemory, ranks: int, trainer: TrainerOptions) -> Parts:
     """What each rank holds; of DDP the buckets, too, in which gradients travel, of FSDP a share."""
-    share = ranks if strategy == "fsdp" else 1
+    sharded = trainer.strategy == "fsdp"
+    share = min(trainer.shard_within or ranks, ranks) if sharded else 1
     parts = {name: getattr(step, name) / share for name in ("weights", "gradients", "optimizer", "average")}
-    if ranks > 1 and strategy != "fsdp":
+    if ranks > 1 and not sharded:
         parts["buckets of DDP"] = step.gradients
     return parts | {"activations": step.activations}
 
@@ -154,8 +155,8 @@ def turned(options: TrainAutoencoder | TrainDiffusionOptions, too_much: float) -
     if isinstance(options, TrainDiffusionOptions) and options.net.get("checkpoint") is False:
         yield "net.checkpoint=true", _with(options, net=options.net | {"checkpoint": True})
     if isinstance(options, TrainDiffusionOptions) and ranks_named(options.trainer) > 1:
-        sharded = {"strategy": "fsdp", "channels_last": False, "compile": False}
-        words = "trainer.strategy=fsdp trainer.channels_last=false trainer.compile=false"
+        sharded = {"strategy": "fsdp", "channels_last": False}
+        words = "trainer.strategy=fsdp trainer.channels_last=false"
         yield words, _with(options, trainer=options.trainer.model_copy(update=sharded))
     size = options.batch_size
     if options.global_batch is not None:

@@ -34,6 +34,9 @@ ScheduleOptions = Annotated[dict[str, Any], arguments_of(Schedule, "steps", "sta
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "64-true", "bf16", 32, 64, 16]
 
 
+GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that replay CUDA graphs
+
+
 class TrainerOptions(Group, extra="allow"):
     """Lightning's Trainer, by its own arguments, with what conf/trainer adds to them."""
 
@@ -42,10 +45,26 @@ class TrainerOptions(Group, extra="allow"):
     num_nodes: Count | Literal["auto"]
     strategy: str
     precision: Precision
+    shard_within: Count | None
+    checkpoints: Literal["whole", "sharded"]
     channels_last: bool
     compile: bool | str
     log_every_n_steps: Count
     limit_val_batches: Natural | Share
+
+    @model_validator(mode="after")
+    def _shards(self) -> Self:
+        sharded = self.strategy == "fsdp"
+        if self.shard_within is not None and not sharded:
+            raise ValueError(f"trainer.shard_within={self.shard_within} is for trainer.strategy=fsdp")
+        if self.checkpoints == "sharded" and not sharded:
+            raise ValueError("trainer.checkpoints=sharded is for trainer.strategy=fsdp: else each rank holds all")
+        if sharded and self.compile in GRAPHS:
+            raise ValueError(
+                f"trainer.compile={self.compile} replays addresses of weights, which trainer.strategy=fsdp gathers "
+                "anew each time: pass trainer.compile=true or max-autotune-no-cudagraphs"
+            )
+        return self
 
     @model_validator(mode="after")
     def _is_lightnings(self) -> Self:
@@ -56,9 +75,6 @@ class TrainerOptions(Group, extra="allow"):
         """Its keys and their values; what is a node, as trainer.profiler may be, is constructed."""
         given = self.model_dump().items()
         return {key: build(value) if isinstance(value, dict) and "_target_" in value else value for key, value in given}
-
-
-GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that replay CUDA graphs
 
 
 class TrainingOptions(LoggedOptions):

@@ -157,11 +157,6 @@ class DiT(nn.Module):
         zero_init(self.final_layer["linear"])
 
     @property
-    def fsdp_blocks(self) -> list[nn.Module]:
-        """What FSDP shards block by block."""
-        return list(self.blocks)
-
-    @property
     def takes(self) -> tuple[str, ...]:
         """The parts of a condition that it was built for."""
         return parts_taken(
@@ -183,8 +178,8 @@ class DiT(nn.Module):
         x = self.x_embedder["proj"](put_beside(x_t, condition.concat, self.concat_channels))  # [B, D, h / p, w / p]
         height, width = x.shape[-2:]
         at = coordinates(height, width, self.trained, x.device)
-        # [B, L, D] in the weights' type: under autocast, 8 bits would round what each block adds
-        x, by = x.flatten(2).transpose(1, 2).to(self.x_embedder["proj"].weight.dtype), None
+        # [B, L, D] in the input's type: under autocast, 8 bits would round what each block adds
+        x, by = x.flatten(2).transpose(1, 2).to(x_t.dtype), None
         if self.positions == "sincos":
             x = x + sinusoidal_positions(at, self.model_channels).to(x.dtype)
         else:

@@ -158,8 +158,8 @@ class UNet(nn.Module):
                 self.output_blocks.append(stack)
 
     @property
-    def fsdp_blocks(self) -> list[nn.Module]:
-        """What FSDP shards block by block."""
+    def blocks(self) -> list[nn.Module]:
+        """What is gathered, or compiled, one after the other: see `ldm.training.contract`."""
         return [module for module in self.modules() if isinstance(module, Stack)]
 
     @property

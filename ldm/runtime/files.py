@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,9 +41,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files that a killed process has left of an `atomic_write` to this path."""
+    """Remove the temporary files and folders that a killed process has left, which was writing to this path."""
     for leftover in path.parent.glob(f".{path.name}.*{TEMPORARY}"):
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def write_once(path: Path, content: bytes) -> bytes:

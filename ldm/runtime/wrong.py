@@ -30,7 +30,7 @@ WANTED = {  # by the type of pydantic's error
 }
 
 
-def first_line(error: Exception | str) -> str:
+def first_line(error: BaseException | str) -> str:
     """What an exception says at first; its kind, if nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 

@@ -4,7 +4,6 @@ import logging
 import math
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,9 +11,11 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from ldm.checkpoint import FOLDER
-from ldm.runtime.files import TEMPORARY
+from ldm.runtime.files import TEMPORARY, remove_leftovers
 from ldm.runtime.ranges import Natural
 from ldm.runtime.schema import Finite, JsonFile
+from ldm.sharded_checkpoint import remove
+from ldm.training.lightning_internals import finish_saving
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class KeepBest(Callback):
             there = ", ".join(sorted(name for name in figures if name.startswith("val")))
             raise ValueError(f"keep_best={self.metric} is measured by no validation of this run: there are {there}")
         if trainer.is_global_zero:
+            finish_saving(trainer)
             self.offer(Path(trainer.default_root_dir), float(torch.as_tensor(figures[self.metric])),
                        int(pl_module.batches_seen))  # type: ignore[arg-type] # fmt: skip
 
@@ -60,13 +62,22 @@ class KeepBest(Callback):
         beaten = before is not None and before.metric == self.metric and self.sign * before.value <= self.sign * value
         if beaten or not math.isfinite(value) or not file.exists():
             return
-        aside = folder / f".{BEST}{TEMPORARY}"
-        aside.unlink(missing_ok=True)
-        with suppress(FileExistsError):
-            try:
-                os.link(file, aside)  # it stays when the regular one is removed
-            except OSError:  # a file system without hard links
-                shutil.copyfile(file, aside)
+        aside = folder / f".{BEST}.next{TEMPORARY}"
+        remove_leftovers(best)
+        if file.is_dir():
+            shutil.copytree(file, aside, copy_function=_linked)
+        else:
+            _linked(file, aside)
+        if best.is_dir():
+            remove(best)
         aside.replace(best)
         BestNote(metric=self.metric, value=value, batches=batches).write(folder / NOTE)
         log.info("%s: %s %.4g after batch %d is the best so far: %s", run, self.metric, value, batches, best)
+
+
+def _linked(file: str | Path, to: str | Path) -> None:
+    """The same file under another name, which stays when the first is removed."""
+    try:
+        os.link(file, to)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(file, to)

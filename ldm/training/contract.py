@@ -7,7 +7,8 @@
     net(x_t [B, C, h, w], t [B], condition) -> [B, C, h, w]       condition.label [B]; net.null_class = K is "no label"
         condition.s [B]                                           of objective=meanflow: built with second_time=True
         condition.w [B]                                           of guidance as a condition: with takes_guidance=True
-    net.fsdp_blocks                                               optional: modules that FSDP gathers one at a time
+    net.blocks                                                    optional: modules that follow one another, of which
+                                                                  fsdp gathers, and then compiles, one at a time
     grid(path, steps, t_max) -> times [steps + 1]                 falling, from t_max or just below to 0
     sampler(denoise, path, x [B, C, h, w], times) -> [B, C, h, w]
 

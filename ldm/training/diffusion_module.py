@@ -18,7 +18,7 @@ from ldm.diffusion.student import Student
 from ldm.latents import LatentStats, sample_moments
 from ldm.runtime.ranks import mean_over_ranks
 from ldm.training.gradients import StepGuard, without_sync
-from ldm.training.lightning_internals import loss_scaler, unscales_by_itself
+from ldm.training.lightning_internals import FullyShardedStrategy, loss_scaler, unscales_by_itself
 from ldm.training.progress import ProgressModule, seed_from
 from ldm.training.sharding import gather_full, shard
 from ldm.training.speed import forward_flops
@@ -122,9 +122,12 @@ class DiffusionModule(ProgressModule):
         return self.with_rates([self.make_optimizer([*self.net.parameters(), *self.weighting.parameters()])])
 
     def configure_model(self) -> None:
-        """Under trainer.strategy=fsdp, shard what is trained."""
-        if self.device_mesh is not None:
-            shard([self.net, self.weighting], self.device_mesh["data_parallel"])
+        """Under trainer.strategy=fsdp, shard what is trained. A student's targets are differences and derivatives,
+        which half precision would drown, so that its weights are gathered whole."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FullyShardedStrategy):
+            shard(self.net, strategy.mesh, strategy.half if self.student is None else None)
+            shard(self.weighting, strategy.mesh)
 
     def on_fit_start(self) -> None:
         # once: a copy in every step would wait for the GPU

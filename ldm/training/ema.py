@@ -6,7 +6,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.tensor import DTensor
 
+from ldm.training.lightning_internals import sharded_saves
 from ldm.training.sharding import as_held, forget_gathered, gather_full
 
 
@@ -66,7 +68,8 @@ class EMA(Callback):
             mean.copy_(now)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        average = {name: gather_full(mean) for name, mean in self.average.items()}
+        as_saved = gather_full if sharded_saves(trainer) is None else lambda mean: mean
+        average = {name: as_saved(mean) for name, mean in self.average.items()}
         checkpoint["current_model_state"] = checkpoint["state_dict"]
         checkpoint["state_dict"] = checkpoint["state_dict"] | average
         checkpoint["averaging_state"] = {"updates": self.updates, "latest_step": self.latest_step}
@@ -76,5 +79,6 @@ class EMA(Callback):
         self.updates, self.latest_step = state["updates"], state["latest_step"]
         self.loaded = checkpoint["state_dict"]
         # the module has loaded the average as its weights by now: it goes on with those of that moment
-        options = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(pl_module, checkpoint["current_model_state"], options=options)
+        raw = checkpoint["current_model_state"]
+        options = StateDictOptions(full_state_dict=not any(isinstance(tensor, DTensor) for tensor in raw.values()))
+        set_model_state_dict(pl_module, raw, options=options)

@@ -9,6 +9,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,11 @@ from lightning.pytorch.core.optimizer import LightningOptimizer as LightningOpti
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException as MisconfigurationException
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
+
+from ldm.sharded_checkpoint import is_sharded_checkpoint, read_shards
+from ldm.training.sharded_saves import ShardedSaves
 
 
 def restore_progress(checkpoint: dict[str, Any], seen: int, every: int) -> None:
@@ -128,20 +133,69 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     Touches: `ModelParallelStrategy._data_parallel_size`, since Lightning's "auto" is one group a node, and how many
     ranks there are is not known when the strategy is made.
+
+    Args:
+        shard_within: ranks that share a copy of the weights, which every so many have; None: all share one
+        half:         the type in which weights are gathered; None: as they are
+        saves:        saves sharded checkpoints; None: whole ones are saved
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, shard_within: int | None = None, half: torch.dtype | None = None, saves: ShardedSaves | None = None
+    ) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+        self.shard_within, self.half, self.saves = shard_within, half, saves
+        self.mesh: DeviceMesh
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+        world, within = self.world_size, self.shard_within or self.world_size
+        self.mesh = self.device_mesh["data_parallel"]
+        if within < world:
+            self.mesh = init_device_mesh(
+                self.root_device.type, (world // within, within), mesh_dim_names=("replicate", "shard")
+            )
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        if self.saves is None:
+            return super().lightning_module_state_dict()
+        assert self.model is not None
+        return self.model.state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        return super().optimizer_state(optimizer) if self.saves is None else optimizer.state_dict()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        if self.saves is None:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+        else:
+            self.saves.start(checkpoint, Path(filepath))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Load with the state_dict, from which the average is read; Lightning loads it into the model and drops it."""
+        if is_sharded_checkpoint(Path(checkpoint_path)):
+            checkpoint = read_shards(Path(checkpoint_path), self.mesh)
+            assert self.model is not None
+            self.model.load_state_dict(checkpoint["state_dict"])
+            for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+                optimizer.load_state_dict(state)
+            return checkpoint
         checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
         full = torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
         return checkpoint | {"state_dict": full["state_dict"]}
+
+
+def sharded_saves(trainer: Trainer) -> ShardedSaves | None:
+    """What saves sharded checkpoints, under trainer.checkpoints=sharded; else None."""
+    strategy = trainer.strategy
+    return strategy.saves if isinstance(strategy, FullyShardedStrategy) else None
+
+
+def finish_saving(trainer: Trainer) -> None:
+    """Wait for a checkpoint that is being written."""
+    if (saves := sharded_saves(trainer)) is not None:
+        saves.finish()
 
 
 KNOWN_WARNINGS = (

@@ -11,6 +11,7 @@ from torch import Tensor
 from ldm.checkpoint import AVERAGES, CARD, NET_PREFIX
 from ldm.runtime.files import atomic_write, remove_leftovers
 from ldm.runtime.wrong import first_line
+from ldm.training.lightning_internals import sharded_saves
 from ldm.training.power_function import combination, decay, exponent
 from ldm.training.sharding import as_held, gather_full
 
@@ -55,7 +56,8 @@ class PowerAverages(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         full = {w: {name: gather_full(mean) for name, mean in held.items()} for w, held in self.averages.items()}
-        checkpoint[STATE] = {"updates": self.updates, "latest_step": self.latest_step, "averages": full}
+        saved = full if sharded_saves(trainer) is None else {w: dict(held) for w, held in self.averages.items()}
+        checkpoint[STATE] = {"updates": self.updates, "latest_step": self.latest_step, "averages": saved}
         if trainer.is_global_zero:
             batches: int = pl_module.batches_seen  # type: ignore[assignment]
             save_snapshot(Path(trainer.default_root_dir) / AVERAGES / f"{batches:08d}.pt", self.updates, full)

@@ -105,7 +105,7 @@ def resume_point(run: Path, wanted: dict[str, Any], free: frozenset[str] = froze
     """
     if checkpoints.newest(run) is None:
         return None, 0
-    file, checkpoint = checkpoints.find(run, wanted["kind"])
+    file, checkpoint = checkpoints.find(run, wanted["kind"], tensors=False)
     card = checkpoint[checkpoints.CARD]
     was, now = flat(_before(card)) | {_renamed(key): value for key, value in flat(card).items()}, flat(wanted)
     may = FREE_OF_CARD | {f"config.{key}" for key in free}

@@ -19,7 +19,7 @@ from ldm.training.console import Console
 from ldm.training.curves import Curves, validated
 from ldm.training.ema import EMA
 from ldm.training.gradients import DivergenceError
-from ldm.training.lightning_internals import ignore_known_warnings, plain_interrupts
+from ldm.training.lightning_internals import finish_saving, ignore_known_warnings, plain_interrupts
 from ldm.training.power_averages import PowerAverages
 from ldm.training.progress import ProgressModule
 from ldm.training.resume import Rollbacks, resume_point, roll_back
@@ -195,5 +195,6 @@ def _train(
                 trainer.fit(module, data, ckpt_path=resume, weights_only=True)
             return
         except DivergenceError as why:
+            finish_saving(trainer)
             resume = roll_back(run, module, why)
             trainer = trainer_from(resume)

@@ -12,8 +12,9 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from ldm import checkpoint as checkpoints
 from ldm.runtime import stop
 from ldm.runtime.files import atomic_write, remove_leftovers
+from ldm.sharded_checkpoint import is_sharded_checkpoint, read_whole, remove
 from ldm.training.curves import validated
-from ldm.training.lightning_internals import restore_progress, validate_now
+from ldm.training.lightning_internals import finish_saving, restore_progress, validate_now
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with atomic_write(Path(path)) as file:
             torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a file, or all of a sharded checkpoint."""
+        if is_sharded_checkpoint(Path(path)):
+            return read_whole(Path(path))
+        return super().load_checkpoint(path, *args, **kwargs)
 
 
 class AnyRank:
@@ -77,11 +84,13 @@ class Saves(Callback):
             trainer.should_stop = True
 
     def after_batch(self, trainer: Trainer, module: Any) -> None:
-        """Called by the module once it has counted the batch."""
+        """Called by the module once it has counted the batch. A sharded checkpoint is written from here on, and is
+        waited for before the next one, and before training ends."""
         self.asked = self.any_rank(self.asked or stop.asked() or 0)
         self.saved = module.batches_seen % self.every == 0 or bool(self.asked)
         if self.saved:
             file = self.run / checkpoints.FOLDER / f"{module.batches_seen:08d}.ckpt"
+            finish_saving(trainer)
             if trainer.is_global_zero:
                 remove_leftovers(file.with_name("*.ckpt"))
             trainer.save_checkpoint(file)
@@ -94,7 +103,7 @@ class Saves(Callback):
         regular = sorted(n for n in files if n <= batches and n % self.every == 0)
         between = [n for n in files if n < batches and n % self.every != 0]
         for n in regular[: -self.keep] + between:
-            files[n].unlink()
+            remove(files[n])
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make Lightning's counters a function of the batches seen: as of the end of an epoch, or of a batch in one."""
@@ -102,13 +111,19 @@ class Saves(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.saved and self.asked:  # not in `after_batch`, whose terms are logged after it
+            finish_saving(trainer)
             raise stop.StoppedError(self.asked)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """All is saved. Rank 0 leaves and requeues the job; the others, who may wait for each other, end with it."""
         if trainer.is_global_zero and (signum := self.asked or stop.asked()):
+            finish_saving(trainer)
             raise stop.StoppedError(signum)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if signum := self.asked:
+            finish_saving(trainer)
             raise stop.StoppedError(signum)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        finish_saving(trainer)

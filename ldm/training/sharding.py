@@ -3,21 +3,42 @@
 Torch's `fully_shard` (FSDP2) does it. Parameters keep their names and shapes, so that checkpoints are like all others.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def shard(modules: list[nn.Module], mesh: DeviceMesh) -> None:
-    """Shard modules over the mesh, a module's `fsdp_blocks` each by itself, so that no two of them are gathered at a
-    time; a module without that attribute is gathered all at once."""
-    for module in modules:
-        if isinstance(module, FSDPModule) or not any(True for _ in module.parameters()):
-            continue
-        for block in getattr(module, "fsdp_blocks", ()):
-            fully_shard(block, mesh=mesh)
-        fully_shard(module, mesh=mesh)
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """A network's `blocks`: those of its modules that it calls one after the other; none, if it names none.
+
+    Raises:
+        ValueError: if they are something else.
+    """
+    blocks = getattr(network, "blocks", ())
+    if not isinstance(blocks, list | tuple | nn.ModuleList) or not all(isinstance(b, nn.Module) for b in blocks):
+        raise ValueError(f"net: {type(network).__name__}.blocks must be modules that it calls one after the other")
+    return list(blocks)
+
+
+def shard(module: nn.Module, mesh: DeviceMesh, half: torch.dtype | None = None) -> None:
+    """Shard a module over the mesh, its `blocks` each by itself, so that no two of them are gathered at a time.
+
+    Args:
+        mesh: over all of it; of a mesh of two dimensions over the last, with a copy in each row
+        half: weights are gathered in this type, and the module computes under autocast to it, whoever calls it;
+              gradients are still summed, and weights kept, in float32
+    """
+    if isinstance(module, FSDPModule) or not any(True for _ in module.parameters()):
+        return
+    # inputs are left alone: times in 8 bits would be others
+    policy = MixedPrecisionPolicy(half, torch.float32 if half else None, cast_forward_inputs=False)
+    for block in blocks_of(module):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    if half is not None:
+        module.forward = torch.autocast(mesh.device_type, half)(module.forward)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -23,6 +23,11 @@ CompileOption = bool | str  # trainer.compile
 MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune")
 
 
+def half_of(precision: Any) -> torch.dtype | None:
+    """The type of half precision of trainer.precision; None if it has none."""
+    return {"bf16": torch.bfloat16, "16": torch.float16}.get(str(precision).partition("-")[0])
+
+
 class Clock:
     """Marks in time. On a GPU a mark is an event in its queue, which is waited for only when the mark is read."""
 
@@ -101,9 +106,7 @@ class Speed(Callback):
         if self.flops:
             achieved = self.flops * module.batch_size / step
             logged["tflops"] = achieved / 1e12
-            half = {"bf16": torch.bfloat16, "16": torch.float16}
-            dtype = half.get(str(trainer.precision).partition("-")[0], torch.float32)
-            peak = peak_flops(module.device, dtype)
+            peak = peak_flops(module.device, half_of(trainer.precision) or torch.float32)
             if peak:
                 logged["mfu"] = achieved / peak
         if self.clock.cuda:
@@ -112,14 +115,14 @@ class Speed(Callback):
 
 
 class Compiled(Callback):
-    """Compiles the networks in place, which leaves the names of weights as they are; once their FLOPs are counted."""
+    """Compiles modules in place, which leaves the names of weights as they are; once their FLOPs are counted."""
 
-    def __init__(self, networks: list[nn.Module], how: CompileOption) -> None:
-        self.networks, self.how = networks, how
+    def __init__(self, modules: list[nn.Module], how: CompileOption) -> None:
+        self.modules, self.how = modules, how
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for net in self.networks:
-            compile_in_place(net, self.how)
+        for module in self.modules:
+            compile_in_place(module, self.how)
 
 
 def compile_in_place(net: nn.Module, how: CompileOption) -> None:

@@ -25,8 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.training.autoencoder_module import AutoencoderModule
 from ldm.training.diffusion_module import DiffusionModule
+from ldm.training.speed import half_of
 
-HALF = {"bf16": torch.bfloat16, "16": torch.float16}  # by the first part of trainer.precision
 DEVICE_OF, VALUE_OF = torch.ops.prim.device.default, torch.ops.aten._local_scalar_dense.default
 SMALL = (64, 64)  # the parameter on which an optimiser's state is measured
 Module = AutoencoderModule | DiffusionModule
@@ -59,7 +59,7 @@ def step_memory(module: Module, batch: tuple[Any, ...], precision: str, *, gpu: 
     trainer = _alone(module)
     if precision.startswith("64"):
         module.double()
-    elif gpu and precision.partition("-")[0] in HALF:
+    elif gpu and half_of(precision):
         _norms_in_float32(module)
     with _no_values():
         _without_values(module)
@@ -217,7 +217,7 @@ def _no_values() -> Iterator[None]:
 
 @contextmanager
 def _arithmetic(precision: str) -> Iterator[None]:
-    kind = HALF.get(precision.partition("-")[0])
+    kind = half_of(precision)
     if kind is not None:
         with torch.autocast("cpu", kind, cache_enabled=False):  # as Lightning's
             yield

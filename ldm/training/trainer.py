@@ -17,7 +17,9 @@ from ldm.training.lightning_internals import (
     leave_signals_alone,
 )
 from ldm.training.saves import AtomicCheckpointIO
-from ldm.training.speed import MODES, Compiled
+from ldm.training.sharded_saves import ShardedSaves
+from ldm.training.sharding import blocks_of
+from ldm.training.speed import MODES, Compiled, half_of
 
 ENVIRONMENTS = {"srun": SLURMEnvironment, "torchrun": TorchElasticEnvironment, "": LightningEnvironment}
 
@@ -29,13 +31,29 @@ def tune(networks: list[nn.Module], chosen: dict[str, Any]) -> tuple[dict[str, A
     channels_last, compiled = options.pop("channels_last"), options.pop("compile") or False
     if not isinstance(compiled, bool) and compiled not in MODES:
         raise ValueError(f"trainer.compile={compiled} must be true, false or a mode: {', '.join(MODES)}")
-    if chosen["strategy"] == "fsdp" and (channels_last or compiled):
-        raise ValueError(
-            "trainer.strategy=fsdp shards plain weights: pass trainer.channels_last=false trainer.compile=false"
-        )
     for net in networks:
         net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    return options, [Compiled(networks, compiled)] if compiled else []
+    if chosen["strategy"] != "fsdp":
+        return options, [Compiled(networks, compiled)] if compiled else []
+    if channels_last:
+        raise ValueError("trainer.strategy=fsdp shards weights in their usual layout: pass trainer.channels_last=false")
+    return options, [Compiled(_shards_of(networks), compiled)] if compiled else []
+
+
+def _shards_of(networks: list[nn.Module]) -> list[nn.Module]:
+    """What is compiled of sharded networks: their blocks, each of which is there when it is called.
+
+    Raises:
+        ValueError: if one names none.
+    """
+    blocks = {network: blocks_of(network) for network in networks}
+    for network, named in blocks.items():
+        if not named:
+            raise ValueError(
+                f"trainer.strategy=fsdp compiles a network block by block, and {type(network).__name__} has no "
+                "attribute blocks: pass trainer.compile=false"
+            )
+    return [block for named in blocks.values() for block in named]
 
 
 class RankBatch(NamedTuple):
@@ -77,19 +95,30 @@ def make_trainer(chosen: dict[str, Any], **fixed: Any) -> Trainer:
         raise ValueError(f"trainer.{next(iter(both))} can't be chosen: training sets it itself")
     start = launch()
     fixed |= _ranks(chosen, start)
+    options = dict(chosen)
+    within, sharded = options.pop("shard_within"), options.pop("checkpoints") == "sharded"
     if chosen["strategy"] == "fsdp":
-        fixed["strategy"] = FullyShardedStrategy()
+        _check_groups(within, ranks_of(chosen))
+        fixed["strategy"] = FullyShardedStrategy(
+            within, half_of(chosen["precision"]), ShardedSaves() if sharded else None
+        )
     # the environment is named, since Lightning takes any process within a SLURM job for one of srun's
     plugins = [AtomicCheckpointIO(), ENVIRONMENTS[start.by]()]
     try:
         with warnings.catch_warnings():
             ignore_known_warnings()
-            trainer = Trainer(**chosen | fixed, plugins=plugins, enable_model_summary=False)
+            trainer = Trainer(**options | fixed, plugins=plugins, enable_model_summary=False)
     except (MisconfigurationException, TypeError) as error:
         instead = "" if chosen["accelerator"] in ("auto", "cpu") else "; trainer=auto takes what this machine has"
         raise ValueError(f"trainer: {error}{instead}") from None
     leave_signals_alone(trainer)
     return trainer
+
+
+def _check_groups(within: int | None, ranks: int) -> None:
+    """ValueError if so many ranks can't be divided into groups of trainer.shard_within."""
+    if within is not None and ranks % within:
+        raise ValueError(f"trainer.shard_within={within} does not divide {ranks} ranks: pass null, or a divisor")
 
 
 def _ranks(chosen: dict[str, Any], start: Launch) -> dict[str, Any]:

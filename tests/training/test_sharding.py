@@ -22,7 +22,7 @@ class Blocks(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.second, self.third = (nn.Linear(2, 2) for _ in range(3))
-        self.fsdp_blocks = [self.first, self.third]
+        self.blocks = [self.first, self.third]
 
 
 def test_a_network_says_which_of_its_modules_are_sharded_by_themselves(monkeypatch):
@@ -41,7 +41,7 @@ def test_a_network_says_which_of_its_modules_are_sharded_by_themselves(monkeypat
         head_channels=32,
     )
     blocks = [unet.middle_block, *unet.input_blocks, *unet.output_blocks]
-    assert {id(block) for block in unet.fsdp_blocks} == {id(block) for block in blocks}
+    assert {id(block) for block in unet.blocks} == {id(block) for block in blocks}
 
 
 @pytest.mark.slow
