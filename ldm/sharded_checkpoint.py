@@ -102,12 +102,16 @@ def seal(folder: Path) -> None:
 
 def check_shards(folder: Path) -> None:
     """An error of whatever kind, if a file is missing, or damaged."""
+    if missing := [name for name in (METADATA, DIGEST, REST) if not (folder / name).is_file()]:
+        raise zipfile.BadZipFile(f"{missing[0]} is missing")
     if (folder / DIGEST).read_text() != sha256(folder / METADATA):
         raise zipfile.BadZipFile(f"{METADATA} fails its checksum")
     check_zip(folder / REST)
     for info in _Reader(folder).read_metadata().storage_data.values():
         if Path(info.relative_path).name != info.relative_path:
             raise zipfile.BadZipFile(f"{METADATA} leads out of its folder")
+        if not (folder / info.relative_path).is_file():
+            raise zipfile.BadZipFile(f"{info.relative_path} is missing")
         with (folder / info.relative_path).open("rb") as file:
             file.seek(info.offset)
             check_zip(io.BytesIO(file.read(info.length)))

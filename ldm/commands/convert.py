@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import torch
 from annotated_types import Le
 from pydantic import model_validator
 
@@ -14,6 +15,7 @@ from ldm.checkpoint import (
     LoadedAutoencoder,
     export_autoencoder,
     export_diffusion,
+    find,
     load_autoencoder,
     load_diffusion,
 )
@@ -73,8 +75,8 @@ class ConvertOptions(ResultOptions):
             raise ValueError("pass model=RUN, which goes out whole, or source=, a part that comes in or goes out")
         if self.to == "dit" and self.what != "diffusion":
             raise ValueError("to=dit writes a DiT's weights: pass what=diffusion")
-        if self.model is not None and self.to != "diffusers":
-            raise ValueError("model=RUN goes out: pass to=diffusers, too (what comes in is named by source=)")
+        if self.model is not None and self.to == "dit":
+            raise ValueError("to=dit writes a part: name it by source=")
         if self.scheduler is not None and self.model is None:
             raise ValueError(f"scheduler={self.scheduler} belongs to a whole pipeline: pass model=RUN")
         return self
@@ -95,13 +97,27 @@ def main(options: ConvertOptions, run: Path) -> None:
             f"{run} holds {foreign[0]}, which no `ldm convert` wrote: choose another run=, or pass overwrite=true"
         )
     if options.model is not None:
-        model_to_diffusers(options, options.model, run)
+        out = model_to_diffusers if options.to == "diffusers" else model_to_file
+        out(options, options.model, run)
         return
     assert options.source is not None
     source = Path(options.source)
     if options.to == "ldm" and is_hub_id(options.source):
         source = from_hub(options.source, *PARTS[options.what])
     action[options.what, options.to](options, source, run)
+
+
+def model_to_file(options: ConvertOptions, model: str, run: Path) -> None:
+    """All that a run's last checkpoint holds, sharded or not, in one file."""
+    file, checkpoint = find(Path(model), None)
+    card = checkpoint[CARD]
+    if "autoencoder_path" in card:
+        path = file.parents[1] / card["autoencoder_path"]
+        card["autoencoder_path"] = os.path.relpath(path.resolve(), run.resolve())
+    options.begin(run)
+    with atomic_write(run / FOLDER / file.name) as stream:
+        torch.save(checkpoint, stream)
+    print(f"{run / FOLDER / file.name} holds all of {file}")
 
 
 def model_to_diffusers(options: ConvertOptions, model: str, run: Path) -> None:

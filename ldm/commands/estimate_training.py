@@ -68,6 +68,8 @@ def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions,
     check_trust(parts, options.trust)
     objective = checked_objective(build_from_card(parts["objective"], options.trust))
     sampling = Sampling(**build_from_card(parts["sampling"], options.trust))
+    if options.latents is None:
+        raise ValueError("ldm estimate counts training on a cache: pass latents=, whether it is there or not")
     said: list[str] = []
     shape, classes, _ = given.shape_of_latents(options.latents, said)
     conditioning = build(options.condition)

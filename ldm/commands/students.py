@@ -24,7 +24,7 @@ from ldm.runtime.targets import TARGET
 
 if TYPE_CHECKING:
     from ldm.commands.train_diffusion import TrainDiffusionOptions
-    from ldm.data.cache_reader import LatentCache
+    from ldm.data.encoded_images import Latents
 
 STEMS = {"input_blocks.0.0.weight", "x_embedder.proj.weight"}  # first convolutions: channels beside x_t come last
 # weights that start at zero, and that a teacher need not have
@@ -47,15 +47,13 @@ def net_of(options: "TrainDiffusionOptions", teacher: LoadedDiffusion | None) ->
     return dict(teacher.card["net"])
 
 
-def reflow_card(
-    options: "TrainDiffusionOptions", objective: Objective, cache: "LatentCache", run: Path
-) -> dict[str, Any]:
+def reflow_card(options: "TrainDiffusionOptions", objective: Objective, cache: "Latents", run: Path) -> dict[str, Any]:
     """What a student of cached pairs says of itself; nothing for other latents.
 
     Raises:
         ValueError: if the latents are pairs and the objective is for images, or the other way round.
     """
-    pairs, taught = cache.manifest.pairs, isinstance(objective.coupling, Taught)
+    pairs, taught = cache.pairs, isinstance(objective.coupling, Taught)
     if taught and pairs is None:
         raise ValueError(
             f"objective=reflow learns pairs, not the images of latents={options.latents}: ldm cache-pairs first"
@@ -65,21 +63,20 @@ def reflow_card(
     if not taught:
         raise ValueError(f"latents={options.latents} are a teacher's pairs: choose objective=reflow, or others")
     method = {TARGET: f"{Taught.__module__}.{Taught.__name__}", "pairs": pairs.train, "sampler": pairs.sampler}
-    path = os.path.relpath(Path(options.latents, pairs.teacher_path).resolve(), run.resolve())
+    path = os.path.relpath(Path(str(options.latents), pairs.teacher_path).resolve(), run.resolve())
     learned = {"guidance": pairs.guidance, "guidance_max": None}
     return {"student": {"method": method, "teacher": pairs.teacher, "teacher_path": path, **learned}}
 
 
-def check_latents(said: str, card: dict[str, Any], latents: str, cache: "LatentCache") -> None:
+def check_latents(said: str, card: dict[str, Any], latents: str | None, cache: "Latents") -> None:
     """ValueError that begins with `said`, as teacher=runs/flow, if a model was trained on other latents or classes."""
-    manifest = cache.manifest
     pairs = (
-        ("latents of another autoencoder", card["autoencoder"], manifest.autoencoder),
+        ("latents of another autoencoder", card["autoencoder"], cache.autoencoder),
         ("latents of another shape", card["latent_shape"], list(cache.latent_shape)),
         (
             "latents of other means and deviations",
             _as_used(**card["stats"]),
-            _as_used(mean=manifest.mean, std=manifest.std),
+            _as_used(mean=cache.mean, std=cache.std),
         ),
         ("other classes", list(card["class_names"]), list(cache.class_names)),
     )
@@ -117,13 +114,13 @@ class Schooling:
         options: "TrainDiffusionOptions",
         net: nn.Module,
         teacher: LoadedDiffusion | None,
-        cache: "LatentCache",
+        cache: "Latents",
     ) -> None:
         """Give a network the weights that a new run starts with: those of init=, which for a student is of the same
         latents, or, in progressive distillation, of the teacher."""
         if options.init is not None:
             loaded, said = load_diffusion(options.init, trust=options.trust), f"init={options.init}"
-            if self.student is not None or cache.manifest.pairs is not None:
+            if self.student is not None or cache.pairs is not None:
                 check_latents(said, loaded.card, options.latents, cache)
             start_from(loaded, net, said)
         elif teacher is not None and isinstance(self.student, Progressive):

@@ -12,17 +12,17 @@ from pydantic import AfterValidator, model_validator
 from torch import nn
 
 from ldm.card import build_from_card, check_guidance, check_trust, usual_guidance
-from ldm.checkpoint import LoadedAutoencoder, load_diffusion, matching_autoencoder, newest
+from ldm.checkpoint import LoadedAutoencoder, load_diffusion, newest
 from ldm.commands.next_step import say_next
 from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, Text, build
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.students import check_latents, condition_of, load_teacher, net_of, reflow_card, schooling_of
+from ldm.commands.training_latents import artifact_of, begin, data_of, latents_of, training_device
 from ldm.commands.training_options import TrainingOptions
 from ldm.condition import Condition, labelled
 from ldm.conditioning.labels import Conditioning, Labels
-from ldm.data.cache_reader import CachedMoments, LatentCache, Verify
-from ldm.data.formats import MANIFEST
-from ldm.data.shard_writer import AUTOENCODER_FILE
+from ldm.data.cache_reader import Verify
+from ldm.data.encoded_images import Latents
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.coupling import OptimalTransport
 from ldm.diffusion.objective import Objective
@@ -35,14 +35,11 @@ from ldm.metrics.classifier import FileClassifier
 from ldm.metrics.features import load_features
 from ldm.metrics.statistics import known_statistics
 from ldm.runtime.arguments import Choice, arguments_of, check_node
-from ldm.runtime.files import sha256
 from ldm.runtime.loggers import artifact
 from ldm.runtime.ranges import Natural, NonNegative, Several, Share
-from ldm.runtime.ranks import pick_device
 from ldm.training.console import final_figures
 from ldm.training.contract import SUPPLIED, check_network, check_sampling, supplied
 from ldm.training.curves import last_value
-from ldm.training.data_modules import LatentData
 from ldm.training.diffusion_module import DiffusionModule
 from ldm.training.examples import Examples, examples_of
 from ldm.training.gradients import StepGuard
@@ -57,6 +54,7 @@ from ldm.training.trainer import RankBatch
 log = logging.getLogger(__name__)
 
 ConditionNode = Annotated[dict[str, Any], AfterValidator(lambda node: check_node(node) if node else node)]
+ImagesNode = ConditionNode  # {} where a cache has them
 Width = Annotated[float, Interval(gt=0, le=WIDEST)]  # sigma_rel of an average
 NetNode = Annotated[
     dict[str, Any], AfterValidator(lambda node: check_node(node, SUPPLIED) if node else node)
@@ -66,8 +64,9 @@ NetNode = Annotated[
 class TrainDiffusionOptions(TrainingOptions):
     """conf/train_diffusion.yaml, which says what each key means."""
 
-    latents: Annotated[Text, Free()]  # the card holds fingerprints of these two
+    latents: Annotated[Text | None, Free()]  # the card holds fingerprints of these two
     autoencoder: Annotated[Text | None, Free()]
+    data: ImagesNode
     verify: Annotated[Verify, Free()]
     net: Annotated[NetNode, Free("checkpoint")]  # memory for time
     objective: Annotated[ObjectiveOptions, Free("sampling")]
@@ -85,6 +84,16 @@ class TrainDiffusionOptions(TrainingOptions):
     guard: Annotated[dict[str, Any], arguments_of(StepGuard), Free()]
     rollbacks: Annotated[Natural, Free()]
     rollback_lr: Annotated[float, Interval(gt=0, le=1), Free()]
+
+    @model_validator(mode="after")
+    def _has_images_once(self) -> Self:
+        if self.latents is not None and self.data:
+            raise ValueError(f"latents={self.latents} have their images already: leave data= out, or pass latents=null")
+        if self.latents is None and not (self.data and self.autoencoder):
+            raise ValueError("latents=null encodes images while it trains: pass autoencoder=RUN, and data=")
+        if self.latents is None and self.trainer.strategy == "fsdp":
+            raise ValueError("trainer.strategy=fsdp validates in equal shares, of a cache alone: pass latents=RUN")
+        return self
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> Self:
@@ -113,8 +122,9 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     check_trust(parts, options.trust)
     objective = checked_objective(build_from_card(learned, options.trust))
     sampling = Sampling(**build_from_card(options.objective.sampling, options.trust))
-    cache = LatentCache(options.latents, options.verify)
-    told_of |= build_from_card(told_of, options.trust).learned(cache.kept())
+    unlearned = build_from_card(told_of, options.trust)
+    cache, autoencoder = latents_of(options, run, unlearned.reads)
+    told_of |= unlearned.learned(cache.kept())
     conditioning = build_from_card(told_of, options.trust)
     null = conditioning.null(len(cache.class_names), cache.latent_shape)
     if isinstance(objective.coupling, OptimalTransport) and not isinstance(conditioning, Labels):
@@ -126,7 +136,6 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     if teacher is not None:
         check_latents(f"teacher={options.teacher}", teacher.card, options.latents, cache)
     reflow = reflow_card(options, objective, cache, run)
-    autoencoder = matching_autoencoder(options.autoencoder, AUTOENCODER_FILE, cache.folder, cache.manifest.autoencoder)
     shape = supplied(own_net, cache.latent_shape, len(cache.class_names)) | schooling.net
     shape |= conditioning.network(cache.latent_shape)
     seed_from(options.seed)
@@ -152,24 +161,16 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     module = module_of(options, batch, net, objective, cache.stats, conditioning, null, card, schooling.student)
     fit(
         module,
-        LatentData(
-            cache=cache,
-            coupling=objective.coupling,
-            conditioning=conditioning,
-            batch=batch,
-            num_workers=options.num_workers,
-            seed=options.seed,
-            overfit=options.overfit,
-        ),
+        data_of(options, cache, objective.coupling, conditioning, batch),
         replace(options.plan(run), power_ema=options.power_ema),
         networks=[net],
         callbacks=[SampleGrid(generator, examples), *quality],
         tracking=Tracking(
             loggers=build_loggers(options.logger, run),
-            used=[artifact("latents", sha256(cache.folder / MANIFEST), cache.folder)],
+            used=[artifact_of(cache, autoencoder)],
             made=lambda: artifact("diffusion", load_diffusion(run, trust=options.trust).fingerprint, run),
         ),
-        begin=lambda: options.begin(run),
+        begin=lambda: begin(options, run, autoencoder),
     )
     print(f"diffusion model in {run}: {final_figures(run)} (curves.png, samples/, metrics.csv)")
     say_next("sample", f"model={run}", *([f"trust=[{','.join(options.trust)}]"] if options.trust else []))
@@ -210,7 +211,7 @@ def module_of(
 
 
 def card_of(
-    options: TrainDiffusionOptions, cache: LatentCache, autoencoder: LoadedAutoencoder, run: Path
+    options: TrainDiffusionOptions, cache: Latents, autoencoder: LoadedAutoencoder, run: Path
 ) -> dict[str, Any]:
     """What a checkpoint says of itself, but for its network."""
     return {
@@ -218,10 +219,10 @@ def card_of(
         "sampling": options.objective.sampling,
         "trust": list(options.trust),
         "label_dropout": options.label_dropout,
-        "stats": {"mean": cache.manifest.mean, "std": cache.manifest.std},
+        "stats": {"mean": cache.mean, "std": cache.std},
         "latent_shape": list(cache.latent_shape),
         "class_names": cache.class_names,
-        "preprocessing": cache.manifest.preprocessing,
+        "preprocessing": cache.preprocessing,
         "autoencoder": autoencoder.fingerprint,
         "autoencoder_path": os.path.relpath(autoencoder.path.resolve(), run.resolve()),
         "config": options.plain(),
@@ -234,7 +235,7 @@ def generator_of(
     objective: Objective,
     sampling: Sampling,
     conditioning: Conditioning,
-    cache: LatentCache,
+    cache: Latents,
     autoencoder: LoadedAutoencoder,
     guidance: float,
 ) -> Generator:
@@ -261,7 +262,7 @@ def generator_of(
 
 
 def sample_quality(
-    options: TrainDiffusionOptions, generator: Generator, cache: LatentCache, examples: Examples
+    options: TrainDiffusionOptions, generator: Generator, cache: Latents, examples: Examples
 ) -> list[SampleQuality]:
     """The callback that scores samples at each validation, if anything is to judge them."""
     model = generator.model
@@ -286,12 +287,7 @@ def sample_quality(
             num=options.scored,
             batch_size=options.batch_size,
             judges=judges,
-            latents=CachedMoments(cache, "train"),
+            latents=cache.few("train"),
             examples=examples,
         )
     ]
-
-
-def training_device(options: TrainDiffusionOptions) -> torch.device:
-    """Where this rank will train."""
-    return pick_device("cpu" if options.trainer.accelerator == "cpu" else "auto")

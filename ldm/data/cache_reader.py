@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ldm.conditioning.labels import Conditioning, Kept
 from ldm.data.blocks import Block, check_values, open_shard, rows_of
-from ldm.data.formats import MANIFEST, CachedShard, Manifest, Verified
+from ldm.data.formats import MANIFEST, CachedShard, Manifest, Pairs, Verified
 from ldm.data.order import Key
 from ldm.data.samples import Split
 from ldm.data.shard_writer import CAPTIONS
@@ -66,6 +66,33 @@ class LatentCache:
         self.stats = LatentStats(torch.tensor(self.manifest.mean), torch.tensor(self.manifest.std))
         self.class_names = self.manifest.class_names
         self.latent_shape = (self.manifest.shape[0] // 2, *self.manifest.shape[1:])  # C, h, w
+
+    @property
+    def autoencoder(self) -> str:
+        """The fingerprint of the weights that encoded it."""
+        return self.manifest.autoencoder
+
+    @property
+    def mean(self) -> list[float]:
+        return self.manifest.mean
+
+    @property
+    def std(self) -> list[float]:
+        return self.manifest.std
+
+    @property
+    def preprocessing(self) -> dict[str, Any] | None:
+        return self.manifest.preprocessing
+
+    @property
+    def pairs(self) -> Pairs | None:
+        """Of a teacher's samples: whose they are."""
+        return self.manifest.pairs
+
+    def few(self, split: Split, conditioning: Conditioning | None = None) -> "CachedMoments":
+        """A split's, in its order; of training where nothing is held out."""
+        held_out = split == "val" and self.manifest.count.val > 0
+        return CachedMoments(self, "val" if held_out else "train", conditioning=conditioning)
 
     def kept(self) -> Kept:
         """What it keeps beside its latents, for conditions."""

@@ -67,7 +67,7 @@ class ShardWriter(ABC):
 
     def statistics(self, sums: Sums) -> tuple[list[float], list[float]]:
         """The latents' mean and standard deviation, [C] each, of the training shards' sums."""
-        mean, std = _Sums.of(sums).mean_std()
+        mean, std = LatentSums.of(sums).mean_std()
         return mean.tolist(), std.tolist()
 
     def is_done(self, part: Part) -> bool:
@@ -107,7 +107,7 @@ class ShardWriter(ABC):
 
     def write(self, part: Part) -> None:
         """Write one part's tar, then its card: a card says that its tar is complete."""
-        sums, count, captioned, tar_path = _Sums(), 0, 0, self.folder / f"{part.name}.tar"
+        sums, count, captioned, tar_path = LatentSums(), 0, 0, self.folder / f"{part.name}.tar"
         for path in (tar_path, self.folder / f"{part.name}.json"):
             remove_leftovers(path)
         files, contents = part.files(), Contents()
@@ -140,7 +140,7 @@ class ShardWriter(ABC):
         if not all((self.folder / f"{part.name}.json").exists() for _, part in parts):
             return None
         shards: dict[Split, list[CachedShard]] = {"train": [], "val": []}
-        sums, captioned = _Sums(), 0
+        sums, captioned = LatentSums(), 0
         for split, part in parts:
             card = self._card(part)
             name = f"{part.name}.tar"
@@ -162,7 +162,7 @@ class ShardWriter(ABC):
         return manifest
 
 
-class _Sums:
+class LatentSums:
     """Float64 sums that give the mean and variance of posterior samples z.
 
     E[z] = E[mean], E[z^2] = E[mean^2 + std^2], per channel, over images, views and places.
@@ -172,7 +172,7 @@ class _Sums:
         self.count, self.first, self.second = 0, np.zeros(1), np.zeros(1)  # sums of z and z^2: [1] at first, then [C]
 
     @classmethod
-    def of(cls, sums: Sums) -> "_Sums":
+    def of(cls, sums: Sums) -> "LatentSums":
         made = cls()
         made.merge(sums)
         return made

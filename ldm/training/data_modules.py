@@ -9,7 +9,8 @@ from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from ldm.conditioning.labels import Conditioning
-from ldm.data.cache_reader import CachedMoments, LatentCache, PairedNoise
+from ldm.data.cache_reader import Batch, CachedMoments, LatentCache, PairedNoise
+from ldm.data.encoded_images import EncodedImages
 from ldm.data.image_data import in_order
 from ldm.data.order import FirstBatch, Order, OrderedBatches, Stretches
 from ldm.data.sources import Source
@@ -81,6 +82,18 @@ class ImageData(TrainingData):
         return in_order(
             self.source, "val", self.batch.validated, self.num_workers, trainer.global_rank, trainer.world_size
         )
+
+
+class EncodedData(ImageData):
+    """Moments of such images, which are encoded on the device, in float32."""
+
+    def __init__(self, *, images: EncodedImages, **shared: Any) -> None:
+        super().__init__(source=images.source, **shared)
+        self.encode = images.encode
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        image, labels = batch
+        return Batch(self.encode(image), labels, None, {})
 
 
 class LatentData(TrainingData):

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ldm.condition import Condition
 from ldm.conditioning.labels import Labels
-from ldm.data.cache_reader import CachedMoments, LatentCache
-from ldm.data.samples import Split
+from ldm.data.cache_reader import CachedMoments
+from ldm.data.encoded_images import FewMoments, Latents
 from ldm.diffusion.checks import apart
 from ldm.generate.generator import Generator
 from ldm.generate.model import LatentDiffusionModel
@@ -26,7 +26,7 @@ class Examples:
         seed:    of what is drawn for the conditions
     """
 
-    def __init__(self, model: LatentDiffusionModel, latents: CachedMoments, seed: int) -> None:
+    def __init__(self, model: LatentDiffusionModel, latents: CachedMoments | FewMoments, seed: int) -> None:
         self.model, self.latents, self.seed = model, latents, seed
         self.of_labels = isinstance(model.conditioning, Labels)
 
@@ -62,9 +62,6 @@ class Examples:
         return [f"{text[: NAME - 3]}..." if len(text) > NAME else text for text in said] if any(said) else []
 
 
-def examples_of(generator: Generator, cache: LatentCache) -> Examples:
+def examples_of(generator: Generator, latents: Latents) -> Examples:
     """What the samples are told that a training draws."""
-    split: Split = "val" if cache.manifest.count.val else "train"
-    return Examples(
-        generator.model, CachedMoments(cache, split, conditioning=generator.model.conditioning), generator.seed
-    )
+    return Examples(generator.model, latents.few("val", generator.model.conditioning), generator.seed)

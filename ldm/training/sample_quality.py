@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ldm.data.cache_reader import CachedMoments
+from ldm.data.encoded_images import FewMoments
 from ldm.generate.generator import Generator
 from ldm.metrics.classifier import Classifier
 from ldm.metrics.features import Extractor
@@ -71,7 +72,7 @@ class SampleQuality(Callback):
         num: int,
         batch_size: int,
         judges: Judges,
-        latents: CachedMoments,
+        latents: CachedMoments | FewMoments,
         examples: Examples,
     ) -> None:
         self.generator, self.num, self.batch_size = generator, num, batch_size

@@ -1,0 +1,89 @@
+"""What stage 2 trains on: a cache, or images that it encodes itself."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ldm.checkpoint import (
+    CARD,
+    LoadedAutoencoder,
+    export_autoencoder,
+    find,
+    load_autoencoder,
+    matching_autoencoder,
+    newest,
+)
+from ldm.commands.cache_latents import encoder
+from ldm.commands.options import build
+from ldm.conditioning.labels import Conditioning
+from ldm.data.cache_reader import LatentCache
+from ldm.data.encoded_images import EncodedImages, Latents
+from ldm.data.formats import MANIFEST
+from ldm.data.shard_writer import AUTOENCODER_FILE
+from ldm.diffusion.coupling import Coupling
+from ldm.runtime.files import sha256
+from ldm.runtime.loggers import Artifact, artifact
+from ldm.runtime.ranks import pick_device
+from ldm.training.data_modules import EncodedData, LatentData, TrainingData
+from ldm.training.trainer import RankBatch
+
+if TYPE_CHECKING:
+    from ldm.commands.train_diffusion import TrainDiffusionOptions
+
+
+def latents_of(options: "TrainDiffusionOptions", run: Path, reads: Sequence[str]) -> tuple[Latents, LoadedAutoencoder]:
+    """The latents, and the autoencoder that they are of; images on the fly keep a copy of it in the run's folder.
+
+    Raises:
+        ValueError: if the condition `reads` what images on the fly do not have.
+    """
+    if options.latents is not None:
+        cache = LatentCache(options.latents, options.verify)
+        return cache, matching_autoencoder(options.autoencoder, AUTOENCODER_FILE, cache.folder, cache.autoencoder)
+    if reads:
+        raise ValueError(f"condition= reads {' and '.join(reads)} of a cache: ldm cache-latents, then latents=RUN")
+    assert options.autoencoder is not None
+    loaded, stats = load_autoencoder(options.autoencoder), None
+    if newest(run) is not None:  # by which it goes on, whatever a first few images would say now
+        stats = find(run, "diffusion", tensors=False)[1][CARD]["stats"]
+    images = EncodedImages(
+        source=build(options.data),
+        encode=encoder(loaded, training_device(options)),
+        autoencoder=loaded.fingerprint,
+        batch_size=options.batch_size,
+        stats=stats,
+    )
+    return images, replace(loaded, path=run / AUTOENCODER_FILE)
+
+
+def begin(options: "TrainDiffusionOptions", run: Path, autoencoder: LoadedAutoencoder) -> None:
+    """Open the run folder; what encodes there lies in it, as its own run may train on."""
+    options.begin(run)
+    if options.latents is None and not autoencoder.path.exists():
+        export_autoencoder(autoencoder, autoencoder.path)
+
+
+def data_of(
+    options: "TrainDiffusionOptions", latents: Latents, coupling: Coupling, conditioning: Conditioning, batch: RankBatch
+) -> TrainingData:
+    """What Lightning reads batches from."""
+    shared: dict[str, Any] = {"batch": batch, "num_workers": options.num_workers, "seed": options.seed}
+    shared["overfit"] = options.overfit
+    if isinstance(latents, LatentCache):
+        return LatentData(cache=latents, coupling=coupling, conditioning=conditioning, **shared)
+    return EncodedData(images=latents, **shared)
+
+
+def artifact_of(latents: Latents, autoencoder: LoadedAutoencoder) -> Artifact:
+    """What a run is made from, for wandb's lineage."""
+    if isinstance(latents, LatentCache):
+        return artifact("latents", sha256(latents.folder / MANIFEST), latents.folder)
+    return artifact("autoencoder", autoencoder.fingerprint, autoencoder.path)
+
+
+def training_device(options: "TrainDiffusionOptions") -> torch.device:
+    """Where this rank will train."""
+    return pick_device("cpu" if options.trainer.accelerator == "cpu" else "auto")

@@ -1,0 +1,156 @@
+"""Sharded checkpoints: other numbers of ranks read them, kills leave them whole, damage is refused."""
+
+import pickle
+import shutil
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+import torch
+from support.interruptions import killed_often
+from support.processes import ranks, start, succeeds
+from support.runs import assert_close_weights, assert_equal, checkpoint
+from support.tiny import CPU, TINY_DIFFUSION, fails
+
+from ldm import checkpoint as checkpoints
+from ldm.sharded_checkpoint import DIGEST, METADATA, REST, is_sharded_checkpoint, seal, split
+
+OPTIONS = [*TINY_DIFFUSION, *CPU, "schedule.decay=constant"]
+SHARDED = ["trainer.strategy=fsdp", "trainer.checkpoints=sharded"]
+
+
+@pytest.fixture(scope="module")
+def saved(pipeline, tmp_path_factory):
+    """Runs of a single rank, of which one saved folders, the other files."""
+    with chdir(tmp_path_factory.mktemp("saved")):
+        for run, options in (("sharded", SHARDED), ("whole", SHARDED[:1])):
+            ranks("train-diffusion", *OPTIONS, *options, f"latents={pipeline}/runs/latents", f"run={run}", world=1)
+        return Path("runs").resolve()
+
+
+@pytest.fixture
+def sharded(saved, ldm):
+    """A copy of the first, in this test's own folder."""
+    shutil.copytree(saved, "runs")
+    return Path("runs/sharded")
+
+
+def test_what_is_sharded_is_for_fsdp(pipeline, ldm):
+    line = fails("train-diffusion", f"latents={pipeline}/runs/latents", "trainer.checkpoints=sharded")
+    assert "trainer.checkpoints=sharded is for trainer.strategy=fsdp" in line
+    line = fails("train-diffusion", f"latents={pipeline}/runs/latents", "trainer.shard_within=2")
+    assert "trainer.shard_within=2 is for trainer.strategy=fsdp" in line
+
+
+def test_a_tree_without_shards_is_as_it_was():
+    tree = {"a": [1, {"b": torch.zeros(2)}], "c": (3, None)}
+    rest, tensors = split(tree)
+    assert rest == {"tree": tree, "places": []}
+    assert tensors == {}
+
+
+def test_one_process_reads_it_as_the_file_that_it_would_have_saved(sharded, pipeline, ldm):
+    """Whole or in shards: the same keys, types and values, for every command; and one file, by convert."""
+    whole, parts = checkpoint("runs/whole", "diffusion"), checkpoint(sharded, "diffusion")
+    for key in ("state_dict", "current_model_state", "optimizer_states"):
+        assert_equal(parts[key], whole[key])
+    ldm("convert", "model=runs/sharded", "run=file")
+    (file,) = checkpoints.saved(Path("runs/file"))
+    assert file.is_file()
+    assert_equal(checkpoints.read(file, "diffusion")["state_dict"], whole["state_dict"])
+    for model in ("runs/sharded", "runs/file", "runs/sharded/checkpoints/00000004.ckpt"):
+        autoencoder = f"autoencoder={pipeline}/runs/autoencoder"
+        ldm("sample", f"model={model}", autoencoder, "num=2", "sampler.steps=1", "overwrite=true")
+
+
+def test_the_newest_and_the_best_are_kept(sharded):
+    assert [file.name for file in checkpoints.saved(sharded)] == ["00000002.ckpt", "00000004.ckpt"]
+    assert all(is_sharded_checkpoint(file) for file in checkpoints.saved(sharded))
+    assert not list((sharded / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("name", [METADATA, REST, DIGEST, "__0_0.distcp"])
+def test_damage_is_found_and_the_one_before_is_taken(sharded, name, caplog):
+    file = sharded / "checkpoints/00000004.ckpt" / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 16
+    file.write_bytes(data)
+    found, _ = checkpoints.find(sharded, "diffusion")
+    assert found.name == "00000002.ckpt"
+    assert "00000004.ckpt is damaged" in caplog.text
+    file.unlink()
+    assert checkpoints.find(sharded, "diffusion")[0].name == "00000002.ckpt"
+
+
+def test_its_description_runs_nothing(sharded, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    folder = sharded / "checkpoints/00000004.ckpt"
+    (folder / METADATA).write_bytes(pickle.dumps(Evil()))
+    seal(folder)
+    with pytest.raises(checkpoints.DamagedError, match=r"metadata names pathlib"):
+        checkpoints.read(folder, "diffusion")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_save_that_fails_says_so(sharded, pipeline, monkeypatch):
+    def unsealed(folder):
+        raise OSError(28, "No space left on device", str(folder))
+
+    monkeypatch.setattr("ldm.training.sharded_saves.seal", unsealed)
+    line = fails("train-diffusion", *OPTIONS, *SHARDED, f"latents={pipeline}/runs/latents", "run=full")
+    assert "No space left" in line
+    assert not checkpoints.saved(Path("runs/full"))
+
+
+@pytest.mark.slow
+def test_four_ranks_save_two_go_on_and_then_one(ldm, pipeline):
+    options = [*OPTIONS, "+optimizer.eps=1e-3", f"latents={pipeline}/runs/latents", "global_batch=12"]
+    options += ["power_ema=[0.1]", "keep_best=val/loss"]
+    ldm("train-diffusion", *options, "batch_size=12", "run=one", "steps=10")
+    ranks("train-diffusion", *options, *SHARDED, "run=parts", world=4)
+    shutil.copytree("runs/parts", "runs/whole")
+    ranks("train-diffusion", *options, *SHARDED, "trainer.shard_within=1", "run=parts", "steps=6", world=2)
+    ranks("train-diffusion", *options, *SHARDED, "run=parts", "steps=8", world=1)
+    ldm("train-diffusion", *options, "run=parts", "steps=10")  # without fsdp, from shards
+    ranks("train-diffusion", *options, SHARDED[0], "run=whole", "steps=10", world=2)  # whole files, from shards
+    for run in ("parts", "whole"):
+        assert_close_weights("runs/one", f"runs/{run}", "diffusion", rtol=1e-5, atol=1e-5)
+        mine, ones = (checkpoint(f"runs/{r}", "diffusion")["power_averages"] for r in (run, "one"))
+        assert mine["updates"] == ones["updates"]
+        for name, tensor in ones["averages"]["0.1"].items():
+            torch.testing.assert_close(mine["averages"]["0.1"][name], tensor, rtol=1e-5, atol=1e-5)
+    assert checkpoints.read(Path("runs/parts/checkpoints/best.ckpt"), "diffusion")
+
+
+@pytest.mark.parametrize("kills", [pytest.param(4, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.long)])
+def test_kills_in_the_middle_of_saves_lose_nothing(tmp_path, pipeline, kills):
+    """It saves after each batch, so that most of the time it saves: what was there stays, and is whole."""
+    options = [*OPTIONS, *SHARDED, f"latents={pipeline}/runs/latents", "every=1", "trainer.limit_val_batches=0"]
+    steps, kept = 10 * kills, 0
+
+    def begin():
+        return start(tmp_path, "train-diffusion", [*options, f"steps={steps}", "run=killed"])
+
+    def progress():
+        return newest(tmp_path / "runs/killed")
+
+    def again():
+        nonlocal steps
+        steps += 10 * kills
+
+    for _ in killed_often(begin, progress, again, kills, most=8):
+        assert newest(tmp_path / "runs/killed") >= kept
+        kept = newest(tmp_path / "runs/killed")
+        for file in checkpoints.saved(tmp_path / "runs/killed"):
+            checkpoints.read(file, "diffusion")
+    succeeds(start(tmp_path, "train-diffusion", [*options, f"steps={steps}", "run=whole"]))
+    assert_equal(*(checkpoint(tmp_path / f"runs/{r}", "diffusion")["state_dict"] for r in ("killed", "whole")))
+    assert not list((tmp_path / "runs/killed/checkpoints").glob(".*"))
+
+
+def newest(run):
+    file = checkpoints.newest(run)
+    return 0 if file is None else int(file.stem)
