@@ -72,16 +72,16 @@ def data_of(
     """What Lightning reads batches from."""
     shared: dict[str, Any] = {"batch": batch, "num_workers": options.num_workers, "seed": options.seed}
     shared["overfit"] = options.overfit
-    if isinstance(latents, LatentCache):
-        return LatentData(cache=latents, coupling=coupling, conditioning=conditioning, **shared)
-    return EncodedData(images=latents, **shared)
+    if isinstance(latents, EncodedImages):
+        return EncodedData(images=latents, **shared)
+    return LatentData(cache=latents, coupling=coupling, conditioning=conditioning, **shared)
 
 
 def artifact_of(latents: Latents, autoencoder: LoadedAutoencoder) -> Artifact:
     """What a run is made from, for wandb's lineage."""
-    if isinstance(latents, LatentCache):
-        return artifact("latents", sha256(latents.folder / MANIFEST), latents.folder)
-    return artifact("autoencoder", autoencoder.fingerprint, autoencoder.path)
+    if isinstance(latents, EncodedImages):
+        return artifact("autoencoder", autoencoder.fingerprint, autoencoder.path)
+    return artifact("latents", sha256(latents.folder / MANIFEST), latents.folder)
 
 
 def training_device(options: "TrainDiffusionOptions") -> torch.device:

@@ -114,7 +114,7 @@ def test_experiments_say_their_command_and_compose(name):
     parsed(primary, *overrides)
 
 
-STAND_INS = ("matching_autoencoder", "LatentCache", "examples_of", "check_network")
+STAND_INS = ("latents_of", "examples_of", "check_network")
 NEED_MORE = re.findall(r"\w+", "convert distill estimate infill pack reconstruct report upscale")  # what they read
 
 
@@ -214,14 +214,14 @@ def imagenet(ldm, monkeypatch):
         (folder / "manifest.json").write_text("{}")
         cache = SimpleNamespace(
             folder=folder,
-            manifest=SimpleNamespace(autoencoder="0123", mean=[], std=[], preprocessing={}, pairs=None),
+            **{"autoencoder": "0123", "mean": [], "std": [], "preprocessing": {}, "pairs": None},
             stats=LatentStats(torch.zeros(channels), torch.ones(channels)),
             class_names=[f"n{i:08d}" for i in range(1000)],
             latent_shape=(channels, side, side),
             kept=lambda: None,
         )
         loaded = SimpleNamespace(model=autoencoder, fingerprint="0123", path=Path("autoencoder.ckpt"))
-        made = loaded, cache, SimpleNamespace(names=lambda _: []), None  # the last checks values, which meta has not
+        made = (cache, loaded), SimpleNamespace(names=lambda _: []), None  # the last checks values, which meta has not
         for name, each in zip(STAND_INS, made, strict=True):
             monkeypatch.setattr(f"ldm.commands.train_diffusion.{name}", lambda *_, each=each: each)
         ldm("train-diffusion", f"experiment=imagenet256_{f}", "trainer.accelerator=cpu", "optimizer.fused=false")
