@@ -9,6 +9,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -145,17 +146,18 @@ class FullyShardedStrategy(ModelParallelStrategy):
     ) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
         self.shard_within, self.half, self.saves = shard_within, half, saves
-        self.mesh: DeviceMesh
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    @cached_property
+    def mesh(self) -> DeviceMesh:
+        """Over which weights are sharded: of all ranks, or [copies, ranks of each]; all ranks ask for it together."""
         world, within = self.world_size, self.shard_within or self.world_size
-        self.mesh = self.device_mesh["data_parallel"]
-        if within < world:
-            self.mesh = init_device_mesh(
-                self.root_device.type, (world // within, within), mesh_dim_names=("replicate", "shard")
-            )
+        if within >= world:
+            return self.device_mesh["data_parallel"]
+        return init_device_mesh(self.root_device.type, (world // within, within), mesh_dim_names=("replicate", "shard"))
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         if self.saves is None:
