@@ -14,7 +14,7 @@ from ldm.runtime import stop
 from ldm.runtime.files import atomic_write, remove_leftovers
 from ldm.sharded_checkpoint import is_sharded_checkpoint, read_whole, remove
 from ldm.training.curves import validated
-from ldm.training.lightning_internals import finish_saving, restore_progress, validate_now
+from ldm.training.lightning_internals import finish_saving, restore_progress, sharded_saves, validate_now
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Saves(Callback):
 
     def __init__(self, run: Path, steps: int, every: int, keep: int) -> None:
         self.run, self.steps, self.every, self.keep = run, steps, every, keep
-        self.any_rank, self.asked, self.saved = AnyRank(), 0, False
+        self.any_rank, self.asked, self.saved, self.latest = AnyRank(), 0, False, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seen: int = pl_module.batches_seen  # type: ignore[assignment]
@@ -90,12 +90,19 @@ class Saves(Callback):
         self.saved = module.batches_seen % self.every == 0 or bool(self.asked)
         if self.saved:
             file = self.run / checkpoints.FOLDER / f"{module.batches_seen:08d}.ckpt"
-            finish_saving(trainer)
+            self.finish(trainer)
             if trainer.is_global_zero:
                 remove_leftovers(file.with_name("*.ckpt"))
             trainer.save_checkpoint(file)
-            if trainer.is_global_zero:
-                self.prune(module.batches_seen)
+            self.latest = module.batches_seen
+            if sharded_saves(trainer) is None:
+                self.finish(trainer)
+
+    def finish(self, trainer: Trainer) -> None:
+        """Wait until the latest checkpoint is there, then remove what it takes the place of."""
+        finish_saving(trainer)
+        if self.latest and trainer.is_global_zero:
+            self.prune(self.latest)
 
     def prune(self, batches: int) -> None:
         """Remove what `keep` does not cover; later ones, if any, are damaged, and overwritten in time."""
@@ -111,19 +118,19 @@ class Saves(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.saved and self.asked:  # not in `after_batch`, whose terms are logged after it
-            finish_saving(trainer)
+            self.finish(trainer)
             raise stop.StoppedError(self.asked)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """All is saved. Rank 0 leaves and requeues the job; the others, who may wait for each other, end with it."""
         if trainer.is_global_zero and (signum := self.asked or stop.asked()):
-            finish_saving(trainer)
+            self.finish(trainer)
             raise stop.StoppedError(signum)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if signum := self.asked:
-            finish_saving(trainer)
+            self.finish(trainer)
             raise stop.StoppedError(signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        finish_saving(trainer)
+        self.finish(trainer)
