@@ -114,7 +114,9 @@ def begun(monkeypatch):
         "config": {"vae": {"channels": 8}, "probe": {"diffusion": ["steps=2"]}},
     }
     monkeypatch.setattr(resume.checkpoints, "newest", lambda run: run / "a.ckpt")
-    monkeypatch.setattr(resume.checkpoints, "find", lambda run, kind: (run / "a.ckpt", {resume.checkpoints.CARD: card}))
+    monkeypatch.setattr(
+        resume.checkpoints, "find", lambda run, kind, **_: (run / "a.ckpt", {resume.checkpoints.CARD: card})
+    )
 
 
 def test_a_run_from_before_an_option_goes_on_where_that_is_off(begun):
@@ -128,7 +130,9 @@ def test_a_generator_from_before_an_option_goes_on_where_that_is_off(begun, monk
     unet = {"_target_": "ldm.models.unet.UNet", "model_channels": 8}
     text = {"_target_": "ldm.conditioning.text.Captions", "width": 8}
     card = {"kind": "diffusion", "batches_seen": 4, "net": unet, "config": {"net": unet, "condition": text}}
-    monkeypatch.setattr(resume.checkpoints, "find", lambda run, kind: (run / "a.ckpt", {resume.checkpoints.CARD: card}))
+    monkeypatch.setattr(
+        resume.checkpoints, "find", lambda run, kind, **_: (run / "a.ckpt", {resume.checkpoints.CARD: card})
+    )
     off, on = ({"net": unet | {"scale_shift": so}, "condition": text | {"pooled": so}} for so in (False, True))
     wanted = {"kind": "diffusion", "net": off["net"], "config": off}
     assert resume.resume_point(Path("run"), wanted)[1] == 4
