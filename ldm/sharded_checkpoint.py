@@ -1,53 +1,71 @@
 """Sharded checkpoints: folders into which each rank writes what it holds, by torch.distributed.checkpoint.
 
-    NAME.ckpt/rest.pt          all but the sharded tensors, as rank 0 has it, and where in it they belong
-    NAME.ckpt/__R_0.distcp     rank R's parts of them, each a zip with its own CRC-32
-    NAME.ckpt/.metadata        where each part lies: torch's own
-    NAME.ckpt/metadata.sha256  of the latter
+    NAME.ckpt/rest.pt        all but the sharded tensors, as rank 0 has it, and where in it they belong
+    NAME.ckpt/__R_0.distcp   rank R's parts of them, each a zip with its own CRC-32
+    NAME.ckpt/shards.json    of each tensor its type, its size and where its parts lie, with a checksum
 
-They are read by any number of ranks, or whole by one process, and without running what they hold.
+They are read by any number of ranks, or whole by one process. In place of torch's own description, which is a pickle,
+shards.json is kept: reading runs nothing that a file holds.
 """
 
 import io
-import pickle
+import os
 import shutil
 import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor import empty as empty_shards
 
-from ldm.runtime.files import TEMPORARY, sha256
+from ldm.runtime.files import TEMPORARY
+from ldm.runtime.ranges import Count, Natural
+from ldm.runtime.schema import JsonFile, Part
 from ldm.weights import check_zip
 
-REST, METADATA, DIGEST = "rest.pt", ".metadata", "metadata.sha256"
+REST, SHARDS, TORCHS = "rest.pt", "shards.json", ".metadata"
 Place = tuple[str | int, ...]  # of a tensor: the keys that lead to it
-# what .metadata names: torch's descriptions of tensors and files, and the types in them
-NAMED = {
-    "torch": {"Size", "float32", "float64", "float16", "bfloat16", "int64", "uint8", "bool", "strided"},
-    "torch.serialization": {"_get_layout"},
-    "pathlib": {"PosixPath", "WindowsPath", "PurePosixPath"},
-    "collections": {"OrderedDict"},
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed.checkpoint.metadata": {
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorStorageMetadata",
-        "TensorProperties",
-        "ChunkStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-}
+
+
+class Rows(Part):
+    """A tensor's rows from one on, and the bytes of a file that hold them."""
+
+    first: Natural
+    count: Natural
+    file: str
+    offset: Natural
+    bytes: Count
+
+
+class Stored(Part):
+    """A tensor, and its parts in order."""
+
+    dtype: Literal["float64", "float32", "float16", "bfloat16"]
+    size: list[Natural]
+    parts: list[Rows]
+
+
+class Shards(JsonFile):
+    """shards.json: the tensors by their keys."""
+
+    fix: ClassVar[str] = "take an older checkpoint"
+
+    tensors: dict[str, Stored]
 
 
 def is_sharded_checkpoint(path: Path) -> bool:
@@ -92,29 +110,57 @@ def _key(place: Place) -> str:
     return "/".join(map(str, place))
 
 
-def seal(folder: Path) -> None:
-    """Write the digest, once all is there."""
-    (folder / DIGEST).write_text(sha256(folder / METADATA))
+def seal(folder: Path, metadata: Metadata) -> None:
+    """Describe what all ranks have written, by what torch says of it, and flush the folder."""
+    assert metadata.storage_data is not None
+    tensors = {}
+    for key, stored in metadata.state_dict_metadata.items():
+        assert isinstance(stored, TensorStorageMetadata)
+        parts = []
+        for chunk in stored.chunks:
+            at = metadata.storage_data[MetadataIndex(key, chunk.offsets)]
+            first, count = chunk.offsets[0], chunk.sizes[0]
+            where = {"file": at.relative_path, "offset": at.offset, "bytes": at.length}
+            parts.append(Rows(first=first, count=count, **where))
+        parts.sort(key=lambda part: (part.first, part.count))
+        dtype: Any = str(stored.properties.dtype).removeprefix("torch.")
+        tensors[key] = Stored(dtype=dtype, size=list(stored.size), parts=parts)
+    Shards(tensors=tensors).write(folder / SHARDS)
+    (folder / TORCHS).unlink()
+    flush(folder)
+
+
+def flush(folder: Path) -> None:
+    """Have the disk know a folder's names."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 # reading
 
 
 def check_shards(folder: Path) -> None:
-    """An error of whatever kind, if a file is missing, or damaged."""
-    if missing := [name for name in (METADATA, DIGEST, REST) if not (folder / name).is_file()]:
-        raise zipfile.BadZipFile(f"{missing[0]} is missing")
-    if (folder / DIGEST).read_text() != sha256(folder / METADATA):
-        raise zipfile.BadZipFile(f"{METADATA} fails its checksum")
+    """An error of whatever kind, if a file or a part of a tensor is missing, or damaged."""
+    for name in (SHARDS, REST):
+        if not (folder / name).is_file():
+            raise zipfile.BadZipFile(f"{name} is missing")
     check_zip(folder / REST)
-    for info in _Reader(folder).read_metadata().storage_data.values():
-        if Path(info.relative_path).name != info.relative_path:
-            raise zipfile.BadZipFile(f"{METADATA} leads out of its folder")
-        if not (folder / info.relative_path).is_file():
-            raise zipfile.BadZipFile(f"{info.relative_path} is missing")
-        with (folder / info.relative_path).open("rb") as file:
-            file.seek(info.offset)
-            check_zip(io.BytesIO(file.read(info.length)))
+    for key, stored in Shards.read(folder / SHARDS).tensors.items():
+        row = 0
+        for part in stored.parts:
+            if part.first != row or Path(part.file).name != part.file:
+                raise zipfile.BadZipFile(f"{SHARDS} does not say where all of {key} lies")
+            row += part.count
+            if not (folder / part.file).is_file():
+                raise zipfile.BadZipFile(f"{part.file} is missing")
+            with (folder / part.file).open("rb") as file:
+                file.seek(part.offset)
+                check_zip(io.BytesIO(file.read(part.bytes)))
+        if not stored.size or row != stored.size[0]:
+            raise zipfile.BadZipFile(f"{SHARDS} does not say where all of {key} lies")
 
 
 def read_rest(folder: Path) -> dict[str, Any]:
@@ -145,13 +191,12 @@ def _rest(folder: Path) -> dict[str, Any]:
 
 
 def _read(folder: Path, empty: Callable[[torch.Size, torch.dtype], Tensor]) -> dict[str, Any]:
-    rest, reader = _rest(folder), _Reader(folder)
-    described = reader.read_metadata().state_dict_metadata
+    rest, described = _rest(folder), Shards.read(folder / SHARDS).tensors
+    reader = _Reader(folder, described)
     tensors: dict[str, Tensor] = {}
     for place in rest["places"]:
         of = described[_key(place)]
-        assert isinstance(of, TensorStorageMetadata)
-        tensors[_key(place)] = empty(of.size, of.properties.dtype)
+        tensors[_key(place)] = empty(torch.Size(of.size), getattr(torch, of.dtype))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is what is asked for
         try:
@@ -168,22 +213,21 @@ def _read(folder: Path, empty: Callable[[torch.Size, torch.dtype], Tensor]) -> d
 
 
 class _Reader(dcp.FileSystemReader):
-    """torch's, whose .metadata, a pickle, can build nothing but descriptions of tensors."""
+    """torch's, which is told what it would have read in its own description."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, described: dict[str, Stored]) -> None:
         super().__init__(folder)
-        self.folder = folder
+        self.described = described
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        with (self.folder / METADATA).open("rb") as file:
-            found = _Unpickler(file).load()
-        if not isinstance(found, Metadata):
-            raise pickle.UnpicklingError(f"{METADATA} does not describe tensors")
-        return found
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in NAMED.get(module, ()):
-            raise pickle.UnpicklingError(f"{METADATA} names {module}.{name}")
-        return super().find_class(module, name)
+        tensors: dict[str, Any] = {}
+        places = {}
+        for key, stored in self.described.items():
+            chunks = []
+            for part in stored.parts:
+                offsets = torch.Size([part.first, *(0 for _ in stored.size[1:])])
+                chunks.append(ChunkStorageMetadata(offsets, torch.Size([part.count, *stored.size[1:]])))
+                places[MetadataIndex(key, offsets)] = _StorageInfo(part.file, part.offset, part.bytes)
+            properties = TensorProperties(dtype=getattr(torch, stored.dtype))
+            tensors[key] = TensorStorageMetadata(properties, torch.Size(stored.size), chunks)
+        return Metadata(state_dict_metadata=tensors, storage_data=places)

@@ -97,7 +97,12 @@ def main(options: AverageOptions, run: Path) -> None:
 def judges_of(options: AverageOptions, card: dict[str, Any]) -> Any:
     """(width) -> the Frechet distance of its samples, and what that depends on."""
     device = pick_device(options.device)
-    cache = LatentCache(options.latents or str(card["config"]["latents"]), "once")
+    latents = options.latents or card["config"]["latents"]
+    if latents is None:
+        raise ValueError(
+            f"{options.model} encoded its images on the fly: pass latents=, a cache of the same autoencoder"
+        )
+    cache = LatentCache(str(latents), "once")
     _, autoencoder = load_stages(options.model, "ema", None, options.trust)
     side = cache.latent_shape[-1] * autoencoder.model.downsample_factor
     features: Extractor = load_features(str(options.features), torch.zeros(2, 3, side, side, dtype=torch.uint8))

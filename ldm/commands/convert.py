@@ -112,12 +112,18 @@ def model_to_file(options: ConvertOptions, model: str, run: Path) -> None:
     file, checkpoint = find(Path(model), None)
     card = checkpoint[CARD]
     if "autoencoder_path" in card:
-        path = file.parents[1] / card["autoencoder_path"]
-        card["autoencoder_path"] = os.path.relpath(path.resolve(), run.resolve())
+        _point_to(card, "autoencoder_path", file.absolute().parents[1], run)
+    if (card.get("student") or {}).get("teacher_path"):
+        _point_to(card["student"], "teacher_path", file.absolute().parents[1], run)
     options.begin(run)
-    with atomic_write(run / FOLDER / file.name) as stream:
+    with atomic_write(run / FOLDER / FILE) as stream:
         torch.save(checkpoint, stream)
-    print(f"{run / FOLDER / file.name} holds all of {file}")
+    print(f"{run / FOLDER / FILE} holds all of {file}")
+
+
+def _point_to(card: dict[str, Any], key: str, before: Path, run: Path) -> None:
+    """Have a path that is relative to one run folder lead to the same place from another."""
+    card[key] = os.path.relpath((before / card[key]).resolve(), run.resolve())
 
 
 def model_to_diffusers(options: ConvertOptions, model: str, run: Path) -> None:

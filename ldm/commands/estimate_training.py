@@ -16,7 +16,7 @@ from ldm.commands.estimate_options import EstimateOptions
 from ldm.commands.options import build
 from ldm.commands.train_autoencoder import TrainAutoencoder
 from ldm.commands.train_diffusion import TrainDiffusionOptions
-from ldm.commands.training_options import TrainerOptions, TrainingOptions
+from ldm.commands.training_options import GRAPHS, TrainerOptions, TrainingOptions
 from ldm.data.cache_reader import Batch, LatentCache
 from ldm.data.formats import MANIFEST
 from ldm.data.shard_writer import AUTOENCODER_FILE
@@ -159,6 +159,8 @@ def turned(options: TrainAutoencoder | TrainDiffusionOptions, too_much: float) -
     if isinstance(options, TrainDiffusionOptions) and ranks_named(options.trainer) > 1:
         sharded = {"strategy": "fsdp", "channels_last": False}
         words = "trainer.strategy=fsdp trainer.channels_last=false"
+        if options.trainer.compile in GRAPHS:
+            sharded, words = sharded | {"compile": True}, f"{words} trainer.compile=true"
         yield words, _with(options, trainer=options.trainer.model_copy(update=sharded))
     size = options.batch_size
     if options.global_batch is not None:

@@ -82,7 +82,7 @@ def check_latents(said: str, card: dict[str, Any], latents: str | None, cache: "
     )
     for what, its, ours in pairs:
         if its != ours:
-            raise ValueError(f"{said} was trained on {what} than those of latents={latents}")
+            raise ValueError(f"{said} was trained on {what} than those of latents={latents or 'null'}")
 
 
 def _as_used(*, mean: list[float], std: list[float]) -> list[list[float]]:

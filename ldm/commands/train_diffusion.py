@@ -123,7 +123,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     objective = checked_objective(build_from_card(learned, options.trust))
     sampling = Sampling(**build_from_card(options.objective.sampling, options.trust))
     unlearned = build_from_card(told_of, options.trust)
-    cache, autoencoder = latents_of(options, run, unlearned.reads)
+    cache, autoencoder = latents_of(options, run, unlearned.reads, teacher)
     told_of |= unlearned.learned(cache.kept())
     conditioning = build_from_card(told_of, options.trust)
     null = conditioning.null(len(cache.class_names), cache.latent_shape)

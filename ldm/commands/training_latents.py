@@ -1,22 +1,23 @@
 """What stage 2 trains on: a cache, or images that it encodes itself."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ldm.checkpoint import (
     CARD,
     LoadedAutoencoder,
+    LoadedDiffusion,
     export_autoencoder,
     find,
     load_autoencoder,
     matching_autoencoder,
     newest,
 )
-from ldm.commands.cache_latents import encoder
 from ldm.commands.options import build
 from ldm.conditioning.labels import Conditioning
 from ldm.data.cache_reader import LatentCache
@@ -24,6 +25,8 @@ from ldm.data.encoded_images import EncodedImages, Latents
 from ldm.data.formats import MANIFEST
 from ldm.data.shard_writer import AUTOENCODER_FILE
 from ldm.diffusion.coupling import Coupling
+from ldm.images import to_x
+from ldm.models.autoencoder import Autoencoder
 from ldm.runtime.files import sha256
 from ldm.runtime.loggers import Artifact, artifact
 from ldm.runtime.ranks import pick_device
@@ -34,7 +37,9 @@ if TYPE_CHECKING:
     from ldm.commands.train_diffusion import TrainDiffusionOptions
 
 
-def latents_of(options: "TrainDiffusionOptions", run: Path, reads: Sequence[str]) -> tuple[Latents, LoadedAutoencoder]:
+def latents_of(
+    options: "TrainDiffusionOptions", run: Path, reads: Sequence[str], teacher: LoadedDiffusion | None
+) -> tuple[Latents, LoadedAutoencoder]:
     """The latents, and the autoencoder that they are of; images on the fly keep a copy of it in the run's folder.
 
     Raises:
@@ -46,12 +51,13 @@ def latents_of(options: "TrainDiffusionOptions", run: Path, reads: Sequence[str]
     if reads:
         raise ValueError(f"condition= reads {' and '.join(reads)} of a cache: ldm cache-latents, then latents=RUN")
     assert options.autoencoder is not None
-    loaded, stats = load_autoencoder(options.autoencoder), None
+    loaded, stats = load_autoencoder(options.autoencoder), None if teacher is None else teacher.card["stats"]
     if newest(run) is not None:  # by which it goes on, whatever a first few images would say now
         stats = find(run, "diffusion", tensors=False)[1][CARD]["stats"]
     images = EncodedImages(
         source=build(options.data),
-        encode=encoder(loaded, training_device(options)),
+        encode=encoding(loaded.model),
+        device=training_device(options),
         autoencoder=loaded.fingerprint,
         batch_size=options.batch_size,
         stats=stats,
@@ -59,10 +65,21 @@ def latents_of(options: "TrainDiffusionOptions", run: Path, reads: Sequence[str]
     return images, replace(loaded, path=run / AUTOENCODER_FILE)
 
 
+def encoding(model: Autoencoder) -> Callable[[Tensor], Tensor]:
+    """image, uint8 [B, 3, R, R] -> moments [B, 2C, h, w], where the image is."""
+    model.to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def encode(image: Tensor) -> Tensor:
+        return model.to(image.device).encode(to_x(image)).moments()
+
+    return encode
+
+
 def begin(options: "TrainDiffusionOptions", run: Path, autoencoder: LoadedAutoencoder) -> None:
     """Open the run folder; what encodes there lies in it, as its own run may train on."""
     options.begin(run)
-    if options.latents is None and not autoencoder.path.exists():
+    if options.latents is None and (newest(run) is None or not autoencoder.path.exists()):
         export_autoencoder(autoencoder, autoencoder.path)
 
 

@@ -1,6 +1,7 @@
 """Latents of images that training itself encodes: what `LatentCache` tells of its own, and nothing on disk."""
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ class EncodedImages:
         source:      of the images
         encode:      image, uint8 [B, 3, R, R] -> moments [B, 2C, h, w]
         autoencoder: the fingerprint of the weights that do so
+        device:      where they do so before training begins
         batch_size:  images that are encoded at once here
         stats:       mean and std of a run that goes on, as its card has them; None: of at most MEASURED training
                      images, chosen, cropped and mirrored as in training
@@ -57,13 +59,14 @@ class EncodedImages:
         source: Source,
         encode: Callable[[Tensor], Tensor],
         autoencoder: str,
+        device: torch.device,
         batch_size: int,
         stats: dict[str, list[float]] | None,
     ) -> None:
         self.source, self.encode, self.autoencoder, self.batch_size = source, encode, autoencoder, batch_size
         self.class_names, self.preprocessing = source.class_names, source.preprocessing()
-        self._train = self._first(self._training_images(), MEASURED)
-        channels, *size = self._train.moments.shape[1:]
+        self.device = device
+        channels, *size = self._first(self._training_images(), 1).moments.shape[1:]
         self.latent_shape = (channels // 2, size[0], size[1])
         self.mean, self.std = self._measured() if stats is None else (stats["mean"], stats["std"])
         self.stats = LatentStats(torch.tensor(self.mean), torch.tensor(self.std))
@@ -79,6 +82,10 @@ class EncodedImages:
             resolution=self.source.resolution,
             latent_size=self.latent_shape[1],
         )
+
+    @cached_property
+    def _train(self) -> FewMoments:
+        return self._first(self._training_images(), MEASURED)
 
     def few(self, split: Split, conditioning: Conditioning | None = None) -> FewMoments:  # noqa: ARG002
         """Some of a split's, in its order; of training where nothing is held out."""
@@ -102,7 +109,7 @@ class EncodedImages:
     def _first(self, batches: Iterator[Any], count: int) -> FewMoments:
         moments, labels = [], [torch.zeros(0, dtype=torch.long)]
         while sum(map(len, labels)) < count and (batch := next(batches, None)) is not None:
-            moments.append(self.encode(batch[0]).cpu().half())
+            moments.append(self.encode(batch[0].to(self.device)).cpu().half())
             labels.append(batch[1])
         return FewMoments(torch.cat(moments) if moments else torch.zeros(0), torch.cat(labels))
 

@@ -14,7 +14,6 @@ from ldm.checkpoint import FOLDER
 from ldm.runtime.files import TEMPORARY, remove_leftovers
 from ldm.runtime.ranges import Natural
 from ldm.runtime.schema import Finite, JsonFile
-from ldm.sharded_checkpoint import remove
 from ldm.training.lightning_internals import finish_saving
 
 log = logging.getLogger(__name__)
@@ -58,19 +57,22 @@ class KeepBest(Callback):
         """Keep the checkpoint after so many batches, if its figure is better than the best so far."""
         folder = run / FOLDER
         file, best = folder / f"{batches:08d}.ckpt", folder / BEST
+        aside, before_it = (folder / f".{BEST}.{what}{TEMPORARY}" for what in ("next", "before"))
+        if before_it.exists() and not best.exists():  # killed between the two renames below
+            before_it.rename(best)
         before = BestNote.read(folder / NOTE) if (folder / NOTE).exists() and best.exists() else None
         beaten = before is not None and before.metric == self.metric and self.sign * before.value <= self.sign * value
         if beaten or not math.isfinite(value) or not file.exists():
             return
-        aside = folder / f".{BEST}.next{TEMPORARY}"
         remove_leftovers(best)
         if file.is_dir():
             shutil.copytree(file, aside, copy_function=_linked)
         else:
             _linked(file, aside)
-        if best.is_dir():
-            remove(best)
+        if best.is_dir() or (best.exists() and aside.is_dir()):
+            best.rename(before_it)
         aside.replace(best)
+        remove_leftovers(best)
         BestNote(metric=self.metric, value=value, batches=batches).write(folder / NOTE)
         log.info("%s: %s %.4g after batch %d is the best so far: %s", run, self.metric, value, batches, best)
 

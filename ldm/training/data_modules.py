@@ -13,7 +13,7 @@ from ldm.data.cache_reader import Batch, CachedMoments, LatentCache, PairedNoise
 from ldm.data.encoded_images import EncodedImages
 from ldm.data.image_data import in_order
 from ldm.data.order import FirstBatch, Order, OrderedBatches, Stretches
-from ldm.data.sources import Source
+from ldm.data.sources import IndexedSource, Source
 from ldm.data.workers import loader
 from ldm.diffusion.coupling import Coupling
 from ldm.runtime.memory import check_batch
@@ -90,6 +90,12 @@ class EncodedData(ImageData):
     def __init__(self, *, images: EncodedImages, **shared: Any) -> None:
         super().__init__(source=images.source, **shared)
         self.encode = images.encode
+
+    def validation_batches(self, trainer: Trainer) -> "DataLoader[Any]":
+        held_out = self.source.count("val") if isinstance(self.source, IndexedSource) else trainer.world_size
+        if held_out < trainer.world_size:
+            raise ValueError(f"{held_out} validation images can't be shared by {trainer.world_size} ranks")
+        return super().validation_batches(trainer)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         image, labels = batch

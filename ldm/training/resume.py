@@ -17,6 +17,7 @@ from ldm.runtime.files import flat
 from ldm.runtime.ranges import Natural
 from ldm.runtime.schema import Digits, JsonFile
 from ldm.runtime.targets import TARGET
+from ldm.sharded_checkpoint import remove
 from ldm.training.gradients import DivergenceError
 from ldm.training.progress import ProgressModule
 
@@ -77,7 +78,10 @@ def _choose(run: Path, module: ProgressModule, why: DivergenceError) -> Path | s
             "every=, health.window= and health.chance=, or raise keep="
         )
     for file in kept[len(trusted) :]:
-        file.rename(file.with_suffix(".collapsed"))
+        aside = file.with_suffix(".collapsed")
+        if aside.exists():  # of the last time
+            remove(aside)
+        file.rename(aside)
     Rollbacks(rollbacks=module.rollbacks + 1, to=trusted[-1].stem, at=at).write(run / ROLLBACKS)
     return trusted[-1]
 

@@ -93,6 +93,8 @@ class Saves(Callback):
             self.finish(trainer)
             if trainer.is_global_zero:
                 remove_leftovers(file.with_name("*.ckpt"))
+                if file.is_dir():  # a damaged one, from which the run has gone back
+                    remove(file)
             trainer.save_checkpoint(file)
             self.latest = module.batches_seen
             if sharded_saves(trainer) is None:

@@ -1,5 +1,6 @@
 """trainer.checkpoints=sharded: each rank writes its own part, while training goes on."""
 
+import errno
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from ldm.runtime.files import TEMPORARY, atomic_write, remove_leftovers
 from ldm.runtime.wrong import first_line
-from ldm.sharded_checkpoint import REST, remove, seal, split
+from ldm.sharded_checkpoint import REST, flush, seal, split
 
 
 class ShardedSaves:
@@ -42,7 +43,9 @@ class ShardedSaves:
             with atomic_write(beside / REST) as file:
                 torch.save(rest, file)
         dist.barrier(self.group)
-        writer = dcp.FileSystemWriter(beside, overwrite=False)
+        writer = dcp.FileSystemWriter(
+            beside, overwrite=False, per_thread_copy_ahead=0
+        )  # or its thread would use the first GPU
         written = dcp.async_save(tensors, storage_writer=writer, process_group=self.group)
         assert isinstance(written, Future)
         self.pending = path, self.thread.submit(_commit, written, beside, path)
@@ -59,18 +62,24 @@ class ShardedSaves:
         path, done = pending
         try:
             done.result()
-        except CheckpointException as failed:
-            rank, (error, _) = next(iter(failed.failures.items()))
-            raise OSError(
-                f"{path}: rank {rank} could not write it ({first_line(error)}): make room, then run the same command"
-            ) from None
+        except CheckpointException as failed:  # which is no Exception
+            raise _told(next(iter(failed.failures.values()))[0], path) from None
+        except Exception as error:
+            raise _told(error, path) from None
+
+
+def _told(error: BaseException, path: Path) -> OSError:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    fix = "make room, then run the same command" if full else "the same command goes on from the save before it"
+    return OSError(f"{path} could not be saved ({first_line(error)}): {fix}")
 
 
 def _commit(written: "Future[Any]", beside: Path, path: Path) -> None:
-    written.result()
+    metadata = written.result()
     if dist.get_rank() != 0:
         return
-    seal(beside)
-    if path.exists():  # a damaged one, from which the run has gone back
-        remove(path)
+    seal(beside, metadata)
+    if path.exists():  # likewise
+        path.unlink()
     beside.rename(path)
+    flush(path.parent)

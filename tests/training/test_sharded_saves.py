@@ -1,6 +1,5 @@
 """Sharded checkpoints: other numbers of ranks read them, kills leave them whole, damage is refused."""
 
-import pickle
 import shutil
 from contextlib import chdir
 from pathlib import Path
@@ -13,7 +12,8 @@ from support.runs import assert_close_weights, assert_equal, checkpoint
 from support.tiny import CPU, TINY_DIFFUSION, fails
 
 from ldm import checkpoint as checkpoints
-from ldm.sharded_checkpoint import DIGEST, METADATA, REST, is_sharded_checkpoint, seal, split
+from ldm.sharded_checkpoint import REST, SHARDS, Shards, is_sharded_checkpoint, remove, split
+from ldm.training.best import KeepBest
 
 OPTIONS = [*TINY_DIFFUSION, *CPU, "schedule.decay=constant"]
 SHARDED = ["trainer.strategy=fsdp", "trainer.checkpoints=sharded"]
@@ -69,7 +69,7 @@ def test_the_newest_and_the_best_are_kept(sharded):
     assert not list((sharded / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize("name", [METADATA, REST, DIGEST, "__0_0.distcp"])
+@pytest.mark.parametrize("name", [SHARDS, REST, "__0_0.distcp"])
 def test_damage_is_found_and_the_one_before_is_taken(sharded, name, caplog):
     file = sharded / "checkpoints/00000004.ckpt" / name
     data = bytearray(file.read_bytes())
@@ -82,26 +82,48 @@ def test_damage_is_found_and_the_one_before_is_taken(sharded, name, caplog):
     assert checkpoints.find(sharded, "diffusion")[0].name == "00000002.ckpt"
 
 
-def test_its_description_runs_nothing(sharded, tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (Path.touch, (tmp_path / "ran",))
-
+@pytest.mark.parametrize("part", [{"first": 1}, {"count": 1}, {"file": "../rest.pt"}])
+def test_its_description_must_lead_to_all_of_each_tensor(sharded, part):
+    """Else what no part covers would be whatever lay in memory."""
     folder = sharded / "checkpoints/00000004.ckpt"
-    (folder / METADATA).write_bytes(pickle.dumps(Evil()))
-    seal(folder)
-    with pytest.raises(checkpoints.DamagedError, match=r"metadata names pathlib"):
+    said = Shards.read(folder / SHARDS)
+    key = next(key for key, stored in said.tensors.items() if stored.size[0] > 2)
+    stored = said.tensors[key]
+    first = stored.parts[0].model_copy(update=part)
+    changed = stored.model_copy(update={"parts": [first, *stored.parts[1:]]})
+    Shards(tensors=said.tensors | {key: changed}).write(folder / SHARDS)
+    with pytest.raises(checkpoints.DamagedError, match=r"shards\.json does not say where all of"):
         checkpoints.read(folder, "diffusion")
-    assert not (tmp_path / "ran").exists()
+
+
+def test_folders_and_files_take_each_other_s_place(sharded, saved, pipeline, ldm):
+    """As the best one, as one that was damaged, and as one that is set aside a second time."""
+    best, folder = KeepBest("val/loss"), sharded / "checkpoints"
+    best.offer(sharded, 3.0, 4)
+    assert is_sharded_checkpoint(folder / "best.ckpt")
+    shutil.copytree(folder / "00000004.ckpt", folder / "00000006.ckpt")
+    best.offer(sharded, 2.0, 6)  # a folder for a folder
+    shutil.copy(saved / "whole/checkpoints/00000004.ckpt", folder / "00000008.ckpt")
+    best.offer(sharded, 1.0, 8)  # a file for a folder
+    assert (folder / "best.ckpt").is_file()
+    best.offer(sharded, 0.5, 6)
+    assert is_sharded_checkpoint(folder / "best.ckpt")
+    assert not list(folder.glob(".*"))
+    for name in ("00000006.ckpt", "00000008.ckpt"):
+        remove(folder / name)
+    (folder / "00000004.ckpt" / SHARDS).unlink()
+    ranks("train-diffusion", *OPTIONS, f"latents={pipeline}/runs/latents", "run=sharded", world=1)  # whole files
+    assert (folder / "00000004.ckpt").is_file()
 
 
 def test_a_save_that_fails_says_so(sharded, pipeline, monkeypatch):
-    def unsealed(folder):
+    def unsealed(folder, metadata):
         raise OSError(28, "No space left on device", str(folder))
 
     monkeypatch.setattr("ldm.training.sharded_saves.seal", unsealed)
     line = fails("train-diffusion", *OPTIONS, *SHARDED, f"latents={pipeline}/runs/latents", "run=full")
-    assert "No space left" in line
+    assert "could not be saved" in line
+    assert "make room, then run the same command" in line
     assert not checkpoints.saved(Path("runs/full"))
 
 
