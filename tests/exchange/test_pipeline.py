@@ -163,7 +163,7 @@ def test_the_command_and_its_mistakes(ldm, tmp_path):
     assert index["_class_name"] == ["pipeline", "LatentDiffusionPipeline"]
     assert list((tmp_path / "runs/out").rglob("*.bin")) == []
     assert "holds results of model=" in fails("convert", "run=out", "model=elsewhere", "to=diffusers")
-    assert "pass to=diffusers, too" in fails("convert", f"model={run}")
+    assert "name it by source=" in fails("convert", f"model={run}", "what=diffusion", "to=dit")
     assert "pass model=RUN, which goes out whole, or source=" in fails("convert", "to=diffusers")
     (tmp_path / "runs/theirs").mkdir()
     (tmp_path / "runs/theirs/model_index.json").write_text("{}")

@@ -66,7 +66,7 @@ def test_a_checkpoint_continues_the_count():
     expected = list(lit_ema(module.net.weight.item(), weights, 0.9999))
     assert train(ema, module, weights[:2]) == pytest.approx(expected[:2], rel=1e-5)
     checkpoint = {"state_dict": module.state_dict()}
-    ema.on_save_checkpoint(None, module, checkpoint)
+    ema.on_save_checkpoint(SimpleNamespace(strategy=None), module, checkpoint)
     assert checkpoint["averaging_state"] == {"updates": 2, "latest_step": 2}
     later, again = EMA(0.9999), Module()
     later.on_load_checkpoint(None, again, checkpoint)
