@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ldm.runtime.files import TEMPORARY, atomic_write, remove_leftovers
+from ldm.runtime.files import TEMPORARY, atomic_write
 from ldm.runtime.wrong import first_line
 from ldm.sharded_checkpoint import REST, flush, seal, split
 
@@ -28,24 +28,18 @@ class ShardedSaves:
         self.pending: tuple[Path, Future[None]] | None = None
 
     def start(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """Begin to save a checkpoint, whose large tensors are sharded; every rank calls it.
-
-        Raises:
-            OSError: if the save before it has failed.
-        """
-        self.finish()
+        """Begin to save a checkpoint, whose large tensors are sharded; every rank calls it, once it has finished the
+        one before, and rank 0 has removed what a killed process had left of one."""
         # of the CPUs, and no other messages'
         self.group = self.group or dist.new_group(backend="gloo")
         rest, tensors = split(checkpoint)
         beside = path.with_name(f".{path.name}.saving{TEMPORARY}")
         if dist.get_rank() == 0:
-            remove_leftovers(path)
             with atomic_write(beside / REST) as file:
                 torch.save(rest, file)
         dist.barrier(self.group)
-        writer = dcp.FileSystemWriter(
-            beside, overwrite=False, per_thread_copy_ahead=0
-        )  # or its thread would use the first GPU
+        # without copies ahead: for them its thread would open the first GPU on every rank
+        writer = dcp.FileSystemWriter(beside, overwrite=False, per_thread_copy_ahead=0)
         written = dcp.async_save(tensors, storage_writer=writer, process_group=self.group)
         assert isinstance(written, Future)
         self.pending = path, self.thread.submit(_commit, written, beside, path)
@@ -79,7 +73,6 @@ def _commit(written: "Future[Any]", beside: Path, path: Path) -> None:
     if dist.get_rank() != 0:
         return
     seal(beside, metadata)
-    if path.exists():  # likewise
-        path.unlink()
+    path.unlink(missing_ok=True)  # a damaged file, from which the run has gone back; `Saves` has removed a folder
     beside.rename(path)
     flush(path.parent)
