@@ -12,11 +12,13 @@ from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, load_autoencod
 from ldm.commands.options import LoggedOptions, Text, Workers, build
 from ldm.commands.run_folder import build_loggers
 from ldm.conditioning.pretrained_text import PretrainedText
-from ldm.data.cache_writer import CacheWriter, cache_identity
-from ldm.data.formats import MANIFEST, Manifest
+from ldm.data.cache_writer import CacheWriter, Dense, cache_identity
+from ldm.data.formats import MANIFEST, DenseFeaturesCard, Manifest
 from ldm.data.shard_writer import AUTOENCODER_FILE, ShardWriter
 from ldm.data.sources import Source
 from ldm.images import to_x
+from ldm.losses.alignment import resized
+from ldm.metrics.features import DenseFromFile
 from ldm.runtime.arguments import Node
 from ldm.runtime.bars import track
 from ldm.runtime.files import sha256
@@ -45,6 +47,7 @@ class CacheLatentsOptions(SlicedOptions):
     data: Node
     autoencoder: Text
     low_resolution: Count | None
+    features: Text | None
     text_encoder: Text | None
     text_tokens: Count
     num_workers: Annotated[Workers, Ge(1)]
@@ -57,15 +60,19 @@ def main(options: CacheLatentsOptions, run: Path) -> None:
     device = pick_device(options.device)
     encode_text = text_encoder_of(options, device)
     text_card = None if encode_text is None else encode_text.card()
+    dense, features = None, None
+    if options.features is not None:
+        dense, features = dense_features(options.features, source.resolution, autoencoder, device)
     writer = CacheWriter(
         folder=run,
         source=source,
         encode=encoder(autoencoder, device),
-        identity=cache_identity(source, autoencoder.fingerprint, text_card, options.low_resolution),
+        identity=cache_identity(source, autoencoder.fingerprint, text_card, options.low_resolution, features),
         shard_size=options.shard_size,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         encode_text=encode_text,
+        dense=dense,
     )
     manifest = write_share(writer, options, autoencoder, run)
     source.report_skipped()
@@ -83,6 +90,24 @@ def text_encoder_of(options: CacheLatentsOptions, device: torch.device) -> Pretr
     encoder = PretrainedText.load(options.text_encoder, options.text_tokens)
     encoder.model.to(device)
     return encoder
+
+
+def dense_features(
+    file: str, resolution: int, autoencoder: LoadedAutoencoder, device: torch.device
+) -> tuple[Dense, DenseFeaturesCard]:
+    """image, uint8 [B, 3, R, R] -> features [B, D, h, w], averaged to the latents' size where theirs is larger; and
+    what a cache says of them."""
+    network = DenseFromFile(Path(file), torch.zeros(2, 3, resolution, resolution, dtype=torch.uint8)).eval()
+    side = resolution // autoencoder.model.downsample_factor
+    height, width = (min(side, own) for own in network.size)
+    network.to(device)
+
+    @torch.inference_mode()
+    def dense(image: Tensor) -> Tensor:
+        return resized(network(image.to(device)), (height, width))
+
+    card = DenseFeaturesCard(identity=network.identity, channels=network.num_features, height=height, width=width)
+    return dense, card
 
 
 def write_share(

@@ -42,6 +42,8 @@ def ranks_named(trainer: TrainerOptions) -> int:
 
 def train_autoencoder_cost(options: TrainAutoencoder, given: EstimateOptions, gpu: bool) -> Cost:  # noqa: ARG001
     """Of `ldm train-autoencoder`."""
+    if options.align.features is not None:
+        raise ValueError("ldm estimate does not know what align.features holds: leave it out")
     regularizer = build(options.regularizer)
     with torch.device("meta"):
         autoencoder = Autoencoder(**train_autoencoder.shape_of(options, regularizer))
@@ -68,6 +70,8 @@ def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions,
     check_trust(parts, options.trust)
     objective = checked_objective(build_from_card(parts["objective"], options.trust))
     sampling = Sampling(**build_from_card(parts["sampling"], options.trust))
+    if options.align.layer is not None:
+        raise ValueError("ldm estimate knows no alignment yet: leave align.layer out, which adds little")
     if options.latents is None:
         raise ValueError("ldm estimate counts training on a cache: pass latents=, whether it is there or not")
     said: list[str] = []

@@ -8,18 +8,20 @@ from pydantic import model_validator
 
 from ldm.checkpoint import load_autoencoder, newest
 from ldm.commands.next_step import data_overrides, say_next
-from ldm.commands.options import Free, Text, build
+from ldm.commands.options import Free, Group, Text, build
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.training_options import Optimizer, ScheduleOptions, TrainingOptions
 from ldm.data.sources import Digits, Source
+from ldm.losses.alignment import LatentAlignment
 from ldm.losses.autoencoder_loss import AutoencoderLoss
 from ldm.losses.regularizer import NoRegularizer
-from ldm.metrics.features import features_for, load_features
+from ldm.metrics.features import DenseFromFile, features_for, load_features
 from ldm.metrics.reconstruction import ReconstructionMetrics
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
 from ldm.runtime.arguments import Node, arguments_of
 from ldm.runtime.loggers import artifact
+from ldm.runtime.ranges import Positive, Share
 from ldm.training.autoencoder_module import AutoencoderModule
 from ldm.training.console import final_figures
 from ldm.training.curves import last_value
@@ -37,6 +39,15 @@ from ldm.training.trainer import RankBatch
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 
 
+class AlignOptions(Group):
+    """Of the latents' alignment with an encoder; features: a file of dense features, null: none."""
+
+    features: Text | None
+    weight: Positive
+    cosine_margin: Share
+    distance_margin: Share
+
+
 class StageOneOptions(TrainingOptions):
     """conf/stage1.yaml: what trains an autoencoder, which `ldm probe` has as well."""
 
@@ -45,6 +56,7 @@ class StageOneOptions(TrainingOptions):
     discriminator: Annotated[dict[str, Any], arguments_of(PatchDiscriminator)]
     loss: Annotated[dict[str, Any], arguments_of(AutoencoderLoss, "regularizer")]
     regularizer: Node
+    align: AlignOptions
     trained: Literal["all", "decoder"]
     features: Annotated[Text | None, Free()]
     disc_schedule: ScheduleOptions
@@ -61,6 +73,8 @@ class StageOneOptions(TrainingOptions):
         self.check_best(measured, "features= adds val/rfd")
         if self.trained == "decoder" and self.init is None:
             raise ValueError("trained=decoder needs an encoder that is trained already: pass init=RUN")
+        if self.trained == "decoder" and self.align.features is not None:
+            raise ValueError("align.features aligns what the encoder makes: leave it null with trained=decoder")
         self._check_trainer()
         health = self.health
         reach, wanted = (self.keep - 1) * self.every, max(health["window"], health["chance"])
@@ -113,7 +127,8 @@ def main(options: TrainAutoencoder, run: Path) -> float | None:
     if options.init is not None and newest(run) is None:  # else the run has weights of its own
         start_from(options.init, autoencoder, shape)
     batch = options.batch_of_a_rank()
-    module = module_of(options, batch, autoencoder, discriminator, loss, source.preprocessing())
+    alignment = alignment_of(options, source.resolution)
+    module = module_of(options, batch, autoencoder, discriminator, loss, source.preprocessing(), alignment)
     fit(
         module,
         ImageData(
@@ -146,6 +161,7 @@ def module_of(
     discriminator: PatchDiscriminator,
     loss: AutoencoderLoss,
     preprocessing: dict[str, Any],
+    alignment: LatentAlignment | None = None,
 ) -> AutoencoderModule:
     """What Lightning trains."""
     return AutoencoderModule(
@@ -163,6 +179,7 @@ def module_of(
         guard=StepGuard(**options.guard),
         disc_guard=StepGuard(**options.disc_guard),
         health=Health(**options.health),
+        alignment=alignment,
         seed=options.seed,
         batch_size=batch.size,
         lr_per_image=options.lr_per_image,
@@ -172,6 +189,20 @@ def module_of(
             "preprocessing": preprocessing,
             "config": options.plain(),
         },
+    )
+
+
+def alignment_of(options: StageOneOptions, resolution: int) -> LatentAlignment | None:
+    """What aligns the latents with the features of the file that align.features names."""
+    if options.align.features is None:
+        return None
+    example = torch.zeros(2, 3, resolution, resolution, dtype=torch.uint8)
+    encoder = DenseFromFile(Path(options.align.features), example, key="align.features").eval()
+    return LatentAlignment(
+        encoder=encoder,
+        latent_channels=options.autoencoder["latent_channels"],
+        channels=encoder.num_features,
+        **options.align.model_dump(exclude={"features"}),
     )
 
 

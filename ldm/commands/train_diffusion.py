@@ -14,11 +14,12 @@ from torch import nn
 from ldm.card import build_from_card, check_guidance, check_trust, usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, load_diffusion, newest
 from ldm.commands.next_step import say_next
-from ldm.commands.options import Free, ObjectiveOptions, SamplerOptions, Text, build
+from ldm.commands.options import Free, Group, ObjectiveOptions, SamplerOptions, Text, build
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.students import check_latents, condition_of, load_teacher, net_of, reflow_card, schooling_of
-from ldm.commands.training_latents import artifact_of, begin, data_of, latents_of, training_device
+from ldm.commands.training_latents import alignment_of, artifact_of, begin, data_of, latents_of, training_device
 from ldm.commands.training_options import TrainingOptions
+from ldm.commands.training_scores import sample_quality
 from ldm.condition import Condition, labelled
 from ldm.conditioning.labels import Conditioning, Labels
 from ldm.data.cache_reader import Verify
@@ -31,23 +32,20 @@ from ldm.diffusion.student import Student
 from ldm.generate.generator import Generator
 from ldm.generate.model import LatentDiffusionModel
 from ldm.latents import LatentStats
-from ldm.metrics.classifier import FileClassifier
-from ldm.metrics.features import load_features
-from ldm.metrics.statistics import known_statistics
+from ldm.losses.alignment import Alignment, Tap
 from ldm.runtime.arguments import Choice, arguments_of, check_node
 from ldm.runtime.loggers import artifact
-from ldm.runtime.ranges import Natural, NonNegative, Several, Share
+from ldm.runtime.ranges import Count, Natural, NonNegative, Positive, Several, Share
 from ldm.training.console import final_figures
 from ldm.training.contract import SUPPLIED, check_network, check_sampling, supplied
 from ldm.training.curves import last_value
 from ldm.training.diffusion_module import DiffusionModule
-from ldm.training.examples import Examples, examples_of
+from ldm.training.examples import examples_of
 from ldm.training.gradients import StepGuard
 from ldm.training.pictures import SampleGrid
 from ldm.training.power_function import WIDEST
 from ldm.training.progress import seed_from
 from ldm.training.run import Tracking, fit
-from ldm.training.sample_quality import Judges, SampleQuality
 from ldm.training.schedule import Schedule
 from ldm.training.trainer import RankBatch
 
@@ -59,6 +57,15 @@ Width = Annotated[float, Interval(gt=0, le=WIDEST)]  # sigma_rel of an average
 NetNode = Annotated[
     dict[str, Any], AfterValidator(lambda node: check_node(node, SUPPLIED) if node else node)
 ]  # {} is the teacher's
+
+
+class AlignOptions(Group):
+    """Of the alignment of a layer with features of the images; layer: which of net.blocks, null: none."""
+
+    layer: Natural | None
+    weight: Positive
+    until: Count | None
+    hidden: Count
 
 
 class TrainDiffusionOptions(TrainingOptions):
@@ -73,6 +80,7 @@ class TrainDiffusionOptions(TrainingOptions):
     sampler: Annotated[SamplerOptions, Free()]
     grid: Annotated[Choice, Free()]
     condition: ConditionNode
+    align: AlignOptions
     label_dropout: Share
     teacher: Annotated[Text | None, Free()]
     guidance: Annotated[NonNegative | None, Free()]
@@ -93,6 +101,12 @@ class TrainDiffusionOptions(TrainingOptions):
             raise ValueError("latents=null encodes images while it trains: pass autoencoder=RUN, and data=")
         if self.latents is None and self.trainer.strategy == "fsdp":
             raise ValueError("trainer.strategy=fsdp validates in equal shares, of a cache alone: pass latents=RUN")
+        return self
+
+    @model_validator(mode="after")
+    def _aligns_what_it_learns(self) -> Self:
+        if self.align.layer is not None and self.objective.student is not None:
+            raise ValueError("align.layer is of a network that learns from latents, not of a student: pass null")
         return self
 
     @model_validator(mode="after")
@@ -141,7 +155,9 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     seed_from(options.seed)
     net: nn.Module = build_from_card(own_net | shape, options.trust)
     told = schooling.told(labelled(torch.tensor([0]), null).beside(null))
+    tap = None if options.align.layer is None else Tap(net, options.align.layer)
     check_network(net, cache.latent_shape, shape["num_classes"], training_device(options), told)
+    alignment = alignment_of(options, tap, cache)
     if newest(run) is None:  # else the run has weights of its own
         schooling.start(options, net, teacher, cache)
     card = card_of(options, cache, autoencoder, run) | {
@@ -158,7 +174,9 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     for judged in quality:
         judged.check_goes_on(run)
     batch = options.batch_of_a_rank()
-    module = module_of(options, batch, net, objective, cache.stats, conditioning, null, card, schooling.student)
+    module = module_of(
+        options, batch, net, objective, cache.stats, conditioning, null, card, schooling.student, alignment
+    )
     fit(
         module,
         data_of(options, cache, objective.coupling, conditioning, batch),
@@ -187,6 +205,7 @@ def module_of(
     null: Condition,
     card: dict[str, Any],
     student: Student | None = None,
+    alignment: Alignment | None = None,
 ) -> DiffusionModule:
     """What Lightning trains."""
     return DiffusionModule(
@@ -201,6 +220,7 @@ def module_of(
         rollbacks=options.rollbacks,
         rollback_lr=options.rollback_lr,
         student=student,
+        alignment=alignment,
         schedules={"lr": Schedule(steps=options.steps, **options.schedule)},
         seed=options.seed,
         accumulate=batch.parts,
@@ -259,35 +279,3 @@ def generator_of(
     )
     check_sampling(generator)
     return generator
-
-
-def sample_quality(
-    options: TrainDiffusionOptions, generator: Generator, cache: Latents, examples: Examples
-) -> list[SampleQuality]:
-    """The callback that scores samples at each validation, if anything is to judge them."""
-    model = generator.model
-    example = torch.zeros(2, 3, model.resolution, model.resolution, dtype=torch.uint8)
-    features = None if options.features is None else load_features(options.features, example)
-    classifier = None
-    if options.classifier is not None:
-        if not Path(options.classifier).suffix:
-            raise ValueError(f"classifier={options.classifier} is no file: name a TorchScript .pt or torch.export .pt2")
-        classifier = FileClassifier(Path(options.classifier), example, len(cache.class_names))
-    reference = None
-    if options.reference is not None:
-        reference = known_statistics(Path(options.reference)).get("features")
-        if reference is None:
-            raise ValueError(f"reference={options.reference} is no .npz of statistics (mu, sigma): name one")
-    judges = Judges(features=features, reference=reference, classifier=classifier)
-    if features is None and classifier is None:
-        return []
-    return [
-        SampleQuality(
-            generator=generator,
-            num=options.scored,
-            batch_size=options.batch_size,
-            judges=judges,
-            latents=cache.few("train"),
-            examples=examples,
-        )
-    ]

@@ -26,6 +26,7 @@ from ldm.data.formats import MANIFEST
 from ldm.data.shard_writer import AUTOENCODER_FILE
 from ldm.diffusion.coupling import Coupling
 from ldm.images import to_x
+from ldm.losses.alignment import Alignment, Tap
 from ldm.models.autoencoder import Autoencoder
 from ldm.runtime.files import sha256
 from ldm.runtime.loggers import Artifact, artifact
@@ -83,6 +84,24 @@ def begin(options: "TrainDiffusionOptions", run: Path, autoencoder: LoadedAutoen
         export_autoencoder(autoencoder, autoencoder.path)
 
 
+def alignment_of(options: "TrainDiffusionOptions", tap: Tap | None, latents: Latents) -> Alignment | None:
+    """What aligns a layer, whose block has just been called, with features that the latents keep.
+
+    Raises:
+        ValueError: if they keep none.
+    """
+    if tap is None:
+        return None
+    if isinstance(latents, EncodedImages) or latents.features is None:
+        raise ValueError(
+            f"align.layer={options.align.layer} needs dense features of the images beside latents={options.latents}: "
+            "ldm cache-latents features=FILE"
+        )
+    width = tap.take(latents.latent_shape[1:]).shape[1]
+    chosen = options.align.model_dump(exclude={"layer"})
+    return Alignment(tap=tap, width=width, channels=latents.features.channels, **chosen)
+
+
 def data_of(
     options: "TrainDiffusionOptions", latents: Latents, coupling: Coupling, conditioning: Conditioning, batch: RankBatch
 ) -> TrainingData:
@@ -91,7 +110,8 @@ def data_of(
     shared["overfit"] = options.overfit
     if isinstance(latents, EncodedImages):
         return EncodedData(images=latents, **shared)
-    return LatentData(cache=latents, coupling=coupling, conditioning=conditioning, **shared)
+    aligned = options.align.layer is not None
+    return LatentData(cache=latents, coupling=coupling, conditioning=conditioning, aligned=aligned, **shared)
 
 
 def artifact_of(latents: Latents, autoencoder: LoadedAutoencoder) -> Artifact:

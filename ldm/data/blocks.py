@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldm.data.formats import Manifest
-from ldm.data.shard_writer import CAPTIONS
+from ldm.data.shard_writer import CAPTIONS, FEATURES
 
 ANEW = "remove it, and run the same `ldm cache-latents` again"
 
@@ -74,6 +74,8 @@ def _check_kept(block: Block, manifest: Manifest) -> None:
         }
     if side is not None:
         wanted["low"] = ("|u1", (n, 3, side, side))
+    if (dense := manifest.features) is not None:
+        wanted[FEATURES] = ("<f2", (n, dense.channels, dense.height, dense.width))
     captions = block.kept.get(CAPTIONS)
     if captions is not None and (captions.dtype.kind != "S" or captions.shape != (n,)):
         raise ValueError(f"captions are {captions.dtype} {list(captions.shape)}, not bytes [{n}]")

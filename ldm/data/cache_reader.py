@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 
 from ldm.conditioning.labels import Conditioning, Kept
 from ldm.data.blocks import Block, check_values, open_shard, rows_of
-from ldm.data.formats import MANIFEST, CachedShard, Manifest, Pairs, Verified
+from ldm.data.formats import MANIFEST, CachedShard, DenseFeaturesCard, Manifest, Pairs, Verified
 from ldm.data.order import Key
 from ldm.data.samples import Split
-from ldm.data.shard_writer import CAPTIONS
+from ldm.data.shard_writer import CAPTIONS, FEATURES
 from ldm.diffusion.coupling import Coupling
 from ldm.diffusion.noise import IndexedNoise
 from ldm.latents import LatentStats
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
     moments: [B, 2C, h, w] fp16
     labels:  [B]
     noise:   paired with them, [B, C, h, w]; None: none is
-    told:    what a condition reads beside, by its names
+    told:    what a condition reads beside, by its names, and FEATURES where a network is aligned with them
     """
 
     moments: Tensor
@@ -83,6 +83,11 @@ class LatentCache:
     @property
     def preprocessing(self) -> dict[str, Any] | None:
         return self.manifest.preprocessing
+
+    @property
+    def features(self) -> DenseFeaturesCard | None:
+        """What dense features of the images it keeps; None: none."""
+        return self.manifest.features
 
     @property
     def pairs(self) -> Pairs | None:
@@ -177,6 +182,7 @@ class CachedMoments(Dataset[Any]):
         split:        which of them
         noise:        what pairs noise with a batch; of a teacher's pairs, there always is some
         conditioning: what reads more than latents and labels, and makes tensors of it, in the data loader's workers
+        aligned:      whether batches have the images' dense features; of a mirrored view, the mirrored ones
     """
 
     def __init__(
@@ -185,10 +191,12 @@ class CachedMoments(Dataset[Any]):
         split: Split,
         noise: PairedNoise | None = None,
         conditioning: Conditioning | None = None,
+        aligned: bool = False,
     ) -> None:
         manifest, pairs = cache.manifest, cache.manifest.pairs
         taught = None if pairs is None else TaughtNoise(pairs.seed, 0 if split == "train" else pairs.train)
         self.noise, self.conditioning = taught or noise, conditioning or Conditioning()
+        self.reads = (*self.conditioning.reads, *[FEATURES] * aligned)
         shards: list[CachedShard] = getattr(manifest.shards, split)
         self.paths = [cache.folder / shard.name for shard in shards]
         self.ends = list(accumulate(shard.count for shard in shards))
@@ -201,7 +209,7 @@ class CachedMoments(Dataset[Any]):
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         moments, labels = np.empty((len(keys), *self.shape), np.float16), np.empty(len(keys), np.int64)
-        kept: dict[str, list[np.ndarray]] = {name: [] for name in self.conditioning.reads}
+        kept: dict[str, list[np.ndarray]] = {name: [] for name in self.reads}
         for i, (epoch, index) in enumerate(keys):
             block, row = self._at(index)
             view = (epoch + index) % self.views
@@ -209,9 +217,12 @@ class CachedMoments(Dataset[Any]):
             labels[i] = block.labels[row]
             for name, rows in kept.items():
                 value = rows_of(block, name, row)
-                rows.append(value[..., ::-1] if name == "low" and view else value)  # mirrored, as its latent is
+                mirrored = view and name in ("low", FEATURES)  # as its latent is
+                rows.append(value[..., ::-1] if mirrored else value)
         latents = torch.from_numpy(moments), torch.from_numpy(labels)
-        told = self.conditioning.tensors({name: np.stack(rows) for name, rows in kept.items()})
+        beside = {name: np.stack(rows) for name, rows in kept.items()}
+        features = {FEATURES: torch.from_numpy(beside.pop(FEATURES))} if FEATURES in beside else {}
+        told = self.conditioning.tensors(beside) | features
         return Batch(*latents, None if self.noise is None else self.noise(*latents, keys), told)
 
     def captions(self, indices: list[int]) -> list[str]:

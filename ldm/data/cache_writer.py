@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.formats import CacheIdentity, TextEncoderCard
+from ldm.data.formats import CacheIdentity, DenseFeaturesCard, TextEncoderCard
 from ldm.data.samples import Contents, Part, Sample, Split
-from ldm.data.shard_writer import BLOCK, CAPTIONS, Block, Kept, ShardWriter
+from ldm.data.shard_writer import BLOCK, CAPTIONS, FEATURES, Block, Kept, ShardWriter
 from ldm.data.sources import Source
 from ldm.images import shrunk
 
 Encode = Callable[[Tensor], Tensor]  # image [B, 3, R, R] uint8 -> moments [B, 2C, h, w]
 _T = TypeVar("_T")
+Dense = Callable[[Tensor], Tensor]  # image [B, 3, R, R] uint8 -> features [B, D, h, w]
 EncodeText = Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # captions -> embeddings [n, L, D], bool [n, L]
 
 
@@ -37,6 +38,7 @@ def cache_identity(
     weights_fingerprint: str,
     text_encoder: dict[str, Any] | None = None,
     low_resolution: int | None = None,
+    features: DenseFeaturesCard | None = None,
 ) -> CacheIdentity:
     """What all shards of a cache have in common; `weights_fingerprint` is the autoencoder's.
 
@@ -54,6 +56,7 @@ def cache_identity(
         class_names=source.class_names,
         text_encoder=None if text_encoder is None else TextEncoderCard(**text_encoder),
         low_resolution=low_resolution,
+        features=features,
     )
 
 
@@ -67,6 +70,7 @@ class CacheWriter(ShardWriter):
         batch_size:  images that are encoded at once.
         num_workers: threads that decode images meanwhile.
         encode_text: captions -> embeddings; None: none are kept.
+        dense:       images -> their features; None: none are kept.
     """
 
     source: Source
@@ -74,6 +78,7 @@ class CacheWriter(ShardWriter):
     batch_size: int
     num_workers: int
     encode_text: EncodeText | None = None
+    dense: Dense | None = None
 
     def parts(self) -> list[tuple[Split, Part]]:
         splits: tuple[Split, ...] = ("train", "val")
@@ -82,18 +87,23 @@ class CacheWriter(ShardWriter):
     def blocks(self, part: Part, contents: Contents) -> Iterator[Block]:
         pending: list[_View] = []
         moments: list[np.ndarray] = []
+        features: list[np.ndarray] = []
         views: list[_View] = []
         for view in _with_end(self._views(contents.of(part.samples()))):
             if view is not None:
                 pending.append(view)
             if pending and (view is None or len(pending) == self.batch_size):
-                moments.append(self._encode_views(torch.stack([each.image for each in pending])))
+                images = torch.stack([each.image for each in pending])
+                moments.append(self._encode_views(images))
+                if self.dense is not None:
+                    features.append(_finite_half(self.dense(images), "features= are"))
                 views += [view._replace(image=view.image[:, :0]) for view in pending]  # whose pixels may go
                 pending = []
             if views and (view is None or len(views) >= BLOCK):
                 labels = np.array([each.label for each in views], dtype=np.int64)
-                yield Block(np.concatenate(moments), labels, self._kept(views))
-                moments, views = [], []
+                kept = self._kept(views) | ({FEATURES: np.concatenate(features)} if features else {})
+                yield Block(np.concatenate(moments), labels, kept)
+                moments, features, views = [], [], []
 
     def _kept(self, views: list[_View]) -> Kept:
         """What of images the conditions may ask for: see `ldm.data.shard_writer`."""
@@ -132,12 +142,17 @@ class CacheWriter(ShardWriter):
 
     def _encode_views(self, image: Tensor) -> np.ndarray:
         views = [image, image.flip(-1)][: self.identity.views]
-        encoded = torch.stack([self.encode(view) for view in views], dim=1).half()
-        if not encoded.isfinite().all():
-            raise ValueError(
-                "the autoencoder's moments are not finite in fp16: train it longer or with a larger regularizer.weight="
-            )
-        return encoded.cpu().numpy()
+        encoded = torch.stack([self.encode(view) for view in views], dim=1)
+        fix = ": train it longer or with a larger regularizer.weight="
+        return _finite_half(encoded, "the autoencoder's moments are", fix)
+
+
+def _finite_half(values: Tensor, what: str, fix: str = "") -> np.ndarray:
+    """The values in fp16; ValueError if that does not hold one."""
+    half = values.half()
+    if not half.isfinite().all():
+        raise ValueError(f"{what} not finite in fp16{fix}")
+    return half.cpu().numpy()
 
 
 def _with_end(items: Iterable[_T]) -> Iterator[_T | None]:

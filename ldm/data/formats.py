@@ -73,11 +73,21 @@ class TextEncoderCard(Part):
     width: Count
 
 
+class DenseFeaturesCard(Part):
+    """Of dense features of the images: what made them, and their shape."""
+
+    identity: str
+    channels: Count
+    height: Count
+    width: Count
+
+
 class CacheIdentity(Part):
     """What all shards of a cache have in common.
 
     text_encoder:   of the embeddings of captions that are kept; null: none are
     low_resolution: side of the small copies of the images that are kept, in pixels; null: none are
+    features:       of the dense features of the images that are kept; null: none are
     """
 
     format: Annotated[int, one_of(1)]
@@ -89,6 +99,7 @@ class CacheIdentity(Part):
     pairs: Pairs | None = None
     text_encoder: TextEncoderCard | None = None
     low_resolution: Count | None = None
+    features: DenseFeaturesCard | None = None
 
     def difference(self, wanted: "CacheIdentity") -> str:
         """Say in words what differs: "views is 1, not 2"."""

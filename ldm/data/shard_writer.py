@@ -1,10 +1,11 @@
 """Writes the latent cache: all shards, or those that a rerun or a task of a job array still has to write.
 
     FOLDER/train-000000.tar   up to BLOCK images a member: KEY.moments.npy, fp16 [n, views, 2C, h, w]; KEY.labels.npy,
-                              int64 [n]; and what is kept for conditions, each where there is some:
+                              int64 [n]; and what is kept beside, each where there is some:
                                   KEY.captions.npy      UTF-8 of equal length [n]
                                   KEY.embeddings.npy    fp16 [n, L, D], of captions; KEY.text_mask.npy, bool [n, L]
                                   KEY.low.npy           uint8 [n, 3, r, r], small copies of the images, not mirrored
+                                  KEY.features.npy      fp16 [n, D, h, w], dense features of them, for alignment
     FOLDER/train-000000.json  the shard's identity, count, size, checksum and float64 sums, written after the tar
     FOLDER/manifest.json      everything merged, written once all shards are there
     FOLDER/autoencoder.ckpt   the weights that encoded them
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 BLOCK = 1024  # images a tar member: large enough to be read fast, small enough to be held in memory
 AUTOENCODER_FILE = "autoencoder.ckpt"
 CAPTIONS = "captions"
+FEATURES = "features"
 Kept = dict[str, np.ndarray]  # by the members' names
 
 

@@ -23,6 +23,7 @@ class GeneratorPass(NamedTuple):
 
     target: Tensor  # [B, 3, H', W'], what x_hat must become: x, or x transformed together with its latent
     x_hat: Tensor  # [B, 3, H', W']
+    z: Tensor  # [B, C, h, w], the latent as it was drawn
     nll: Tensor  # scalar
     penalty: Tensor  # scalar, in the units of nll
     terms: Terms
@@ -120,25 +121,25 @@ class AutoencoderLoss(nn.Module):
         kl = {"kl": posterior.kl().detach().flatten(1).sum(1).mean()} if self.regularizer.variational else {}
         return penalty, kl
 
-    def draw(self, autoencoder: Autoencoder, x: Tensor) -> tuple[DiagonalGaussian, Tensor, Tensor]:
+    def draw(self, autoencoder: Autoencoder, x: Tensor) -> tuple[DiagonalGaussian, Tensor, Tensor, Tensor]:
         """Encode x, draw a latent, transform it as the regularizer wants, and decode it.
 
         Returns:
-            the posterior [B, C, h, w]; what x_hat must become [B, 3, H', W']; x_hat.
+            the posterior [B, C, h, w]; the latent; what x_hat must become [B, 3, H', W']; x_hat.
         """
         posterior = autoencoder.encode(x)
         z = posterior.sample() if self.regularizer.variational else posterior.mean
-        target, z = self.regularizer.transform(x, z)
-        return posterior, target, autoencoder.decode(z)
+        target, transformed = self.regularizer.transform(x, z)
+        return posterior, z, target, autoencoder.decode(transformed)
 
     def reconstruct(self, autoencoder: Autoencoder, x: Tensor) -> GeneratorPass:
         """Pass x [B, 3, H, W] through the autoencoder and compare what comes out with what should."""
-        posterior, target, x_hat = self.draw(autoencoder, x)
+        posterior, z, target, x_hat = self.draw(autoencoder, x)
         nll, terms = self.nll(target, x_hat)
         penalty, kl = self.penalty(x, posterior)
         learned = {"logvar": self.logvar.detach().clone()} if self.logvar.requires_grad else {}
         terms |= kl | learned | {"loss": (nll + penalty).detach()}
-        return GeneratorPass(target, x_hat, nll, penalty, terms)
+        return GeneratorPass(target, x_hat, z, nll, penalty, terms)
 
     def adversarial(self, discriminator: nn.Module, x_hat: Tensor) -> Tensor:
         """The autoencoder's adversarial term, before any weight: a scalar."""

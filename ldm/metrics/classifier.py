@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ldm.metrics.features import FromFile, Pixels
+from ldm.metrics.features import LogitsFromFile, Pixels
 
 
 class Classifier(Protocol):
@@ -42,7 +42,7 @@ class FileClassifier:
     """
 
     def __init__(self, path: Path, example: Tensor, classes: int) -> None:
-        self.net = FromFile(path, example, key="classifier")
+        self.net = LogitsFromFile(path, example, key="classifier")
         self.identity = self.net.identity
         if self.net.num_features != classes:
             raise ValueError(f"classifier={path} knows {self.net.num_features} classes, the data {classes}")

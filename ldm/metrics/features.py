@@ -3,7 +3,7 @@
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -106,6 +106,8 @@ class FromFile(Extractor):
     """
 
     resize = "as the file does it"
+    asked: ClassVar[dict[str, bool]] = {"return_features": True}  # of a file whose function has such arguments
+    dims, shape = 2, "a tensor of two dimensions, a row an image"
 
     def __init__(self, path: Path, example: Tensor, key: str = "features") -> None:
         super().__init__()
@@ -115,21 +117,21 @@ class FromFile(Extractor):
         log.info("%s=%s runs the code in %s: load only files that you trust", key, path, path.name)
         try:
             loaded = torch.export.load(path).module() if path.suffix == ".pt2" else _load_torchscript(path)
-            self.options = _options_for(loaded, features=key != "classifier")
+            self.options = _options_for(loaded, self.asked)
             output = loaded(example, **self.options)
-            if isinstance(output, Tensor) and output.dim() == 2:
+            if isinstance(output, Tensor) and output.dim() == self.dims:
                 loaded(example.repeat(2, 1, 1, 1), **self.options)  # an export may have one batch size
                 finite = bool(output.isfinite().all())
         except Exception as error:  # torch's readers, and the file's own code, raise whatever they like
             raise ValueError(
                 f"{key}={path} can't be used on {list(example.shape)} uint8 images: {_told(error)}"
             ) from None
-        if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(example):
+        if not isinstance(output, Tensor) or output.dim() != self.dims or len(output) != len(example):
             what = f"the shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-            raise ValueError(f"{key}={path} returns {what}, not a tensor of two dimensions, a row an image")
+            raise ValueError(f"{key}={path} returns {what}, not {self.shape}")
         if not finite:
             raise ValueError(f"{key}={path} returns values that are not finite: it is damaged, or not for such images")
-        self.num_features = output.shape[1]
+        self.num_features, self.size = output.shape[1], tuple(output.shape[2:])
         self.identity = f"{path.name}, sha256 {sha256(path)[:16]}"
         self.module = loaded
 
@@ -146,12 +148,25 @@ def _told(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
-def _options_for(loaded: nn.Module, features: bool) -> dict[str, bool]:
-    """The argument with which a file gives features, or logits: `return_features`, if it has one, whose default is true
-    in some files and false in others (NVIDIA's Inception)."""
+class LogitsFromFile(FromFile):
+    """Such a file's logits, [B, K]."""
+
+    asked: ClassVar[dict[str, bool]] = {"return_features": False}
+
+
+class DenseFromFile(FromFile):
+    """Such a file's features of places, [B, D, h, w]."""
+
+    asked: ClassVar[dict[str, bool]] = {"spatial": True}
+    dims, shape = 4, "a tensor [B, D, h, w], a map of features an image"
+
+
+def _options_for(loaded: nn.Module, asked: dict[str, bool]) -> dict[str, bool]:
+    """Those of the arguments that a file's function has: `return_features`, whose default is true in some files and
+    false in others (NVIDIA's Inception), and `spatial`."""
     schema = getattr(loaded.forward, "schema", None)  # TorchScript's; exported programs take images alone
     names = [] if schema is None else [argument.name for argument in schema.arguments]
-    return {"return_features": features} if "return_features" in names else {}
+    return {name: value for name, value in asked.items() if name in names}
 
 
 def _load_torchscript(path: Path) -> nn.Module:

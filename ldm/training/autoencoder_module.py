@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ldm.images import to_image, to_x
 from ldm.losses.adversarial import CLAMP, BalancedBackward
+from ldm.losses.alignment import LatentAlignment
 from ldm.losses.autoencoder_loss import AutoencoderLoss, Terms
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.discriminator import PatchDiscriminator
@@ -27,16 +28,18 @@ Pair = tuple[Tensor, Tensor]  # an image and its reconstruction, detached, [B, 3
 class AutoencoderModule(ProgressModule):
     """Two named steps a batch, each over all of its micro-batches.
 
-    The discriminator is not averaged: what it says in a validation is what it says at that moment.
+    The discriminator is not averaged: what it says in a validation is what it says at that moment. Nor is what projects
+    latents to features that they are aligned with.
 
     Args:
         accumulate: micro-batches that a batch is divided into. The result is that of the undivided batch, except for
             discriminator.norm=batch, whose statistics are a micro-batch's.
         trained: all, or the decoder alone (with post_quant_conv), for published encoders that must stay as they are.
         guard, disc_guard: between each player's gradients and its step.
+        alignment: of the latents with an encoder's features; None: there is none. Its weight is each micro-batch's own.
     """
 
-    not_averaged = ("discriminator",)
+    not_averaged = ("discriminator", "alignment")
     rollbacks_key = "health.rollbacks"
 
     def __init__(
@@ -52,13 +55,14 @@ class AutoencoderModule(ProgressModule):
         guard: StepGuard,
         disc_guard: StepGuard,
         health: Health,
+        alignment: LatentAlignment | None = None,
         **progress: Any,
     ) -> None:
         super().__init__(**progress)
         self.automatic_optimization = False
         self.autoencoder, self.discriminator, self.loss = autoencoder, discriminator, loss
         self.make_optimizers = (optimizer, disc_optimizer)
-        self.accumulate = accumulate
+        self.accumulate, self.alignment = accumulate, alignment
         self.guard, self.disc_guard, self.health = guard, disc_guard, health
         self.max_rollbacks = health.rollbacks
         if trained == "decoder":
@@ -73,7 +77,9 @@ class AutoencoderModule(ProgressModule):
 
     def configure_optimizers(self) -> list[Optimizer]:
         make, make_disc = self.make_optimizers
-        players = ([*self.autoencoder.parameters(), self.loss.logvar], [*self.discriminator.parameters()])
+        own = [*self.autoencoder.parameters(), self.loss.logvar]
+        own += [] if self.alignment is None else [*self.alignment.parameters()]
+        players = (own, [*self.discriminator.parameters()])
         trained = [[p for p in player if p.requires_grad] for player in players]
         return self.with_rates([make(trained[0]), make_disc(trained[1])])
 
@@ -127,7 +133,11 @@ class AutoencoderModule(ProgressModule):
         )
         pairs, terms, images = [], [], sum(map(len, micro))
         for i, x in enumerate(micro):
-            target, x_hat, nll, penalty, logged = self.loss.reconstruct(self.autoencoder, x)
+            target, x_hat, z, nll, penalty, logged = self.loss.reconstruct(self.autoencoder, x)
+            if self.alignment is not None:
+                term, more = self.alignment(to_image(x), z)
+                penalty = penalty + self.alignment.balanced(nll, term, self.autoencoder.encoder.conv_out.weight)
+                logged |= more
             share = len(x) / images  # of the batch's mean
             if factor == 0:
                 self.manual_backward(share * (nll + penalty))
@@ -155,7 +165,7 @@ class AutoencoderModule(ProgressModule):
             target, x_hat = pair
             if self.loss.fresh:
                 with torch.no_grad():
-                    _, target, x_hat = self.loss.draw(self.autoencoder, x)
+                    _, _, target, x_hat = self.loss.draw(self.autoencoder, x)
             loss, logged = self.loss.discriminate(target, x_hat, self.discriminator, self.disc_batches)
             self.manual_backward(loss * (len(x) / sum(map(len, micro))))
             terms.append(logged)

@@ -8,7 +8,8 @@
         condition.s [B]                                           of objective=meanflow: built with second_time=True
         condition.w [B]                                           of guidance as a condition: with takes_guidance=True
     net.blocks                                                    optional: modules that follow one another, of which
-                                                                  fsdp gathers, and then compiles, one at a time
+                                                                  fsdp gathers, and then compiles, one at a time, and
+                                                                  align.layer counts: a map or tokens each
     grid(path, steps, t_max) -> times [steps + 1]                 falling, from t_max or just below to 0
     sampler(denoise, path, x [B, C, h, w], times) -> [B, C, h, w]
 

@@ -104,7 +104,7 @@ class EncodedData(ImageData):
 
 class LatentData(TrainingData):
     """Training and validation moments of a cache, with what the conditioning reads beside; `coupling` pairs noise with
-    latents here where it is `ahead` of the training step."""
+    latents here where it is `ahead` of the training step; `aligned`: training batches have the images' features."""
 
     def __init__(
         self,
@@ -115,15 +115,16 @@ class LatentData(TrainingData):
         seed: int,
         coupling: Coupling,
         conditioning: Conditioning,
+        aligned: bool = False,
         overfit: bool = False,
     ) -> None:
         super().__init__(batch=batch, num_workers=num_workers, seed=seed, overfit=overfit)
         check_batch(batch.validated, *cache.latent_shape)
         self.noise = PairedNoise(coupling, cache.stats, seed) if coupling.ahead else None
-        self.cache, self.conditioning = cache, conditioning
+        self.cache, self.conditioning, self.aligned = cache, conditioning, aligned
 
     def training_batches(self, order: Order) -> "DataLoader[Any]":
-        moments = CachedMoments(self.cache, "train", self.noise, self.conditioning)
+        moments = CachedMoments(self.cache, "train", self.noise, self.conditioning, self.aligned)
         return self._loader(moments, OrderedBatches(order, len(moments)))
 
     def validation_batches(self, trainer: Trainer) -> "DataLoader[Any]":

@@ -12,10 +12,12 @@ from torch.optim import Optimizer
 from ldm.condition import Condition
 from ldm.conditioning.labels import Conditioning
 from ldm.data.cache_reader import Batch
+from ldm.data.shard_writer import FEATURES
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.parameterization import angle
 from ldm.diffusion.student import Student
 from ldm.latents import LatentStats, sample_moments
+from ldm.losses.alignment import Alignment
 from ldm.runtime.ranks import mean_over_ranks
 from ldm.training.gradients import StepGuard, without_sync
 from ldm.training.lightning_internals import FullyShardedStrategy, loss_scaler, unscales_by_itself
@@ -48,14 +50,15 @@ class TimeBins:
 
 
 class Asked(NamedTuple):
-    """What the network is asked of latents x0 [B, C, h, w]: as much noise, times [B] or [B, k], what it is told, and
-    where errors count (None: everywhere)."""
+    """What the network is asked of latents x0 [B, C, h, w]: as much noise, times [B] or [B, k], what it is told, where
+    errors count (None: everywhere), and the images' features that a layer is aligned with (None: it is not)."""
 
     x0: Tensor
     eps: Tensor
     drawn: Tensor
     condition: Condition
     where: Tensor | None
+    features: Tensor | None
 
     def parts(self, count: int) -> "list[Asked]":
         """The same in so many parts, or as many as there are rows."""
@@ -68,6 +71,7 @@ class Asked(NamedTuple):
                 self.drawn[at],
                 self.condition.rows(at),
                 None if self.where is None else self.where[at],
+                None if self.features is None else self.features[at],
             )
             for at in rows
         ]
@@ -76,7 +80,8 @@ class Asked(NamedTuple):
 class DiffusionModule(ProgressModule):
     """Fresh posterior samples, whose condition is dropped now and then; the objective, or what a student regresses.
 
-    A weighting that learns (`LearnedUncertainty`) is trained, saved and averaged with the network; a teacher is not.
+    A weighting that learns (`LearnedUncertainty`) is trained, saved and averaged with the network; a teacher is not,
+    and what projects an aligned layer is not averaged.
 
     Args:
         conditioning: what the network is told of a latent, beside its label.
@@ -86,9 +91,10 @@ class DiffusionModule(ProgressModule):
         guard: between the gradients and the step.
         rollbacks: how often the run may go back to an older checkpoint, once the guard has skipped too many in a row.
         rollback_lr: the rate is multiplied by this for each time that it did.
+        alignment: of a layer with features of the images; None: there is none.
     """
 
-    not_averaged = ("guard",)
+    not_averaged = ("guard", "alignment")
 
     def __init__(
         self,
@@ -105,6 +111,7 @@ class DiffusionModule(ProgressModule):
         rollbacks: int = 0,
         rollback_lr: float = 1.0,
         student: Student | None = None,
+        alignment: Alignment | None = None,
         **progress: Any,
     ) -> None:
         super().__init__(**progress)
@@ -114,12 +121,13 @@ class DiffusionModule(ProgressModule):
         self.net, self.objective, self.stats = net, objective, stats
         self.conditioning, self.null, self.label_dropout = conditioning, null, label_dropout
         self.weighting = objective.weighting if isinstance(objective.weighting, nn.Module) else nn.Identity()
-        self.student, self.accumulate = student, accumulate
+        self.student, self.accumulate, self.alignment = student, accumulate, alignment
         self.make_optimizer = optimizer
         self.bins = {"train": TimeBins(), "val": TimeBins()}
 
     def configure_optimizers(self) -> list[Optimizer]:
-        return self.with_rates([self.make_optimizer([*self.net.parameters(), *self.weighting.parameters()])])
+        trained = (self.net, self.weighting, *([self.alignment] if self.alignment else []))
+        return self.with_rates([self.make_optimizer([p for part in trained for p in part.parameters()])])
 
     def configure_model(self) -> None:
         """Under trainer.strategy=fsdp, shard what is trained. A student's targets are differences and derivatives,
@@ -128,6 +136,8 @@ class DiffusionModule(ProgressModule):
         if isinstance(strategy, FullyShardedStrategy):
             shard(self.net, strategy.mesh, strategy.half if self.student is None else None)
             shard(self.weighting, strategy.mesh)
+            if self.alignment is not None:
+                shard(self.alignment, strategy.mesh)
 
     def on_fit_start(self) -> None:
         # once: a copy in every step would wait for the GPU
@@ -167,14 +177,21 @@ class DiffusionModule(ProgressModule):
         seed_from(self.seed, 3, self.batches_seen, self.global_rank)  # each rank's own, for dropout
         for optimizer in self.trainer.optimizers:
             optimizer.zero_grad()
-        total, parts = torch.zeros((), device=device), asked.parts(self.accumulate)
+        logged: dict[str, Tensor] = {}
+        parts = asked.parts(self.accumulate)
         for i, part in enumerate(parts):
-            loss = self._loss("train", part) * (len(part.x0) / n)  # its share of the batch's mean
-            total += loss.detach()
+            share = len(part.x0) / n  # of the batch's mean
+            loss, terms = self._loss("train", part), {}
+            terms["loss"] = loss.detach()
+            if self.alignment is not None and part.features is not None:
+                term, more = self.alignment(part.features, part.x0.shape[-2:], self.batches_seen)
+                loss, terms = loss + term, terms | more
+            loss = loss * share
+            logged = {name: logged.get(name, 0.0) + share * value for name, value in terms.items()}
             if i < len(parts) - 1:
                 with without_sync(self.trainer.model):
                     self.trainer.strategy.backward(loss, None)
-        self.log_terms("train", {"loss": total})
+        self.log_terms("train", logged)
         return loss
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
@@ -227,10 +244,10 @@ class DiffusionModule(ProgressModule):
             condition = condition.dropped(drop, self.null)
             where = None if where is None else torch.where(drop.view(-1, 1, 1, 1), 1.0, where)  # all of it is hidden
         eps = self.objective.coupling(x0, normal, condition.label) if eps is None else eps
-        return Asked(x0, eps, drawn, condition, where)
+        return Asked(x0, eps, drawn, condition, where, batch.told.get(FEATURES))
 
     def _loss(self, stage: str, asked: "Asked") -> Tensor:
-        x0, eps, drawn, condition, where = asked
+        x0, eps, drawn, condition, where, _ = asked
         if self.student is None:
             loss, t = self.objective.loss(self.net, x0, condition, t=drawn, eps=eps, where=where)  # [B] each
         else:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from ldm.metrics.features import FromFile, Inception, load_features
+from ldm.metrics.features import Inception, LogitsFromFile, load_features
 
 
 def images(n, high=255, side=2):
@@ -44,7 +44,7 @@ def test_a_file_that_knows_features_and_logits_is_asked_for_either(tmp_path: Pat
         warnings.simplefilter("ignore")  # of TorchScript's end
         torch.jit.save(torch.jit.script(Net()), path)
     assert load_features(str(path), images(4)).num_features == 3
-    assert FromFile(path, images(4), key="classifier").num_features == 1
+    assert LogitsFromFile(path, images(4), key="classifier").num_features == 1
 
 
 def test_features_that_can_not_be_used_are_refused(tmp_path):
