@@ -26,7 +26,8 @@ def load(
 ) -> "LatentDiffusionModel | AutoencoderModel":
     """A trained model, from a run folder or a checkpoint, in evaluation mode.
 
-    run:          of `ldm train-diffusion`: it samples, encodes and decodes; of `ldm train-autoencoder`: the latter two
+    run:          here or in an object store (s3://bucket/runs/flow);
+                  of `ldm train-diffusion`: it samples, encodes and decodes; of `ldm train-autoencoder`: the latter two
     device:       "cpu", "cuda", "cuda:1", ...; "auto" is the GPU if there is one
     weights:      of stage 2: "ema", the average, or "raw", those of the last batch; or 0.1, an average of that width
                   which `ldm average` has made

@@ -38,6 +38,7 @@ DOORS = {
     "diffusers": {"exchange"},
     "huggingface_hub": {"runtime"},
     "transformers": {"conditioning"},
+    "fsspec": {"runtime"},
     "wandb": {"runtime"},
     "sklearn": {"metrics", "data"},
     "scipy": {"diffusion", "metrics"},

@@ -4,14 +4,22 @@ import importlib.util
 import json
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from string import Template
 
 import numpy as np
 import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from PIL import Image
+
+from ldm.commands.train_diffusion import TrainDiffusionOptions
 
 ROOT = Path(__file__).parents[1]
 
@@ -143,3 +151,54 @@ def test_the_dashboard_is_made_offline_and_shows_what_is_logged(pipeline, monkey
     channels_and_times = {name for name in shown if name.startswith(("latent_std/", "val_by_time/"))}
     assert shown - elsewhere - channels_and_times <= logged
     assert len(shown) > 30
+
+
+def in_clouds(name):
+    """A cloud's file of jobs/, and the shell that it runs, with what its environment gives."""
+    whole = yaml.safe_load((ROOT / "jobs" / name).read_text())
+    if name == "skypilot.yaml":
+        return whole, whole["run"], whole["envs"]
+    (container,) = whole["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    return whole, container["args"][0], {each["name"]: each["value"] for each in container["env"]}
+
+
+@pytest.mark.parametrize("name", ["skypilot.yaml", "jobset.yaml"])
+def test_a_cloud_s_command_composes(name):
+    _, shell, given = in_clouds(name)
+    subprocess.run(["bash", "-n"], input=shell, text=True, check=True)
+    words = shlex.split(shell.replace("\\\n", " "))
+    overrides = [Template(word).substitute(given) for word in words[words.index("train-diffusion") + 1 :]]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train_diffusion", overrides)
+    options = TrainDiffusionOptions.of(OmegaConf.to_container(config, resolve=True))
+    assert options.store == given["STORE"]
+    assert options.global_batch == 512
+
+
+def test_skypilot_reads_its_file():
+    sky = pytest.importorskip("sky", reason="SkyPilot is not installed")
+    task = sky.Task.from_yaml(str(ROOT / "jobs/skypilot.yaml"))
+    assert task.num_nodes == 2
+
+
+def test_the_pods_of_the_jobset_are_as_its_controller_makes_them():
+    whole, shell, _ = in_clouds("jobset.yaml")
+    (nodes,) = whole["spec"]["replicatedJobs"]
+    job = nodes["template"]["spec"]
+    assert (whole["apiVersion"], whole["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert job["completions"] == job["parallelism"] == int(re.search(r"--nnodes=(\d+)", shell)[1])
+    name = whole["metadata"]["name"]  # JobSet's name of the first pod, and of its service
+    assert f"--master-addr={name}-{nodes['name']}-0-0.{name}" in shell
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == int(re.search(r"--nproc-per-node=(\d+)", shell)[1])
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_kubernetes_takes_the_jobset_s_job():
+    validator = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    whole, _, _ = in_clouds("jobset.yaml")
+    for each in whole["spec"]["replicatedJobs"]:
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": each["name"]}}
+        validator.validate(job | {"spec": each["template"]["spec"]}, "1.33", strict=True)

@@ -26,6 +26,7 @@ from ldm.runtime.loggers import Artifact, artifact, record
 from ldm.runtime.memory import check_batch
 from ldm.runtime.ranges import Count
 from ldm.runtime.ranks import launch, pick_device
+from ldm.runtime.stores import Store
 
 
 class SlicedOptions(LoggedOptions):
@@ -35,6 +36,18 @@ class SlicedOptions(LoggedOptions):
     shard_size: Count
     batch_size: Count
     device: str
+
+    @staticmethod
+    def brings(name: str) -> bool:
+        """All but the shards themselves: their cards say that they are there."""
+        return not name.endswith(".tar")
+
+    def elsewhere(self, run: Path) -> dict[str, int]:
+        """Sizes of the shards that the run's copy in an object store has."""
+        if self.store is None:
+            return {}
+        entries = Store(f"{self.store}/{run.relative_to('runs').as_posix()}").names()
+        return {name: entry.size for name, entry in entries.items() if name.endswith(".tar")}
 
     def slot(self, rank: int) -> str:
         index, count = parse_slice(self.slice)
@@ -117,7 +130,8 @@ def write_share(
     index, count = parse_slice(options.slice)
     start = launch()  # ranks share a slice as slices share the cache: they need not know of each other
     share = [part for _, part in writer.parts()][index::count][start.rank :: start.world]
-    todo = [part for part in share if not writer.is_done(part)]
+    there = options.elsewhere(run)
+    todo = [part for part in share if not writer.is_done(part, there)]
     if len(todo) < len(share):
         print(f"{len(share) - len(todo)} of {len(share)} shards are there and whole")
     if start.rank == 0:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -24,6 +24,7 @@ from ldm.commands.sweep_points import PointCard, about_point
 from ldm.runtime import stop
 from ldm.runtime.doing import doing
 from ldm.runtime.lock import held
+from ldm.runtime.stores import Mirror, Store, bring_run
 
 if TYPE_CHECKING:  # else `--help` would wait for torch
     from ldm.commands.options import Options
@@ -143,11 +144,25 @@ def call(task: Task, config: DictConfig, folder: Path, name: str) -> float | Non
     schema: type[Options] = get_type_hints(task)["options"]
     options = schema.parse(config)
     slot = options.slot(_rank())
-    holds = held(folder, name.replace("_", "-"), slot) if slot or _rank() == 0 else nullcontext()
-    with holds, doing(f"ldm {name.replace('_', '-')} was working in {folder}"):
+    first = bool(slot) or _rank() == 0
+    holds = held(folder, name.replace("_", "-"), slot) if first else nullcontext()
+    with holds, copied(options, folder, name, first), doing(f"ldm {name.replace('_', '-')} was working in {folder}"):
         value = task(options, folder)
     begin_log()  # of a command that had nothing to do
     return value
+
+
+def copied(options: "Options", folder: Path, name: str, first: bool) -> AbstractContextManager[Any]:
+    """A run's folder with what its copy in an object store has; the first rank keeps that copy, or, of ranks with
+    parts of their own, each does."""
+    if options.store is None:
+        return nullcontext()
+    if Path("runs") not in folder.parents:
+        raise ValueError(f"store={options.store} keeps copies of folders below runs/, and this command writes none")
+    store = Store(f"{options.store}/{folder.relative_to('runs').as_posix()}")
+    bring_run(store, folder, options.brings)
+    check_owner(folder, name)
+    return Mirror(store, folder) if first else nullcontext()
 
 
 def _explained(error: BaseException, name: str) -> str:

@@ -15,6 +15,7 @@ from ldm.diffusion.sampling import Sampling
 from ldm.runtime.arguments import Node, arguments_of, check_node
 from ldm.runtime.files import CONFIG, flat
 from ldm.runtime.ranges import Count, Natural, Steps
+from ldm.runtime.stores import is_address, local_copy
 from ldm.runtime.targets import packages
 from ldm.runtime.wrong import ArgumentError, explain, read, shown
 
@@ -68,15 +69,28 @@ def below_runs(name: str) -> str:
     return name
 
 
+def _object_store(address: str | None) -> str | None:
+    if address is not None and not is_address(address):
+        raise ArgumentError("", f"={address} must name an object store's folder, as s3://bucket/runs")
+    return address
+
+
+def fetched(key: str, value: Any) -> Any:
+    """A key's value; of a place in an object store, the copy of it here."""
+    return str(local_copy(value, key)) if key != "store" and is_address(value) else value
+
+
 class Options(Group):
     """What all commands share.
 
     run:    the run folder's name below runs/
+    store:  an object store's folder, where runs/RUN has a copy at STORE/RUN
     seed:   of all that is drawn
     trust:  packages, beside ldm, whose code a model may be built from
     """
 
     run: Annotated[Text, AfterValidator(below_runs), Free()]
+    store: Annotated[Text | None, AfterValidator(_object_store), Free()]
     seed: Natural
     trust: Annotated[list[str] | str, AfterValidator(packages), Free()]
     _plain: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -84,7 +98,8 @@ class Options(Group):
     @classmethod
     def parse(cls, config: DictConfig) -> Self:
         """The options of a composed config; ValueError as `of` has it."""
-        options, given = parsed(cls, config)
+        given = plain(config)
+        options = cls.of({key: fetched(key, value) for key, value in given.items()})
         options._plain.update(given)
         return options
 
@@ -99,6 +114,15 @@ class Options(Group):
     def slot(self, rank: int) -> str:  # noqa: ARG002
         """Which part of the run folder this process has to itself; "" = all of it, as the first rank."""
         return ""
+
+    def is_remote(self, *keys: str) -> bool:
+        """Whether one of these keys names a place in an object store, of which this command has a copy."""
+        return any(is_address(self._plain.get(key)) for key in keys)
+
+    @staticmethod
+    def brings(name: str) -> bool:  # noqa: ARG004
+        """Whether a file of the run's copy is needed here, where it is lacking."""
+        return True
 
     def plain(self) -> dict[str, Any]:
         """The config as it was composed, in plain dicts and lists: what cards, stamps and config.yaml record."""

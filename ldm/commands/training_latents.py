@@ -48,7 +48,8 @@ def latents_of(
     """
     if options.latents is not None:
         cache = LatentCache(options.latents, options.verify)
-        return cache, matching_autoencoder(options.autoencoder, AUTOENCODER_FILE, cache.folder, cache.autoencoder)
+        loaded = matching_autoencoder(options.autoencoder, AUTOENCODER_FILE, cache.folder, cache.autoencoder)
+        return cache, replace(loaded, path=run / AUTOENCODER_FILE) if _keeps_its_own(options) else loaded
     if reads:
         raise ValueError(f"condition= reads {' and '.join(reads)} of a cache: ldm cache-latents, then latents=RUN")
     assert options.autoencoder is not None
@@ -66,6 +67,11 @@ def latents_of(
     return images, replace(loaded, path=run / AUTOENCODER_FILE)
 
 
+def _keeps_its_own(options: "TrainDiffusionOptions") -> bool:
+    """Whether the run has a copy of its autoencoder: where there is no cache, or one that is a copy itself."""
+    return options.latents is None or options.is_remote("latents", "autoencoder")
+
+
 def encoding(model: Autoencoder) -> Callable[[Tensor], Tensor]:
     """image, uint8 [B, 3, R, R] -> moments [B, 2C, h, w], where the image is."""
     model.to(memory_format=torch.channels_last)
@@ -80,7 +86,7 @@ def encoding(model: Autoencoder) -> Callable[[Tensor], Tensor]:
 def begin(options: "TrainDiffusionOptions", run: Path, autoencoder: LoadedAutoencoder) -> None:
     """Open the run folder; what encodes there lies in it, as its own run may train on."""
     options.begin(run)
-    if options.latents is None and (newest(run) is None or not autoencoder.path.exists()):
+    if _keeps_its_own(options) and (newest(run) is None or not autoencoder.path.exists()):
         export_autoencoder(autoencoder, autoencoder.path)
 
 

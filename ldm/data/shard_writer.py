@@ -16,9 +16,10 @@ What the shards are made of says a class: images (`ldm.data.cache_writer`), or a
 import io
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ BLOCK = 1024  # images a tar member: large enough to be read fast, small enough 
 AUTOENCODER_FILE = "autoencoder.ckpt"
 CAPTIONS = "captions"
 FEATURES = "features"
+NOWHERE: Mapping[str, int] = MappingProxyType({})
 Kept = dict[str, np.ndarray]  # by the members' names
 
 
@@ -72,8 +74,11 @@ class ShardWriter(ABC):
         mean, std = LatentSums.of(sums).mean_std()
         return mean.tolist(), std.tolist()
 
-    def is_done(self, part: Part) -> bool:
+    def is_done(self, part: Part, elsewhere: Mapping[str, int] = NOWHERE) -> bool:
         """Whether the part's shard is complete, by its checksum, and of the images that are there now.
+
+        Args:
+            elsewhere: sizes of shards that lie in an object store, and not here
 
         Raises:
             ValueError: if it belongs to another cache.
@@ -82,8 +87,14 @@ class ShardWriter(ABC):
         if not path.exists():
             return False
         card = self._card(part)
+        if not tar.exists() and elsewhere.get(tar.name) == card.bytes:
+            return self._is_of(part, card)
         if not (tar.is_file() and tar.stat().st_size == card.bytes and sha256(tar) == card.sha256):
             return False
+        return self._is_of(part, card)
+
+    def _is_of(self, part: Part, card: ShardCard) -> bool:
+        """Whether a card is of the images that are there now."""
         return not card.content or card.files == part.files() or self._holds_the_same(part, card)
 
     def _card(self, part: Part) -> ShardCard:

@@ -14,6 +14,7 @@ from ldm.checkpoint import (
 from ldm.generate.autoencoding import AutoencoderModel
 from ldm.generate.model import LatentDiffusionModel
 from ldm.runtime.ranks import pick_device
+from ldm.runtime.stores import is_address, local_copy
 
 
 def load_model(
@@ -27,6 +28,7 @@ def load_model(
 ) -> LatentDiffusionModel | AutoencoderModel:
     """What `ldm.load` says."""
     where = pick_device(device)
+    run = local_copy(str(run), "run") if is_address(str(run)) else run
     if kind_of(Path(run)) == "autoencoder":
         if autoencoder is not None or weights != "ema":
             raise ValueError(f"{run} holds an autoencoder: autoencoder= and weights= are for diffusion models")

@@ -73,6 +73,12 @@ class Saves(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seen: int = pl_module.batches_seen  # type: ignore[assignment]
+        first = int(trainer.strategy.broadcast(seen))
+        if first != seen:  # each node has a disk of its own, and one of them an older copy of the run
+            raise ValueError(
+                f"rank {trainer.global_rank} would go on from batch {seen} of {self.run}, rank 0 from {first}: bring "
+                "the checkpoints of all nodes to the same state"
+            )
         at_save = seen > 0 and seen % self.every == 0
         due = at_save and trainer.enable_validation and not validated(self.run, seen)
         if trainer.strategy.broadcast(due):
