@@ -11,7 +11,7 @@ import torch
 from support.forms import as_folder, as_npz, digits
 from support.tiny import AS_TRAINED, CPU, TINY_DIFFUSION, run_command
 
-pytest_plugins = ["support.cpu_seconds", "support.object_store"]
+pytest_plugins = ["support.cpu_seconds", "support.object_store", "support.wandb_server"]
 Command = Callable[..., None]
 
 
