@@ -10,6 +10,7 @@ from ldm import __version__
 COMMANDS = {
     "train-autoencoder": "stage 1: train the autoencoder on images",
     "cache-latents": "encode images once, into latent shards",
+    "diagnose": "whether latents will diffuse well: spectra, equivariance, linear probe",
     "train-diffusion": "stage 2: train the diffusion or flow U-Net on cached latents",
     "cache-pairs": "a teacher's samples and their noise, for objective=reflow",
     "distill": "students that sample in fewer steps, each taught by the one before",
