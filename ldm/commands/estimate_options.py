@@ -23,7 +23,7 @@ ShareOfPeak = Annotated[float, Interval(gt=0, le=1)]
 class EstimateOptions(Group):
     """conf/estimate.yaml, which says what each key means."""
 
-    autoencoder: Annotated[dict[str, Any], arguments_of(Autoencoder, "variational")]
+    autoencoder: Annotated[dict[str, Any], arguments_of(Autoencoder, "variational", "quantizer")]
     net: Annotated[dict[str, Any], node_with(*SUPPLIED)]
     gpu: Text | None
     tflops: Positive | None

@@ -52,7 +52,7 @@ class StageOneOptions(TrainingOptions):
     """conf/stage1.yaml: what trains an autoencoder, which `ldm probe` has as well."""
 
     data: Node
-    autoencoder: Annotated[dict[str, Any], arguments_of(Autoencoder, "variational")]
+    autoencoder: Annotated[dict[str, Any], arguments_of(Autoencoder, "variational", "quantizer")]
     discriminator: Annotated[dict[str, Any], arguments_of(PatchDiscriminator)]
     loss: Annotated[dict[str, Any], arguments_of(AutoencoderLoss, "regularizer")]
     regularizer: Node
@@ -208,7 +208,7 @@ def alignment_of(options: StageOneOptions, resolution: int) -> LatentAlignment |
 
 def shape_of(options: StageOneOptions, regularizer: NoRegularizer) -> dict[str, Any]:
     """The arguments of `Autoencoder`."""
-    return options.autoencoder | {"variational": regularizer.variational}
+    return options.autoencoder | {"variational": regularizer.variational, "quantizer": regularizer.quantizer}
 
 
 def check_sizes(
@@ -235,6 +235,8 @@ def start_from(path: str, autoencoder: Autoencoder, shape: dict[str, Any]) -> No
         raise ValueError(
             f"init={path} is {'not ' * (not given['variational'])}variational: choose regularizer= likewise"
         )
+    if given["quantizer"] != wanted["quantizer"]:
+        raise ValueError(f"init={path} has the quantiser {given['quantizer']}: choose regularizer= likewise")
     wrong = [f"'autoencoder.{key}={given[key]}'".replace(" ", "") for key in given if given[key] != wanted[key]]
     if wrong:
         raise ValueError(f"init={path} has another shape: pass {' '.join(wrong)}")

@@ -191,6 +191,8 @@ def diffusers_config(
     Raises:
         ValueError: if diffusers has no such autoencoder; names the option.
     """
+    if model.quantize is not None:
+        raise ValueError("this autoencoder makes codes (regularizer=vq or fsq), and export is of KL autoencoders alone")
     if not model.variational:
         raise ValueError("this is a plain autoencoder (regularizer=none): diffusers' AutoencoderKL wants a posterior")
     if shape.get("shortcut"):

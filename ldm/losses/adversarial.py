@@ -83,9 +83,12 @@ class BalancedBackward:
     def add(self, nll: Tensor, g: Tensor, penalty: Tensor, x_hat: Tensor) -> None:
         """Take in a micro-batch that is not the last."""
         nll_slope, g_slope, direct = self._slopes(nll, g, x_hat)
-        gradients = torch.autograd.grad(x_hat, self.parameters, self.scale * g_slope, retain_graph=True)
+        found = torch.autograd.grad(
+            x_hat, self.parameters, self.scale * g_slope, retain_graph=True, allow_unused=True
+        )  # a codebook's vectors reach x_hat without a gradient
+        gradients = [torch.zeros_like(p) if d is None else d for p, d in zip(self.parameters, found, strict=True)]
         if self.waiting is None:
-            self.waiting = list(gradients)
+            self.waiting = gradients
         else:
             torch._foreach_add_(self.waiting, gradients)
         self.backward((x_hat * nll_slope).sum() + direct + penalty)

@@ -11,11 +11,22 @@ from ldm.losses.augment import Augment
 from ldm.losses.perceptual import PerceptualLoss, l1
 from ldm.losses.regularizer import NoRegularizer
 from ldm.models.autoencoder import Autoencoder
+from ldm.models.quantizer import Quantized
 from ldm.runtime.ranges import Count, Natural, NonNegative, checked
 from ldm.runtime.ranks import mean_over_ranks
 
 Terms = dict[str, Tensor]  # scalars to log, detached
 ANCHOR_DECAY = 0.99  # of LeCam's running means, as in its authors' code
+
+
+class Draw(NamedTuple):
+    """Images on their way through the autoencoder."""
+
+    posterior: DiagonalGaussian  # [B, C, h, w]
+    z: Tensor  # [B, C, h, w], as it was drawn
+    quantized: Quantized | None  # z as codes
+    target: Tensor  # [B, 3, H', W'], what x_hat must become
+    x_hat: Tensor  # [B, 3, H', W']
 
 
 class GeneratorPass(NamedTuple):
@@ -115,28 +126,29 @@ class AutoencoderLoss(nn.Module):
             terms["lpips"] = perceptual.detach().mean()
         return self._per_image(x) * (error / self.logvar.exp() + self.logvar).mean(), terms
 
-    def penalty(self, x: Tensor, posterior: DiagonalGaussian) -> tuple[Tensor, Terms]:
+    def penalty(
+        self, x: Tensor, posterior: DiagonalGaussian, quantized: Quantized | None = None
+    ) -> tuple[Tensor, Terms]:
         """The regularizer's penalty: the mean over the batch, a scalar in the units of `nll`, and what to log."""
-        penalty = self._per_image(x) * self.regularizer.penalty(posterior, x).mean()
-        kl = {"kl": posterior.kl().detach().flatten(1).sum(1).mean()} if self.regularizer.variational else {}
-        return penalty, kl
+        each = self.regularizer.penalty(posterior, x)
+        each = each if quantized is None else each + self.regularizer.code_penalty(quantized)
+        penalty = self._per_image(x) * each.mean()
+        terms = {"kl": posterior.kl().detach().flatten(1).sum(1).mean()} if self.regularizer.variational else {}
+        return penalty, terms | ({} if quantized is None else {"code_distance": quantized.distance})
 
-    def draw(self, autoencoder: Autoencoder, x: Tensor) -> tuple[DiagonalGaussian, Tensor, Tensor, Tensor]:
-        """Encode x, draw a latent, transform it as the regularizer wants, and decode it.
-
-        Returns:
-            the posterior [B, C, h, w]; the latent; what x_hat must become [B, 3, H', W']; x_hat.
-        """
+    def draw(self, autoencoder: Autoencoder, x: Tensor) -> Draw:
+        """Encode x, draw a latent, quantise it or transform it as the regularizer wants, and decode it."""
         posterior = autoencoder.encode(x)
         z = posterior.sample() if self.regularizer.variational else posterior.mean
-        target, transformed = self.regularizer.transform(x, z)
-        return posterior, z, target, autoencoder.decode(transformed)
+        quantized = None if autoencoder.quantize is None else autoencoder.quantize(z)
+        target, transformed = self.regularizer.transform(x, z if quantized is None else quantized.z)
+        return Draw(posterior, z, quantized, target, autoencoder.decode_quantized(transformed))
 
     def reconstruct(self, autoencoder: Autoencoder, x: Tensor) -> GeneratorPass:
         """Pass x [B, 3, H, W] through the autoencoder and compare what comes out with what should."""
-        posterior, z, target, x_hat = self.draw(autoencoder, x)
+        posterior, z, quantized, target, x_hat = self.draw(autoencoder, x)
         nll, terms = self.nll(target, x_hat)
-        penalty, kl = self.penalty(x, posterior)
+        penalty, kl = self.penalty(x, posterior, quantized)
         learned = {"logvar": self.logvar.detach().clone()} if self.logvar.requires_grad else {}
         terms |= kl | learned | {"loss": (nll + penalty).detach()}
         return GeneratorPass(target, x_hat, z, nll, penalty, terms)

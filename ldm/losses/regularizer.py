@@ -1,14 +1,16 @@
 """Regularizers of the latent space: a penalty on the posterior, and transformations that decoding must commute with."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.latents import DiagonalGaussian
+from ldm.models.quantizer import Quantized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +27,19 @@ class NoRegularizer:
         """The smallest side that `transform` makes of an image, as a share of its own."""
         return 1.0
 
+    @property
+    def quantizer(self) -> dict[str, Any] | None:
+        """Of an autoencoder whose latents become codes: the argument of `Autoencoder`."""
+        return None
+
     def penalty(self, posterior: DiagonalGaussian, x: Tensor) -> Tensor:  # noqa: ARG002
         """The penalty on a posterior [B, C, h, w] of images x [B, 3, H, W]: [B], in the units of the error of one of an
         image's elements."""
         return torch.zeros_like(posterior.mean[:, 0, 0, 0])
+
+    def code_penalty(self, quantized: Quantized) -> Tensor:
+        """The penalty on latents that became codes, likewise, [B]."""
+        return torch.zeros_like(quantized.penalty)
 
     def transform(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Of images x and latents z, what is to be reconstructed and what is decoded in training: [B, 3, H', W'] and
@@ -99,3 +110,39 @@ class ScaleEquivariance(KL):
             x = F.interpolate(x, (size[0] * factor, size[1] * factor), mode="bicubic", antialias=True)
         turns = int(torch.randint(4, ())) if self.rotate else 0
         return x.rot90(turns, (-2, -1)), z.rot90(turns, (-2, -1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQ(NoRegularizer):
+    """Latents become the nearest of learned vectors: see `VectorQuantizer`, whose arguments these are.
+
+    Args:
+        weight: of its penalty, against the mean error of an element; 1 in LDM
+    """
+
+    codes: int
+    beta: float = 0.25
+    legacy: bool = False
+    cosine: bool = False
+    ema: float = 0.0
+    restart: float = 0.0
+    weight: float = 1.0
+
+    @property
+    def quantizer(self) -> dict[str, Any]:
+        own = {name: value for name, value in vars(self).items() if name != "weight"}
+        return {"kind": "vq", **own}
+
+    def code_penalty(self, quantized: Quantized) -> Tensor:
+        return self.weight * quantized.penalty
+
+
+@dataclass(frozen=True, kw_only=True)
+class FSQ(NoRegularizer):
+    """Each channel of a latent is rounded to one of its levels: see `FiniteScalarQuantizer`."""
+
+    levels: Sequence[int]
+
+    @property
+    def quantizer(self) -> dict[str, Any]:
+        return {"kind": "fsq", "levels": list(self.levels)}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldm.latents import DiagonalGaussian
 from ldm.models.layers import check_factors, group_norm, upsample_nearest
+from ldm.models.quantizer import quantizer_of
 from ldm.runtime.ranges import Blocks, Count, Widths
 
 EPS = 1e-6  # of every GroupNorm here, as in LDM
@@ -197,6 +198,8 @@ class Autoencoder(nn.Module):
                                soon holds what a principal-component analysis of patches would, and the networks learn
                                what that misses. LDM has none; where the budget is small it is worth decibels
                                (docs/quality.md), since the norms first have to learn to pass on brightness and detail
+        quantizer:             kind (vq or fsq) and arguments of what makes codes of latents before they are decoded
+                               (see `ldm.models.quantizer`); None of a continuous autoencoder
     """
 
     def __init__(
@@ -211,8 +214,11 @@ class Autoencoder(nn.Module):
         variational: bool = True,
         norm_groups: Count = 32,
         shortcut: bool = False,
+        quantizer: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if quantizer is not None and variational:
+            raise ValueError("autoencoder.quantizer goes with a plain encoder: variational=false")
         check_factors("autoencoder", attention_resolutions, len(channel_mult))
         widths = [channels * m for m in channel_mult]
         self.downsample_factor = f = 2 ** (len(widths) - 1)
@@ -220,6 +226,7 @@ class Autoencoder(nn.Module):
         parameters = 2 * latent_channels if variational else latent_channels  # of the posterior
         self.encoder = Encoder(in_channels, widths, num_res_blocks, parameters, attention_resolutions, norm_groups)
         self.quant_conv = nn.Conv2d(parameters, parameters, 1)
+        self.quantize = quantizer_of(quantizer, latent_channels)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
         self.decoder = Decoder(latent_channels, widths, num_res_blocks, in_channels, attention_resolutions, norm_groups)
         # beside the 1 x 1 convolutions, too: behind them it was a decibel worse (docs/quality.md)
@@ -237,7 +244,12 @@ class Autoencoder(nn.Module):
         return DiagonalGaussian.from_parameters(parameters) if self.variational else DiagonalGaussian.point(parameters)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Raw latent z [B, C, h, w] -> x [B, 3, h f, w f]; neither samples nor scales."""
+        """Raw latent z [B, C, h, w], which a quantiser rounds to codes first -> x [B, 3, h f, w f]; neither samples nor
+        scales."""
+        return self.decode_quantized(z if self.quantize is None else self.quantize(z).z)
+
+    def decode_quantized(self, z: Tensor) -> Tensor:
+        """The same of latents that are codes' vectors already."""
         x = self.decoder(self.post_quant_conv(z))
         if self.decoder_shortcut is None:
             return x

@@ -165,7 +165,8 @@ class AutoencoderModule(ProgressModule):
             target, x_hat = pair
             if self.loss.fresh:
                 with torch.no_grad():
-                    _, _, target, x_hat = self.loss.draw(self.autoencoder, x)
+                    drawn = self.loss.draw(self.autoencoder, x)
+                    target, x_hat = drawn.target, drawn.x_hat
             loss, logged = self.loss.discriminate(target, x_hat, self.discriminator, self.disc_batches)
             self.manual_backward(loss * (len(x) / sum(map(len, micro))))
             terms.append(logged)
@@ -185,12 +186,14 @@ class AutoencoderModule(ProgressModule):
         """Reconstruct from the posterior mean; returns what the callbacks measure and draw."""
         x = to_x(batch[0])
         posterior = self.autoencoder.encode(x)
-        x_hat = self.autoencoder.decode(posterior.mean)
+        quantized = None if self.autoencoder.quantize is None else self.autoencoder.quantize(posterior.mean)
+        x_hat = self.autoencoder.decode_quantized(posterior.mean if quantized is None else quantized.z)
         with torch.autocast(x.device.type, enabled=False):  # what is measured is measured in float32
             nll, terms = self.loss.nll(x, x_hat)
-            penalty, kl = self.loss.penalty(x, posterior)
+            penalty, kl = self.loss.penalty(x, posterior, quantized)
         self.log_terms("val", terms | kl | {"loss": nll + penalty}, images=len(x))
-        return {"image_hat": to_image(x_hat), "moments": posterior.moments()}
+        codes = {} if quantized is None else {"codes": quantized.codes}
+        return {"image_hat": to_image(x_hat), "moments": posterior.moments(), **codes}
 
 
 def mean_terms(terms: list[Terms], micro: tuple[Tensor, ...]) -> Terms:

@@ -79,6 +79,9 @@ class ImageData(TrainingData):
         return self.source.training_loader(order, self.num_workers)
 
     def validation_batches(self, trainer: Trainer) -> "DataLoader[Any]":
+        held_out = self.source.count("val") if isinstance(self.source, IndexedSource) else trainer.world_size
+        if held_out < trainer.world_size:  # the others would wait for a rank without any
+            raise ValueError(f"{held_out} validation images can't be shared by {trainer.world_size} ranks")
         return in_order(
             self.source, "val", self.batch.validated, self.num_workers, trainer.global_rank, trainer.world_size
         )
@@ -90,12 +93,6 @@ class EncodedData(ImageData):
     def __init__(self, *, images: EncodedImages, **shared: Any) -> None:
         super().__init__(source=images.source, **shared)
         self.encode = images.encode
-
-    def validation_batches(self, trainer: Trainer) -> "DataLoader[Any]":
-        held_out = self.source.count("val") if isinstance(self.source, IndexedSource) else trainer.world_size
-        if held_out < trainer.world_size:
-            raise ValueError(f"{held_out} validation images can't be shared by {trainer.world_size} ranks")
-        return super().validation_batches(trainer)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         image, labels = batch
