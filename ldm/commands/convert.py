@@ -178,7 +178,8 @@ def autoencoder_to_diffusers(options: ConvertOptions, source: Path, run: Path) -
     options.begin(run)
     resolution = (loaded.card.get("preprocessing") or {}).get("resolution")
     export_diffusers(loaded.model, loaded.card["autoencoder"], scaling, run, resolution)
-    print(f"diffusers AutoencoderKL in {run}: {', '.join(scaling)} in config.json; {CARD} {loaded.fingerprint}")
+    kind = "AutoencoderKL" if loaded.model.quantize is None else "VQModel"
+    print(f"diffusers {kind} in {run}: {', '.join(scaling)} in config.json; {CARD} {loaded.fingerprint}")
 
 
 def diffusion_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None:

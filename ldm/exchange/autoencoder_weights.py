@@ -1,4 +1,4 @@
-"""Autoencoders: checkpoints of CompVis and Stable Diffusion, diffusers' AutoencoderKL, and back.
+"""Autoencoders: checkpoints of CompVis and Stable Diffusion, diffusers' AutoencoderKL and VQModel, and back.
 
 The constructor's arguments are read off the weights' shapes, and every tensor must have its place.
 """
@@ -14,7 +14,8 @@ from ldm.exchange.weight_files import State, dims, fill, read_tensors, scale_fac
 from ldm.models.autoencoder import Autoencoder
 
 FIRST_STAGE_PREFIX = "first_stage_model."  # within a CompVis checkpoint of a whole latent diffusion model
-PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+CODEBOOK = "quantize.embedding.weight"  # of VQ autoencoders, in both codebases
+PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", CODEBOOK)
 KIND = "autoencoder of LDM's architecture"
 
 # diffusers' name -> LDM's, applied in turn; afterwards the numbers of `up` are reversed, for LDM counts from the end
@@ -45,7 +46,7 @@ def import_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, Any], dict[st
         the model, its constructor's arguments, and its scaling (see `export_diffusers`; None = it has none).
 
     Raises:
-        ValueError: if the file is damaged, holds code, or holds no KL autoencoder of LDM's architecture.
+        ValueError: if the file is damaged, holds code, or holds no autoencoder of LDM's architecture.
     """
     if path.is_dir():
         shape, state, scaling = _read_diffusers(path)
@@ -88,8 +89,6 @@ def _read_compvis(path: Path) -> tuple[dict[str, Any], State, dict[str, Any]]:
         return infer_shape(state, path), state, scaling
     prefix = FIRST_STAGE_PREFIX
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)} or tensors
-    if "quantize.embedding.weight" in state:
-        raise ValueError(f"{path} holds a VQ autoencoder; only KL autoencoders can be imported")
     state = {k: v for k, v in state.items() if k.startswith(PARTS)}
     state = {k: tensors.get("model_ema." + k.replace(".", ""), v) for k, v in state.items()}
     return infer_shape(state, path), state, scaling
@@ -109,10 +108,14 @@ def infer_shape(state: State, path: Path) -> dict[str, Any]:
     levels = range(count(r"encoder\.down\.(\d{1,2})\."))
     widths = [convolution(f"encoder.down.{i}.block.0.conv1")[0] for i in levels]
     if "quant_conv.weight" not in state and "post_quant_conv.weight" not in state:
-        _add_identities(state, convolution("decoder.conv_in")[1])
+        _add_identities(state, convolution("decoder.conv_in")[1], 1 if CODEBOOK in state else 2)
     latent, moments = convolution("post_quant_conv")[1], convolution("quant_conv")
-    if moments[0] != 2 * latent or moments[0] != moments[1]:
-        raise ValueError(f"{path}: quant_conv maps {moments[1]} to {moments[0]} channels, not 2 x {latent} to as many")
+    codes = dims(state, CODEBOOK, 2, path, KIND) if CODEBOOK in state else None
+    wanted = latent if codes else 2 * latent
+    if moments[0] != wanted or moments[0] != moments[1]:
+        raise ValueError(f"{path}: quant_conv maps {moments[1]} to {moments[0]} channels, not {wanted} to as many")
+    if codes and codes[1] != latent:
+        raise ValueError(f"{path}: codes of {codes[1]} channels are no latents of {latent}")
     if any(width % channels for width in widths):
         raise ValueError(f"{path}: the widths {widths} are no multiples of the first convolution's {channels}")
     return {
@@ -122,12 +125,14 @@ def infer_shape(state: State, path: Path) -> dict[str, Any]:
         "num_res_blocks": count(r"encoder\.down\.0\.block\.(\d{1,2})\."),
         "latent_channels": latent,
         "attention_resolutions": [2**i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in state],
+        # how they were trained, they do not say; as taming's code does by default
+        **({"variational": False, "quantizer": {"kind": "vq", "codes": codes[0], "legacy": True}} if codes else {}),
     }
 
 
-def _add_identities(state: State, latent: int) -> None:
+def _add_identities(state: State, latent: int, times: int) -> None:
     """Add the 1x1 convolutions that newer autoencoders (SD 3, Flux) do not have, as identities."""
-    for name, channels in (("quant_conv", 2 * latent), ("post_quant_conv", latent)):
+    for name, channels in (("quant_conv", times * latent), ("post_quant_conv", latent)):
         state[f"{name}.weight"] = torch.eye(channels)[:, :, None, None]
         state[f"{name}.bias"] = torch.zeros(channels)
 
@@ -169,18 +174,19 @@ def to_diffusers(state: State, levels: int) -> State:
 def export_diffusers(
     model: Autoencoder, shape: dict[str, Any], scaling: dict[str, Any], folder: Path, resolution: int | None
 ) -> None:
-    """Write config.json and safetensors that `diffusers.AutoencoderKL.from_pretrained(folder)` reads.
+    """Write config.json and safetensors that `diffusers.AutoencoderKL.from_pretrained(folder)` reads, or VQModel's.
 
     The arguments and errors are those of `diffusers_config`.
     """
     config = diffusers_config(model, shape, scaling, resolution)
-    write_diffusers(folder, config, to_diffusers(model.state_dict(), len(shape["channel_mult"])))
+    held = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(PARTS)}
+    write_diffusers(folder, config, to_diffusers(held, len(shape["channel_mult"])))
 
 
 def diffusers_config(
     model: Autoencoder, shape: dict[str, Any], scaling: dict[str, Any], resolution: int | None
 ) -> AutoencoderConfig:
-    """An autoencoder in diffusers' words: config.json of an AutoencoderKL.
+    """An autoencoder in diffusers' words: config.json of an AutoencoderKL, or of a VQModel.
 
     Args:
         model:      the autoencoder.
@@ -191,9 +197,12 @@ def diffusers_config(
     Raises:
         ValueError: if diffusers has no such autoencoder; names the option.
     """
-    if model.quantize is not None:
-        raise ValueError("this autoencoder makes codes (regularizer=vq or fsq), and export is of KL autoencoders alone")
-    if not model.variational:
+    book = shape.get("quantizer")
+    if book is not None and (book["kind"] != "vq" or book.get("cosine")):
+        raise ValueError("diffusers' VQModel has codes by distance alone (regularizer=vq): these are others")
+    if book is not None and set(scaling) != {"scaling_factor"}:
+        raise ValueError("diffusers' VQModel scales its latents by one factor: pass scaling_factor=, which is 1 in LDM")
+    if not model.variational and book is None:
         raise ValueError("this is a plain autoencoder (regularizer=none): diffusers' AutoencoderKL wants a posterior")
     if shape.get("shortcut"):
         raise ValueError(
@@ -205,7 +214,7 @@ def diffusers_config(
         raise ValueError(f"diffusers' AutoencoderKL has {groups} groups in every norm; {widths} are no multiples of it")
     attends = [2**i in shape.get("attention_resolutions", ()) for i in range(len(widths))]
     config: dict[str, Any] = {
-        "_class_name": "AutoencoderKL",
+        "_class_name": "AutoencoderKL" if book is None else "VQModel",
         "_diffusers_version": "0.32.0",
         "act_fn": "silu",
         "block_out_channels": widths,
@@ -218,4 +227,5 @@ def diffusers_config(
         "norm_num_groups": groups,
         "sample_size": resolution or 256,
     }
-    return AutoencoderConfig(**config | scaling)
+    codes = {} if book is None else {"num_vq_embeddings": book["codes"], "vq_embed_dim": shape["latent_channels"]}
+    return AutoencoderConfig(**config | codes | scaling)

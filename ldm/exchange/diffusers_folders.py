@@ -66,15 +66,28 @@ class DiffusersConfig(JsonFile):
 
 
 class AutoencoderConfig(Scaling, DiffusersConfig):
-    """Of an AutoencoderKL, whose weights tell all but its norms' groups and its scaling."""
+    """Of an AutoencoderKL or a VQModel, whose weights tell all but its norms' groups and its scaling."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("AutoencoderKL",)
-    granted: ClassVar[dict[str, Any]] = {"act_fn": "silu", "mid_block_add_attention": True}
+    kinds: ClassVar[tuple[str, ...]] = ("AutoencoderKL", "VQModel")
+    granted: ClassVar[dict[str, Any]] = {
+        "act_fn": "silu",
+        "mid_block_add_attention": True,
+        "norm_type": "group",
+        "lookup_from_codebook": False,
+    }
 
     block_out_channels: Widths | None = None
     layers_per_block: Layers | None = None
     latent_channels: Width = 4
     norm_num_groups: Count = 32
+    num_vq_embeddings: Count | None = None
+    vq_embed_dim: Count | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_its_kind(cls, data: Any) -> Any:
+        is_vq = isinstance(data, dict) and data.get("_class_name") == "VQModel"
+        return {"latent_channels": 3} | data if is_vq else data
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

@@ -70,7 +70,7 @@ def test_whole_ones_are_read(name, folders):
         ('{"a": NaN}', "is damaged, not JSON (NaN is no number of JSON)"),
         ("[" * 100_000, "is damaged, not JSON"),
         ("\xff\xfe", "is damaged, not JSON"),
-        ('{"_class_name": "VQModel"}', "it describes a VQModel, not a "),
+        ('{"_class_name": "VQVAE"}', "it describes a VQVAE, not a "),
         ('{"_class_name": 3}', "it describes a 3, not a "),
         ('{"_class_name": null}', "it describes a null, not a "),
     ],

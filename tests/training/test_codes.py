@@ -59,4 +59,6 @@ def test_what_does_not_fit_is_said(ldm):
     ldm("train-autoencoder", *TINY_AUTOENCODER, *CPU, *FSQ, "run=fsq", "steps=2")
     assert "choose regularizer= likewise" in fails("train-autoencoder", *TINY_AUTOENCODER, *VQ, "init=runs/fsq",
                                                    "autoencoder.latent_channels=4")  # fmt: skip
-    assert "makes codes" in fails("convert", "source=runs/fsq", "to=diffusers", "run=out", "scaling_factor=1")
+    assert "codes by distance alone" in fails(
+        "convert", "source=runs/fsq", "to=diffusers", "run=out", "scaling_factor=1"
+    )
