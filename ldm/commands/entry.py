@@ -24,7 +24,8 @@ from ldm.commands.sweep_points import PointCard, about_point
 from ldm.runtime import stop
 from ldm.runtime.doing import doing
 from ldm.runtime.lock import held
-from ldm.runtime.stores import Mirror, Store, bring_run
+from ldm.runtime.run_copies import Mirror, bring_run
+from ldm.runtime.stores import Store
 
 if TYPE_CHECKING:  # else `--help` would wait for torch
     from ldm.commands.options import Options

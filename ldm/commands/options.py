@@ -99,7 +99,9 @@ class Options(Group):
     def parse(cls, config: DictConfig) -> Self:
         """The options of a composed config; ValueError as `of` has it."""
         given = plain(config)
-        options = cls.of({key: fetched(key, value) for key, value in given.items()})
+        options = cls.of(given)  # before anything is fetched
+        if any(is_address(value) for key, value in given.items() if key != "store"):
+            options = cls.of({key: fetched(key, value) for key, value in given.items()})
         options._plain.update(given)
         return options
 

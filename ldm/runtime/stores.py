@@ -1,8 +1,6 @@
-"""Object stores (s3://, gs:// and others that fsspec knows): a run's folder with a copy there, and copies here of what
-lies there.
+"""Object stores (s3://, gs:// and others that fsspec knows), and copies here of what lies there.
 
-An upload is seen by others when it is whole, as these stores promise. What names other files, a manifest or a sharded
-checkpoint's description, is uploaded after them.
+An upload is seen by others when it is whole, as these stores promise.
 """
 
 import fcntl
@@ -12,23 +10,19 @@ import os
 import re
 import shutil
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ldm.runtime.files import CONFIG, atomic_write
+from ldm.runtime.files import atomic_write
 from ldm.runtime.wrong import first_line
 
 log = logging.getLogger(__name__)
 
 ADDRESS = re.compile(r"(?!file:|local:|https?:|data:)[a-z][a-z0-9+.-]*://[^/].*")
 TIMES = ("LastModified", "updated", "last_modified", "mtime", "created")  # as stores name when a file was written
-EVERY = 10.0  # seconds between two looks at a run's folder
-TRIES = 3  # of the last upload
 CACHE = "LDM_CACHE"  # the environment's name for the folder of copies
 
 
@@ -100,10 +94,12 @@ class Store:
         with self._errors():
             return bool(self.fs.isfile(self.path))
 
-    def put(self, file: Path, name: str) -> None:
-        """Upload a file."""
+    def put(self, file: Path, name: str) -> float:
+        """Upload a file; returns when it was written there, as `names` has it."""
         with self._errors():
             self.fs.put_file(str(file), f"{self.path}/{name}")
+            self.fs.invalidate_cache()
+            return _seconds(self.fs.info(f"{self.path}/{name}"))
 
     def get(self, name: str, entry: Entry, file: Path) -> None:
         """Download a file ("" is this place itself), which is there when it is whole, as old as in the store."""
@@ -152,7 +148,7 @@ def local_copy(address: str, key: str) -> Path:
         if not entries:
             raise StoreError(f"{key}={address} holds nothing")
         log.info("%s=%s: copied into %s", key, address, copy)
-        for name in sorted(entries, key=_after_what_it_names):
+        for name in sorted(entries, key=after_what_it_names):
             _bring(store, name, entries[name], copy / name)
         for name in files_of(copy).keys() - entries.keys():
             (copy / name).unlink()
@@ -193,87 +189,6 @@ def files_of(folder: Path) -> dict[str, tuple[int, int]]:
     return states
 
 
-def _after_what_it_names(name: str) -> tuple[bool, bool, str]:
+def after_what_it_names(name: str) -> tuple[bool, bool, str]:
     """An order in which a file comes after those that it names: a shard's card after its tar, the manifest last."""
     return name.endswith(".json"), name.endswith("/manifest.json") or name == "manifest.json", name
-
-
-def bring_run(store: Store, folder: Path, wanted: Callable[[str], bool]) -> None:
-    """Fetch what a run's folder lacks, as on a machine that has not seen it; of two versions the later one stays."""
-    with one_at_a_time(folder):
-        here = files_of(folder)
-        entries = {name: entry for name, entry in store.names().items() if wanted(name)}
-        for name in sorted(entries, key=_after_what_it_names):
-            entry, state = entries[name], here.get(name)
-            if state is None or (state[0] != entry.size and state[1] / 1e9 < entry.time):
-                store.get(name, entry, folder / name)
-
-
-class Mirror:
-    """Keeps a store's copy of a run's folder: a thread uploads what is new or has changed, and removes there what was
-    removed here meanwhile.
-
-    Args:
-        store:  the copy
-        folder: the run's
-    """
-
-    def __init__(self, store: Store, folder: Path) -> None:
-        self.store, self.folder = store, folder
-        self.known: dict[str, tuple[int, int]] = {}  # of files that are there as they are here
-        self.ended, self.said = threading.Event(), ""
-        self.thread = threading.Thread(target=self._look_again, daemon=True)
-
-    def __enter__(self) -> "Mirror":
-        there = self.store.names()
-        for name, (size, time_ns) in files_of(self.folder).items():
-            entry = there.get(name)
-            if entry is not None and entry.size == size and entry.time + 1e-3 >= time_ns / 1e9:
-                self.known[name] = size, time_ns
-        self.thread.start()
-        return self
-
-    def __exit__(self, *ended: object) -> None:
-        """Upload what is left; an error of the store is raised only where there is none of the command's own."""
-        self.ended.set()
-        self.thread.join()
-        for left in range(TRIES - 1, -1, -1):
-            try:
-                self.upload()
-                return
-            except StoreError as error:
-                if left:
-                    time.sleep(1.0)
-                    continue
-                problem = f"{error}; all is whole in {self.folder}: the same command uploads it"
-                if ended[0] is None:
-                    raise StoreError(problem) from None
-                log.error("%s", problem)
-
-    def _look_again(self) -> None:
-        while not self.ended.wait(EVERY):
-            try:
-                self.upload()
-            except StoreError as error:
-                if self.said != str(error):
-                    log.warning("%s: tried again every %.0f s", error, EVERY)
-                self.said = str(error)
-
-    def upload(self) -> None:
-        """Bring the copy to what the folder is now, once a command has begun there."""
-        if not (self.folder / CONFIG).exists():
-            return
-        here = files_of(self.folder)
-        for name in sorted(here, key=_after_what_it_names):
-            if self.known.get(name) == here[name]:
-                continue
-            try:
-                self.store.put(self.folder / name, name)
-            except StoreError:
-                if (self.folder / name).exists():
-                    raise
-                continue  # it was removed meanwhile
-            self.known[name] = here[name]
-        for name in sorted(self.known.keys() - here.keys(), key=_after_what_it_names, reverse=True):
-            self.store.remove(name)
-            del self.known[name]

@@ -65,7 +65,7 @@ def test_a_run_that_is_killed_goes_on_from_what_was_uploaded(s3, ours):
     ours(*CACHE)
     many = [*TRAIN, "steps=40", "every=1", STORE]
     ours(*many, "run=whole")
-    code = "import sys; from ldm.runtime import stores; stores.EVERY = 0.05; from ldm.commands.cli import main; main()"
+    code = "from ldm.runtime import run_copies; run_copies.EVERY = 0.05; from ldm.commands.cli import main; main()"
     for kills in range(3):
         command = [sys.executable, "-c", code, *many, "run=parts"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from support.object_store import ADDRESS, BUCKET, keys
 
-from ldm.runtime import stores
+from ldm.runtime import run_copies
 from ldm.runtime.files import CONFIG
-from ldm.runtime.stores import Mirror, Store, StoreError, bring_run, is_address, local_copy
+from ldm.runtime.run_copies import Mirror, bring_run
+from ldm.runtime.stores import Store, StoreError, is_address, local_copy
 
 
 def test_what_is_a_place_in_a_store():
@@ -99,7 +100,7 @@ def test_a_file_follows_those_that_it_names(s3, tmp_path, monkeypatch):
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_bytes(b"1")
     order = []
-    monkeypatch.setattr(Store, "put", lambda self, file, name: order.append(name))
+    monkeypatch.setattr(Store, "put", lambda self, file, name: order.append(name) or 0.0)
     mirror = Mirror(Store(f"{ADDRESS}/runs/x"), run)
     mirror.upload()
     assert order.index("train-0.tar") < order.index("train-0.json") < order.index("manifest.json") == len(order) - 1
@@ -115,13 +116,13 @@ def test_a_command_that_was_refused_uploads_nothing(s3, tmp_path):
 
 
 def test_a_store_that_fails_is_tried_again_and_stops_nothing(s3, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(stores, "EVERY", 0.01)
+    monkeypatch.setattr(run_copies, "EVERY", 0.01)
     run, store, put, fails = run_folder(tmp_path / "run"), Store(f"{ADDRESS}/runs/x"), Store.put, [True]
 
     def flaky(self, file, name):
         if fails[0]:
             raise StoreError("store=s3://x: no route")
-        put(self, file, name)
+        return put(self, file, name)
 
     monkeypatch.setattr(Store, "put", flaky)
     with Mirror(store, run):
@@ -131,7 +132,7 @@ def test_a_store_that_fails_is_tried_again_and_stops_nothing(s3, tmp_path, monke
     assert keys(s3) == ["runs/x/config.yaml"]
     fails[0] = True
     (run / "metrics.csv").write_text("a\n")
-    monkeypatch.setattr(stores.time, "sleep", lambda _: None)
+    monkeypatch.setattr(run_copies.time, "sleep", lambda _: None)
     with (
         pytest.raises(StoreError, match=r"no route; all is whole in .*: the same command uploads it"),
         Mirror(store, run),
@@ -143,8 +144,6 @@ def test_what_is_there_already_is_not_uploaded_again(s3, tmp_path, monkeypatch):
     run, store = run_folder(tmp_path / "run"), Store(f"{ADDRESS}/runs/x")
     with Mirror(store, run):
         pass
-    old = time.time() - 60
-    os.utime(run / CONFIG, (old, old))  # S3's clock has whole seconds
     monkeypatch.setattr(Store, "put", lambda *_: pytest.fail("uploaded again"))
     with Mirror(store, run):
         pass
@@ -156,12 +155,26 @@ def test_a_new_machine_gets_the_run_and_a_later_version_here_stays(s3, tmp_path)
     with Mirror(store, run):
         pass
     bring_run(store, tmp_path / "other", lambda name: name != CONFIG)
-    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["metrics.csv"]
+    assert [path.name for path in (tmp_path / "other").glob("[!.]*")] == ["metrics.csv"]
     (run / "metrics.csv").write_text("old\nnew\n")
     later = time.time() + 60
     os.utime(run / "metrics.csv", (later, later))
     bring_run(store, run, lambda name: True)
     assert (run / "metrics.csv").read_text() == "old\nnew\n"
+
+
+def test_what_another_machine_has_replaced_is_fetched_though_it_is_as_large(s3, tmp_path):
+    run, store = run_folder(tmp_path / "run"), Store(f"{ADDRESS}/runs/x")
+    (run / "best.ckpt").write_bytes(b"first")
+    with Mirror(store, run):
+        pass
+    time.sleep(1.1)  # S3's clock has whole seconds
+    bring_run(store, tmp_path / "other", lambda name: True)
+    (tmp_path / "other/best.ckpt").write_bytes(b"other")
+    with Mirror(store, tmp_path / "other"):
+        pass
+    bring_run(store, run, lambda name: True)
+    assert (run / "best.ckpt").read_bytes() == b"other"
 
 
 def upload_all(folder):
