@@ -19,12 +19,16 @@ def point(folder: Path) -> dict[str, float]:
     """A point's figures: of its latents, of its reconstructions, and the Frechet distance of its samples."""
     where = folder.relative_to("runs") / "diagnosis"
     latents = f"latents={folder / 'latents'}"
-    subprocess.run([sys.executable, "-m", "ldm", "diagnose", f"run={where}", latents], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "ldm", "diagnose", f"run={where}", latents], check=True)
     found = DiagnosisFile.read(folder / "diagnosis/diagnosis.json")
     metrics = MetricsFile.read(folder / "metrics/metrics.json")
     values = {name: getattr(found, name) for name in FIGURES}
     values |= {name: metrics.value(f"reconstruction/{name}") for name in ("psnr", "rfd")}
-    return {name: float(value) for name, value in values.items()} | {"fd": metrics.value("frechet_distance") or 0.0}
+    values["fd"] = metrics.value("frechet_distance")
+    lacking = [name for name, value in values.items() if value is None]
+    if lacking:
+        sys.exit(f"{folder} says nothing of {', '.join(lacking)}: evaluate it anew, with reconstruction=true")
+    return {name: float(value) for name, value in values.items()}
 
 
 def main(sweep: Path) -> None:

@@ -46,6 +46,7 @@ class _Card(Part):
     global_batch: Count | None = None
     schedules: dict[str, dict[str, Any]] = Field(default_factory=dict)
     imported_from: str | None = None
+    aligned: str | None = None  # with whose features
 
 
 class AutoencoderCard(_Card):

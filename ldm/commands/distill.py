@@ -38,7 +38,7 @@ def main(options: DistillOptions, run: Path) -> None:
     card = load_diffusion(options.teacher, trust=options.trust).card
     check_guided(options.teacher, card, options.guidance, options.guidance_max, "guidance")
     check_latents(f"teacher={options.teacher}", card, options.latents, LatentCache(options.latents, "size"))
-    chain, teacher, guidance = [], options.teacher, guides(options)
+    chain, teacher, guidance = [], options.named("teacher"), guides(options)
     for steps in options.steps:
         chain.append([*overrides(options, run / str(steps)), f"teacher={word(teacher)}", *guidance, *options.train])
         chain[-1] += [f"objective.student.steps={steps}"]
@@ -56,7 +56,11 @@ def main(options: DistillOptions, run: Path) -> None:
 
 def overrides(options: DistillOptions, folder: Path) -> list[str]:
     """What `ldm train-diffusion` is told for each student."""
-    everywhere = [f"seed={options.seed}", f"trust=[{','.join(options.trust)}]", f"latents={word(options.latents)}"]
+    everywhere = [
+        f"seed={options.seed}",
+        f"trust=[{','.join(options.trust)}]",
+        f"latents={word(options.named('latents'))}",
+    ]
     loggers = [f"logger=[{','.join(options.logger)}]"] if options.logger else []
     return [f"hydra.run.dir={word(str(folder))}", *everywhere, *loggers, "objective=progressive", "net=teacher"]
 

@@ -49,6 +49,10 @@ def decoding_memory(autoencoder: Autoencoder, images: int, shape: tuple[int, ...
 
 def cache_latents_cost(options: CacheLatentsOptions, given: EstimateOptions, gpu: bool) -> Cost:  # noqa: ARG001
     """Of `ldm cache-latents`: both views of each image, if it may be mirrored."""
+    if options.features is not None:
+        raise ValueError(
+            "ldm estimate does not know what features= holds: leave it out, and add 2 D h w bytes an image"
+        )
     said: list[str] = []
     arguments = given.shape_of_autoencoder(options.autoencoder, said)
     with torch.device("meta"):

@@ -121,6 +121,10 @@ class Options(Group):
         """Whether one of these keys names a place in an object store, of which this command has a copy."""
         return any(is_address(self._plain.get(key)) for key in keys)
 
+    def named(self, key: str) -> str:
+        """A key's value as it was given: of a place in an object store, the place."""
+        return str(self._plain.get(key, getattr(self, key)))
+
     @staticmethod
     def brings(name: str) -> bool:  # noqa: ARG004
         """Whether a file of the run's copy is needed here, where it is lacking."""

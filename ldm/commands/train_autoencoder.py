@@ -188,6 +188,7 @@ def module_of(
             "autoencoder": shape_of(options, loss.regularizer),
             "preprocessing": preprocessing,
             "config": options.plain(),
+            **({} if alignment is None else {"aligned": alignment.encoder[0].identity}),
         },
     )
 

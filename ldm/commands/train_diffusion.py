@@ -17,7 +17,15 @@ from ldm.commands.next_step import say_next
 from ldm.commands.options import Free, Group, ObjectiveOptions, SamplerOptions, Text, build
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.students import check_latents, condition_of, load_teacher, net_of, reflow_card, schooling_of
-from ldm.commands.training_latents import alignment_of, artifact_of, begin, data_of, latents_of, training_device
+from ldm.commands.training_latents import (
+    aligned_card,
+    alignment_of,
+    artifact_of,
+    begin,
+    data_of,
+    latents_of,
+    training_device,
+)
 from ldm.commands.training_options import TrainingOptions
 from ldm.commands.training_scores import sample_quality
 from ldm.condition import Condition, labelled
@@ -165,7 +173,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
         "objective": learned,
         "condition": told_of,
     }
-    card |= schooling.card | reflow
+    card |= schooling.card | reflow | aligned_card(alignment, cache)
     if options.guidance is not None:
         check_guidance(card, options.guidance, weak=False)
     generator = generator_of(options, net, objective, sampling, conditioning, cache, autoencoder, usual_guidance(card))

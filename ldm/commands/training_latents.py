@@ -108,6 +108,13 @@ def alignment_of(options: "TrainDiffusionOptions", tap: Tap | None, latents: Lat
     return Alignment(tap=tap, width=width, channels=latents.features.channels, **chosen)
 
 
+def aligned_card(alignment: Alignment | None, latents: Latents) -> dict[str, Any]:
+    """What a card says of the features that a layer is aligned with, so that the run goes on with no others."""
+    if alignment is None or isinstance(latents, EncodedImages) or latents.features is None:
+        return {}
+    return {"aligned": latents.features.identity}
+
+
 def data_of(
     options: "TrainDiffusionOptions", latents: Latents, coupling: Coupling, conditioning: Conditioning, batch: RankBatch
 ) -> TrainingData:

@@ -56,9 +56,11 @@ CHANGES: dict[str, Change] = {
 def change_error(decode: Decode, latents: Tensor, change: Change) -> Tensor:
     """How far decoding is from commuting with a change (EQ-VAE, Kouzelis et al. 2025, eq. 3), for latents [B, C, h, w]:
     sums over the batch of |decode(change(z)) - change(decode(z))|^2 and of |change(decode(z)) - its mean|^2, [2]."""
-    wanted = change(decode(latents))
+    wanted, made = change(decode(latents)), decode(change(latents))
+    if wanted.shape != made.shape:  # half of an odd side
+        wanted = F.interpolate(decode(latents), made.shape[-2:], mode="bicubic", antialias=True)
     centred = wanted - wanted.mean((-3, -2, -1), keepdim=True)
-    error = decode(change(latents)) - wanted
+    error = made - wanted
     return torch.stack([error.double().square().sum(), centred.double().square().sum()])
 
 

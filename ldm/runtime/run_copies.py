@@ -95,7 +95,7 @@ class Mirror:
             try:
                 self.upload()
                 return
-            except StoreError as error:
+            except (StoreError, OSError) as error:
                 if left:
                     time.sleep(1.0)
                     continue
@@ -108,7 +108,7 @@ class Mirror:
         while not self.ended.wait(EVERY):
             try:
                 self.upload()
-            except StoreError as error:
+            except (StoreError, OSError) as error:  # whatever happens, the next look comes
                 if self.said != str(error):
                     log.warning("%s: tried again every %.0f s", error, EVERY)
                 self.said = str(error)

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 ADDRESS = re.compile(r"(?!file:|local:|https?:|data:)[a-z][a-z0-9+.-]*://[^/].*")
 TIMES = ("LastModified", "updated", "last_modified", "mtime", "created")  # as stores name when a file was written
+FETCHED = ".fetched.txt"  # of a copy: the files that came from the store
 CACHE = "LDM_CACHE"  # the environment's name for the folder of copies
 
 
@@ -83,6 +84,8 @@ class Store:
             entries = {}
             for path, about in found.items():
                 name = str(path)[len(self.path) :].lstrip("/")
+                if name == "" or name.endswith("/"):  # what a console leaves where it has made a folder
+                    continue
                 if any(part in ("", ".", "..") for part in name.split("/")) or "\\" in name or not name.isprintable():
                     raise ValueError(f"it holds {name!r}, which is no name of a file")
                 if not any(part.startswith(".") for part in name.split("/")):
@@ -136,7 +139,9 @@ def local_copy(address: str, key: str) -> Path:
     """
     store = Store(address, key)
     scheme, _, rest = store.address.partition("://")
-    parts = [part for part in rest.split("/") if part not in ("", ".", "..")]
+    parts = [part for part in rest.split("/") if part]
+    if {".", ".."} & set(parts):
+        raise StoreError(f"{key}={address} leads to another folder by . or ..: name that one")
     copy = Path(os.environ.get(CACHE) or Path.home() / ".cache/ldm", "stores", scheme, *parts)
     with one_at_a_time(copy):
         if store.is_file():
@@ -150,8 +155,12 @@ def local_copy(address: str, key: str) -> Path:
         log.info("%s=%s: copied into %s", key, address, copy)
         for name in sorted(entries, key=after_what_it_names):
             _bring(store, name, entries[name], copy / name)
-        for name in files_of(copy).keys() - entries.keys():
-            (copy / name).unlink()
+        fetched = copy / FETCHED  # what commands write beside, as verified.json, stays
+        before = set(fetched.read_text().splitlines()) if fetched.exists() else set()
+        for name in before - entries.keys():
+            (copy / name).unlink(missing_ok=True)
+        with atomic_write(fetched) as file:
+            file.write("\n".join(sorted(entries)).encode())
     return copy
 
 
@@ -168,24 +177,25 @@ def _bring(store: Store, name: str, entry: Entry, file: Path) -> None:
 def one_at_a_time(path: Path) -> Iterator[None]:
     """Of the processes on this machine that work on a path, one at a time."""
     digest = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
-    with open(Path(tempfile.gettempdir(), f"ldm-{os.getuid()}-{digest}.lock"), "w") as lock:
+    name = Path(tempfile.gettempdir(), f"ldm-{os.getuid()}-{digest}.lock")
+    with os.fdopen(os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed
         yield
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of a folder's files by their paths in it: what is hidden is still being written, or a lock."""
+    """Size and time of a folder's files by their paths in it, while others write and remove there: what is hidden is
+    still being written, or a lock."""
     states = {}
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if any(part.startswith(".") for part in name.split("/")):
-            continue
-        try:
-            status = path.stat()
-        except FileNotFoundError:  # gone meanwhile
-            continue
-        if path.is_file():
-            states[name] = status.st_size, status.st_mtime_ns
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(place, name)
+            if name.startswith(".") or not path.is_file():
+                continue
+            with suppress(FileNotFoundError):  # gone meanwhile
+                status = path.stat()
+                states[path.relative_to(folder).as_posix()] = status.st_size, status.st_mtime_ns
     return states
 
 

@@ -70,6 +70,11 @@ def test_a_decoder_that_does_not_has_that_of_its_pictures():
     assert float(error / spread) == pytest.approx(4)  # it is minus what it should be
 
 
+def test_half_of_an_odd_side_is_compared_at_its_own_size():
+    error, spread = change_error(enlarged, torch.randn(4, 3, 7, 7), CHANGES["half the size"])
+    assert 0 < float(error / spread) < 2
+
+
 def test_noise_counts_by_what_the_decoder_makes_of_it():
     z = torch.randn(300, 3, 4, 4)
     error, spread = noise_error(enlarged, z, z + 0.1 * torch.randn_like(z))

@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from support.object_store import ADDRESS, BUCKET, keys
 from ldm.runtime import run_copies
 from ldm.runtime.files import CONFIG
 from ldm.runtime.run_copies import Mirror, bring_run
-from ldm.runtime.stores import Store, StoreError, is_address, local_copy
+from ldm.runtime.stores import Store, StoreError, files_of, is_address, local_copy
 
 
 def test_what_is_a_place_in_a_store():
@@ -72,6 +74,40 @@ def test_a_copy_is_fetched_once_and_follows_what_changes(s3, monkeypatch):
 def test_a_single_file_is_a_copy_too(s3):
     s3.put_object(Bucket=BUCKET, Key="nets/features.pt", Body=b"net")
     assert local_copy(f"{ADDRESS}/nets/features.pt", "features").read_bytes() == b"net"
+
+
+def test_what_a_command_writes_beside_a_copy_stays(s3):
+    """As the checksums' verified.json, and averages."""
+    s3.put_object(Bucket=BUCKET, Key="latents/manifest.json", Body=b"{}")
+    s3.put_object(Bucket=BUCKET, Key="latents/", Body=b"")  # as a console makes folders
+    copy = local_copy(f"{ADDRESS}/latents", "latents")
+    (copy / "verified.json").write_text("{}")
+    assert sorted(path.name for path in local_copy(f"{ADDRESS}/latents", "latents").glob("[!.]*")) == [
+        "manifest.json", "verified.json"
+    ]  # fmt: skip
+
+
+def test_files_are_listed_while_others_come_and_go(tmp_path):
+    ended = threading.Event()
+
+    def churn():
+        while not ended.is_set():
+            hidden = tmp_path / ".2.ckpt.saving.tmp"
+            hidden.mkdir()
+            (hidden / "part").write_bytes(b"1")
+            hidden.rename(tmp_path / "2.ckpt")
+            shutil.rmtree(tmp_path / "2.ckpt")
+
+    (tmp_path / "stays").write_bytes(b"1")
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        found = [files_of(tmp_path) for _ in range(300)]
+    finally:
+        ended.set()
+        thread.join()
+    assert all("stays" in each for each in found)
+    assert not any(part.startswith(".") for each in found for name in each for part in name.split("/"))
 
 
 def run_folder(path):

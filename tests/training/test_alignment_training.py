@@ -20,18 +20,26 @@ SGD = ["optimizer._target_=torch.optim.SGD", "~optimizer.fused", "optimizer.lr=0
 class Corners(nn.Module):
     """Means of parts of an image, and what is brighter than they are: [B, 6, 16, 16]."""
 
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.last = last
+
     def forward(self, image: torch.Tensor, spatial: bool = False) -> torch.Tensor:
         x = nn.functional.adaptive_avg_pool2d(image.float() / 255, 16)
-        x = torch.cat([x, (x - 0.5).square()], dim=1)
+        x = self.last(torch.cat([x, (x - 0.5).square()], dim=1))
         return x if spatial else x.mean((2, 3))
+
+
+def write_corners(last: nn.Module) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of TorchScript's end
+        torch.jit.save(torch.jit.script(Corners(last)), "corners.pt")
 
 
 @pytest.fixture
 def featured(there):
     """The pipeline's latents, cached with features, in runs/featured."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of TorchScript's end
-        torch.jit.save(torch.jit.script(Corners()), "corners.pt")
+    write_corners(nn.Identity())
     there("cache-latents", "run=featured", "autoencoder=runs/autoencoder", "features=corners.pt")
     return there
 
@@ -72,6 +80,17 @@ def test_parts_of_a_batch_add_up(featured):
     featured("train-diffusion", *exact, "run=one")
     featured("train-diffusion", *exact, "run=two", "accumulate=2")
     assert_close_weights("runs/one", "runs/two", "diffusion", rtol=1e-4, atol=1e-6)
+
+
+def test_it_does_not_go_on_towards_other_features(featured):
+    aligned = [*TINY_AUTOENCODER, *CPU, "align.features=corners.pt", "run=vf"]
+    featured("train-autoencoder", *aligned, "steps=2")
+    featured("train-diffusion", *ALIGNED, "run=flow", "steps=2")
+    write_corners(torch.nn.Tanh())
+    assert "runs/vf was started with aligned=corners.pt, sha256" in fails("train-autoencoder", *aligned)
+    featured("cache-latents", "run=others", "autoencoder=runs/autoencoder", "features=corners.pt")
+    said = fails("train-diffusion", *ALIGNED, "latents=runs/others", "run=flow")
+    assert "runs/flow was started with aligned=corners.pt, sha256" in said
 
 
 @pytest.mark.slow
@@ -121,6 +140,7 @@ def test_ranks_align_an_autoencoder_alike(featured):
         ("train-diffusion", ["latents=runs/featured", "align.layer=1", "align.weight=0"], "align.weight=0"),
         ("estimate", ["train-diffusion", "align.layer=1"], "leave align.layer out"),
         ("estimate", ["train-autoencoder", "align.features=corners.pt"], "leave it out"),
+        ("estimate", ["cache-latents", "features=corners.pt"], "ldm estimate does not know what features= holds"),
         ("train-autoencoder", ["align.features=none.pt"], "align.features=none.pt does not exist"),
         ("cache-latents", ["run=again", "autoencoder=runs/autoencoder", "features=none.pt"], "features=none.pt does"),
         ("cache-latents", ["run=featured", "autoencoder=runs/autoencoder"], "features is"),
