@@ -26,7 +26,6 @@ from ldm.runtime.loggers import Artifact, artifact, record
 from ldm.runtime.memory import check_batch
 from ldm.runtime.ranges import Count
 from ldm.runtime.ranks import launch, pick_device
-from ldm.runtime.stores import Store
 
 
 class SlicedOptions(LoggedOptions):
@@ -44,9 +43,8 @@ class SlicedOptions(LoggedOptions):
 
     def elsewhere(self, run: Path) -> dict[str, int]:
         """Sizes of the shards that the run's copy in an object store has."""
-        if self.store is None:
-            return {}
-        entries = Store(f"{self.store}/{run.relative_to('runs').as_posix()}").names()
+        store = self.copy_of(run)
+        entries = {} if store is None else store.names()
         return {name: entry.size for name, entry in entries.items() if name.endswith(".tar")}
 
     def slot(self, rank: int) -> str:

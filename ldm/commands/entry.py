@@ -25,7 +25,6 @@ from ldm.runtime import stop
 from ldm.runtime.doing import doing
 from ldm.runtime.lock import held
 from ldm.runtime.run_copies import Mirror, bring_run
-from ldm.runtime.stores import Store
 
 if TYPE_CHECKING:  # else `--help` would wait for torch
     from ldm.commands.options import Options
@@ -156,11 +155,9 @@ def call(task: Task, config: DictConfig, folder: Path, name: str) -> float | Non
 def copied(options: "Options", folder: Path, name: str, first: bool) -> AbstractContextManager[Any]:
     """A run's folder with what its copy in an object store has; the first rank keeps that copy, or, of ranks with
     parts of their own, each does."""
-    if options.store is None:
+    store = options.copy_of(folder)
+    if store is None:
         return nullcontext()
-    if Path("runs") not in folder.parents:
-        raise ValueError(f"store={options.store} keeps copies of folders below runs/, and this command writes none")
-    store = Store(f"{options.store}/{folder.relative_to('runs').as_posix()}")
     bring_run(store, folder, options.brings)
     check_owner(folder, name)
     return Mirror(store, folder) if first else nullcontext()

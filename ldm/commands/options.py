@@ -15,7 +15,7 @@ from ldm.diffusion.sampling import Sampling
 from ldm.runtime.arguments import Node, arguments_of, check_node
 from ldm.runtime.files import CONFIG, flat
 from ldm.runtime.ranges import Count, Natural, Steps
-from ldm.runtime.stores import is_address, local_copy
+from ldm.runtime.stores import Store, is_address, local_copy
 from ldm.runtime.targets import packages
 from ldm.runtime.wrong import ArgumentError, explain, read, shown
 
@@ -120,6 +120,18 @@ class Options(Group):
     def is_remote(self, *keys: str) -> bool:
         """Whether one of these keys names a place in an object store, of which this command has a copy."""
         return any(is_address(self._plain.get(key)) for key in keys)
+
+    def copy_of(self, run: Path) -> Store | None:
+        """The place of a run's copy in an object store; None where none is kept.
+
+        Raises:
+            ValueError: for a folder that does not lie below runs/, as of a command that leaves none.
+        """
+        if self.store is None:
+            return None
+        if Path("runs") not in run.parents:
+            raise ValueError(f"store={self.store} keeps copies of folders below runs/, and this command writes none")
+        return Store(f"{self.store}/{run.relative_to('runs').as_posix()}")
 
     def named(self, key: str) -> str:
         """A key's value as it was given: of a place in an object store, the place."""

@@ -50,7 +50,9 @@ def bring_run(store: Store, folder: Path, wanted: Callable[[str], bool]) -> None
     both have changed, the later version stays."""
     with one_at_a_time(folder):
         synced, here = Synced(folder, store.address), files_of(folder)
-        entries = {name: entry for name, entry in store.names().items() if wanted(name)}
+        there = store.names()
+        synced.states = {name: state for name, state in synced.states.items() if name in there}
+        entries = {name: entry for name, entry in there.items() if wanted(name)}
         for name in sorted(entries, key=after_what_it_names):
             entry, state = entries[name], here.get(name)
             if synced.is_here(name, state):
@@ -61,13 +63,13 @@ def bring_run(store: Store, folder: Path, wanted: Callable[[str], bool]) -> None
                 store.get(name, entry, folder / name)
                 status = (folder / name).stat()
                 synced.states[name] = status.st_size, status.st_mtime_ns, entry.time
-        if entries:
+        if synced.path.exists() or entries:
             synced.write()
 
 
 class Mirror:
-    """Keeps a store's copy of a run's folder: a thread uploads what is new or has changed, and removes there what was
-    removed here meanwhile.
+    """Keeps a store's copy of a run's folder: a thread uploads what is new or has changed, and removes there what is
+    removed here meanwhile. What is not here when it begins, as shards that were removed to make room, stays there.
 
     Args:
         store:  the copy
@@ -80,10 +82,8 @@ class Mirror:
         self.thread = threading.Thread(target=self._look_again, daemon=True)
 
     def __enter__(self) -> "Mirror":
-        there = self.store.names()
-        gone = [name for name in self.synced.states if name not in there]
-        for name in gone:  # somebody removed it there: it is uploaded again
-            del self.synced.states[name]
+        here = files_of(self.folder)
+        self.synced.states = {name: state for name, state in self.synced.states.items() if name in here}
         self.thread.start()
         return self
 

@@ -185,6 +185,29 @@ def test_what_is_there_already_is_not_uploaded_again(s3, tmp_path, monkeypatch):
         pass
 
 
+def test_what_is_removed_here_between_two_commands_stays_there(s3, tmp_path):
+    run, store = run_folder(tmp_path / "run"), Store(f"{ADDRESS}/runs/x")
+    (run / "train-000000.tar").write_bytes(b"1")
+    with Mirror(store, run):
+        pass
+    (run / "train-000000.tar").unlink()  # to make room
+    bring_run(store, run, lambda name: not name.endswith(".tar"))
+    with Mirror(store, run):
+        pass
+    assert "runs/x/train-000000.tar" in keys(s3)
+
+
+def test_what_is_removed_there_is_uploaded_again(s3, tmp_path):
+    run, store = run_folder(tmp_path / "run"), Store(f"{ADDRESS}/runs/x")
+    with Mirror(store, run):
+        pass
+    s3.delete_object(Bucket=BUCKET, Key="runs/x/config.yaml")
+    bring_run(store, run, lambda name: True)
+    with Mirror(store, run):
+        pass
+    assert keys(s3) == ["runs/x/config.yaml"]
+
+
 def test_a_new_machine_gets_the_run_and_a_later_version_here_stays(s3, tmp_path):
     run, store = run_folder(tmp_path / "run"), Store(f"{ADDRESS}/runs/x")
     (run / "metrics.csv").write_text("old\n")
