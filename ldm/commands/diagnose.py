@@ -82,7 +82,7 @@ def diagnosis(cache: LatentCache, decode: Decode, options: DiagnoseOptions) -> D
         return cache.stats.normalize(sample_moments(batch.moments, eps)), batch.labels
 
     z, labels = drawn("train", options.num)
-    frequencies, power = power_spectrum(z)
+    power = power_spectrum(z)
     eigenvalues = channel_spectrum(z)
     few = z[:DECODED]
     noisy = few + options.noise * torch.randn(few.shape, generator=generator)
@@ -96,9 +96,8 @@ def diagnosis(cache: LatentCache, decode: Decode, options: DiagnoseOptions) -> D
         shape=list(cache.latent_shape),
         num=len(z),
         noise=options.noise,
-        frequencies=frequencies.tolist(),
         power=power.tolist(),
-        high_share=high_share(z),
+        high_share=high_share(power, max(z.shape[-2:])),
         eigenvalues=eigenvalues.tolist(),
         effective_channels=effective_channels(eigenvalues),
         noise_error=_relative(noise_error(decode, few, noisy)),

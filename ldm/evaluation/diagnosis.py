@@ -14,7 +14,7 @@ class DiagnosisFile(JsonFile):
     latents:            in the training split
     num:                how many the figures are of
     noise:              standard deviation of what was laid on them for noise_error
-    frequencies, power: of the spectrum, in cycles a latent
+    power:              of the spectrum, at 0, 1, ... cycles a latent
     high_share:         share of the power beyond half of the highest frequency along an axis
     eigenvalues:        of the channels' covariance
     effective_channels: exponential of the entropy of their shares
@@ -31,7 +31,6 @@ class DiagnosisFile(JsonFile):
     shape: list[Count]
     num: Count
     noise: NonNegative
-    frequencies: list[int]
     power: list[NonNegative]
     high_share: Share
     eigenvalues: list[NonNegative]
@@ -53,7 +52,7 @@ def draw_diagnosis(path: Path, found: DiagnosisFile) -> None:
 
     figure = Figure(figsize=(13, 4), layout="constrained")
     space, channels, errors = figure.subplots(1, 3)
-    space.semilogy(found.frequencies, found.power, marker="o")
+    space.semilogy(range(len(found.power)), found.power, marker="o")
     space.set(title="power by frequency", xlabel="cycles a latent", ylabel="mean square of normalised latents")
     channels.semilogy(range(1, len(found.eigenvalues) + 1), found.eigenvalues, marker="o")
     channels.set(

@@ -43,9 +43,9 @@ def lecam_penalty(real: Tensor, fake: Tensor, anchor_real: Tensor, anchor_fake: 
     return F.relu(real - anchor_fake).square().mean() + F.relu(anchor_real - fake).square().mean()
 
 
-def adaptive_weight(nll_grad: Tensor, g_grad: Tensor) -> Tensor:
-    """clamp(|d nll / dW| / (|d g / dW| + 1e-4), 0, 1e4) (Esser et al. 2021, eq. 7, with taming's constants)."""
-    return (nll_grad.norm() / (g_grad.norm() + 1e-4)).clamp(0.0, CLAMP)
+def adaptive_weight(nll_grad: Tensor, g_grad: Tensor, most: float = CLAMP) -> Tensor:
+    """clamp(|d nll / dW| / (|d g / dW| + 1e-4), 0, most) (Esser et al. 2021, eq. 7, with taming's constants)."""
+    return (nll_grad.norm() / (g_grad.norm() + 1e-4)).clamp(0.0, most)
 
 
 class BalancedBackward:

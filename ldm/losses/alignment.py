@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.losses.adversarial import adaptive_weight
 from ldm.runtime.ranges import Count, Natural, NonNegative, Positive, Share, checked
 from ldm.runtime.ranks import mean_over_ranks
 
-CLAMP, EPS = 1e8, 1e-4  # of the adaptive weight, as in VA-VAE's code
+MOST = 1e8  # the largest adaptive weight, as in VA-VAE's code
 
 
 class Tap:
@@ -135,8 +136,8 @@ class LatentAlignment(nn.Module):
         """The term, times its weight and |d nll / dW| / |d term / dW| at the encoder's last layer W (eq. 6), whose
         gradients are means over the ranks."""
         slopes = [torch.autograd.grad(each, last_layer, retain_graph=True)[0] for each in (nll, term)]
-        of_nll, of_term = (slope.norm() for slope in mean_over_ranks(torch.stack(slopes)))
-        return self.weight * (of_nll / (of_term + EPS)).clamp(0.0, CLAMP) * term
+        of_nll, of_term = mean_over_ranks(torch.stack(slopes))
+        return self.weight * adaptive_weight(of_nll, of_term, MOST) * term
 
 
 def likeness(values: Tensor) -> Tensor:

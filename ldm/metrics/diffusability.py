@@ -11,26 +11,20 @@ Decode = Callable[[Tensor], Tensor]  # latents [B, C, h, w] -> x [B, 3, H, W]
 Change = Callable[[Tensor], Tensor]  # of maps [B, C, h, w] of any size
 
 
-def power_spectrum(latents: Tensor) -> tuple[Tensor, Tensor]:
-    """The variance of latents [N, C, h, w] by spatial frequency, as Skorokhodov et al. 2025 look at it.
-
-    Returns:
-        frequencies in cycles a latent, [K], from 0; the power at each whole one, [K]: means over channels, whose sum is
-        the mean square (Parseval).
-    """
+def power_spectrum(latents: Tensor) -> Tensor:
+    """The variance of latents [N, C, h, w] by spatial frequency, as Skorokhodov et al. 2025 look at it: the power at
+    0 ... K - 1 cycles a latent, [K], means over channels, whose sum is the mean square (Parseval)."""
     height, width = latents.shape[-2:]
     power = torch.fft.fft2(latents.double(), norm="ortho").abs().square().mean((0, 1)) / (height * width)
     y, x = (torch.fft.fftfreq(side, 1 / side).to(power) for side in (height, width))
     radius = torch.hypot(y[:, None], x[None, :]).round().long()
     sums = torch.zeros(int(radius.max()) + 1, dtype=power.dtype, device=power.device)
-    return torch.arange(len(sums)), sums.index_add(0, radius.flatten(), power.flatten())
+    return sums.index_add(0, radius.flatten(), power.flatten())
 
 
-def high_share(latents: Tensor) -> float:
-    """The share of the power beyond half of the highest frequency along an axis, constants left out."""
-    frequencies, power = power_spectrum(latents)
-    half = max(latents.shape[-2:]) / 4
-    return float(power[frequencies.to(power.device) > half].sum() / power[1:].sum().clamp(min=1e-30))
+def high_share(power: Tensor, side: int) -> float:
+    """The share of a spectrum's power beyond half of the highest frequency along a side, constants left out."""
+    return float(power[side // 4 + 1 :].sum() / power[1:].sum().clamp(min=1e-30))
 
 
 def channel_spectrum(latents: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Quantisers: latents to codes of a finite number, and back to the vectors that these stand for."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,18 +31,18 @@ class Quantized(NamedTuple):
     distance: Tensor
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """What both kinds say. `count` is the number of codes."""
 
     count: int
 
+    @abstractmethod
     def forward(self, z: Tensor) -> Quantized:
         """Latents [B, C, h, w] as codes; in training, a codebook may follow them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def vectors(self, codes: Tensor) -> Tensor:
         """What codes [B, h, w] stand for, [B, C, h, w]."""
-        raise NotImplementedError
 
 
 class VectorQuantizer(Quantizer):

@@ -19,8 +19,7 @@ from ldm.metrics.diffusability import (
 
 def test_the_powers_add_up_to_the_mean_square():
     z = torch.randn(5, 3, 6, 8)
-    frequencies, power = power_spectrum(z)
-    assert frequencies.tolist() == list(range(len(power)))
+    power = power_spectrum(z)
     assert float(power.sum()) == pytest.approx(float(z.double().square().mean()))
 
 
@@ -28,14 +27,14 @@ def test_the_powers_add_up_to_the_mean_square():
 def test_a_wave_has_its_frequency_alone(cycles):
     x = torch.arange(8.0) / 8
     wave = torch.cos(2 * np.pi * cycles * x).expand(1, 1, 8, 8)
-    _, power = power_spectrum(wave)
+    power = power_spectrum(wave)
     assert float(power[cycles]) == pytest.approx(0.5)
     assert float(power.sum() - power[cycles]) == pytest.approx(0, abs=1e-12)
-    assert high_share(wave) == pytest.approx(float(cycles > 2))
+    assert high_share(power, 8) == pytest.approx(float(cycles > 2))
 
 
 def test_white_noise_is_as_strong_at_every_place_of_its_transform():
-    share = high_share(torch.randn(2000, 1, 8, 8))
+    share = high_share(power_spectrum(torch.randn(2000, 1, 8, 8)), 8)
     y, x = np.meshgrid(np.fft.fftfreq(8, 1 / 8), np.fft.fftfreq(8, 1 / 8))
     radius = np.round(np.hypot(y, x))
     assert share == pytest.approx((radius > 2).sum() / (radius > 0).sum(), rel=0.01)
