@@ -23,7 +23,7 @@ from torch import nn
 from ldm.card import build_from_card, check_card
 from ldm.condition import Condition
 from ldm.conditioning.labels import Conditioning, Labels
-from ldm.diffusion.checks import checked_objective
+from ldm.diffusion.checks import checked_objective, objective_kind
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.sampling import Sampling
 from ldm.latents import LatentStats
@@ -227,7 +227,7 @@ def load_diffusion(path: str | Path, weights: str | float = "ema", trust: str | 
     _load(net, state)
     stats = LatentStats(torch.tensor(card["stats"]["mean"]), torch.tensor(card["stats"]["std"]))
     try:
-        for name, kind in (("objective", Objective), ("sampling", Sampling)):
+        for name, kind in (("objective", objective_kind(parts["objective"])), ("sampling", Sampling)):
             try:
                 check_arguments(kind, parts[name])
             except ArgumentError as error:

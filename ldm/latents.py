@@ -3,6 +3,8 @@
 posterior   DiagonalGaussian(mean, logvar), [B, C, h, w] each
 moments     cat(mean, std), [B, 2C, h, w]: raw, as cached on disk in fp16
 latent      a posterior sample, normalised per channel to zero mean and unit variance, [B, C, h, w]
+codes       of an autoencoder that quantises, where a model is to make these: whole numbers [B, 1, h, w], which stand
+            for moments, their mean and the latent alike, and are never normalised
 """
 
 from dataclasses import dataclass
@@ -56,9 +58,21 @@ class DiagonalGaussian:
 
 def sample_moments(moments: Tensor, eps: Tensor | None = None) -> Tensor:
     """Draw a raw posterior sample, [B, C, h, w], from cached moments, [B, 2C, h, w] of any float type, in float32; by
-    the standard normal eps, or the global generator."""
+    the standard normal eps, or the global generator. Codes are returned as they are, long."""
+    if holds_codes(moments):
+        return moments.long()
     mean, std = moments.float().chunk(2, dim=1)
     return mean + std * (torch.randn_like(mean) if eps is None else eps)
+
+
+def mean_of(moments: Tensor) -> Tensor:
+    """The posteriors' means, float32 [B, C, h, w], of cached moments; codes as they are, long."""
+    return moments.long() if holds_codes(moments) else moments.float().chunk(2, dim=1)[0]
+
+
+def holds_codes(latents: Tensor) -> bool:
+    """Whether they are codes: whole numbers."""
+    return not latents.is_floating_point()
 
 
 @dataclass(frozen=True)
@@ -70,8 +84,12 @@ class LatentStats:
 
     def normalize(self, z: Tensor) -> Tensor:
         """Raw [B, C, h, w] -> latent with zero mean and unit variance per channel."""
+        if holds_codes(z):
+            return z
         return (z - self.mean.to(z)[:, None, None]) / self.std.to(z)[:, None, None]
 
     def denormalize(self, latent: Tensor) -> Tensor:
         """Latent [B, C, h, w] -> raw, as the decoder wants it."""
+        if holds_codes(latent):
+            return latent
         return latent * self.std.to(latent)[:, None, None] + self.mean.to(latent)[:, None, None]

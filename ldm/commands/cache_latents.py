@@ -59,6 +59,7 @@ class CacheLatentsOptions(SlicedOptions):
     autoencoder: Text
     low_resolution: Count | None
     features: Text | None
+    codes: bool
     text_encoder: Text | None
     text_tokens: Count
     num_workers: Annotated[Workers, Ge(1)]
@@ -74,11 +75,12 @@ def main(options: CacheLatentsOptions, run: Path) -> None:
     dense, features = None, None
     if options.features is not None:
         dense, features = dense_features(options.features, source.resolution, autoencoder, device)
+    codes = codes_of(options, autoencoder)
     writer = CacheWriter(
         folder=run,
         source=source,
-        encode=encoder(autoencoder, device),
-        identity=cache_identity(source, autoencoder.fingerprint, text_card, options.low_resolution, features),
+        encode=encoder(autoencoder, device) if codes is None else code_maker(autoencoder, device),
+        identity=cache_identity(source, autoencoder.fingerprint, text_card, options.low_resolution, features, codes),
         shard_size=options.shard_size,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
@@ -90,8 +92,20 @@ def main(options: CacheLatentsOptions, run: Path) -> None:
     if manifest is not None:
         count = manifest.count
         captioned = f", {manifest.captioned} of {count.train} with captions" if manifest.captioned else ""
-        print(f"{run}: {count.train} + {count.val} images as moments {manifest.shape}{captioned}, manifest.json")
+        what = "moments" if codes is None else f"places of {codes} codes"
+        print(f"{run}: {count.train} + {count.val} images as {what} {manifest.shape}{captioned}, manifest.json")
         report(options, run, manifest, artifact("autoencoder", autoencoder.fingerprint, autoencoder.path))
+
+
+def codes_of(options: CacheLatentsOptions, autoencoder: LoadedAutoencoder) -> int | None:
+    """How many codes there are to choose from; None where moments are kept. ValueError where there are none."""
+    quantize = autoencoder.model.quantize
+    if options.codes and quantize is None:
+        raise ValueError(
+            f"codes=true: autoencoder={options.autoencoder} has none: train one with regularizer=vq or fsq, or pass "
+            "codes=false"
+        )
+    return None if not options.codes or quantize is None else quantize.count
 
 
 def text_encoder_of(options: CacheLatentsOptions, device: torch.device) -> PretrainedText | None:
@@ -151,6 +165,17 @@ def encoder(autoencoder: LoadedAutoencoder, device: torch.device) -> Callable[[T
     @torch.inference_mode()
     def encode(image: Tensor) -> Tensor:
         return model.encode(to_x(image.to(device))).moments()
+
+    return encode
+
+
+def code_maker(autoencoder: LoadedAutoencoder, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """image, uint8 [B, 3, R, R] -> codes, long [B, 1, h, w]."""
+    model = autoencoder.model.to(device).to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def encode(image: Tensor) -> Tensor:
+        return model.codes(to_x(image.to(device)))
 
     return encode
 

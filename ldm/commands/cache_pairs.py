@@ -41,6 +41,8 @@ def main(options: CachePairsOptions, run: Path) -> None:
     guidance = usual_guidance(teacher.card) if options.guidance is None else options.guidance
     check_guidance(teacher.card, guidance, weak=False)
     model = LatentDiffusionModel.of(teacher, autoencoder, pick_device(options.device))
+    if model.of_codes:
+        raise ValueError(f"teacher={options.teacher} makes codes, and pairs are of latents: choose another")
     check_teacher(options.teacher, model)
     generator = model.generator(
         sampler=build(options.sampler.function),

@@ -49,6 +49,8 @@ class DiagnoseOptions(ResultOptions):
 
 def main(options: DiagnoseOptions, run: Path) -> None:
     cache = LatentCache(options.latents, "once")
+    if cache.codes is not None:
+        raise ValueError(f"latents={options.latents} are codes, which have no spectrum: cache latents by codes=false")
     loaded = matching_autoencoder(options.autoencoder, AUTOENCODER_FILE, cache.folder, cache.autoencoder)
     model, device = loaded.model, pick_device(options.device)
     model.to(device)

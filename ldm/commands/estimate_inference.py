@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from ldm.commands.options import build
 from ldm.commands.sample import SampleOptions
 from ldm.condition import Condition, labelled
 from ldm.conditioning.labels import Conditioning, Labels
+from ldm.data.formats import dtype_of
 from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.objective import Objective
@@ -41,9 +43,9 @@ def stored(net: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*net.parameters(), *net.buffers()))
 
 
-def decoding_memory(autoencoder: Autoencoder, images: int, shape: tuple[int, ...]) -> float:
-    """Bytes that live at most while so many latents of a shape become images."""
-    latents = torch.empty(images, *shape, device="meta")
+def decoding_memory(autoencoder: Autoencoder, objective: Objective, shape: tuple[int, ...]) -> float:
+    """Bytes that live at most while latents of a shape [B, C, h, w] become images."""
+    latents = objective.blank(shape).to("meta")
     return evaluation_memory(autoencoder, lambda net, z: to_image(net.decode(z)), latents)
 
 
@@ -61,6 +63,10 @@ def cache_latents_cost(options: CacheLatentsOptions, given: EstimateOptions, gpu
     images = counted(options.data, given, said)
     small = side // autoencoder.downsample_factor
     a_view = 2 * arguments["latent_channels"] * small**2 * 2  # mean and std in fp16
+    if options.codes:
+        if autoencoder.quantize is None:
+            raise ValueError("codes=true: the autoencoder has none (regularizer=vq or fsq): leave it out")
+        a_view = small**2 * np.dtype(dtype_of(autoencoder.quantize.count)).itemsize
     pictures = torch.empty(options.batch_size, 3, side, side, dtype=torch.uint8, device="meta")
     alive = evaluation_memory(autoencoder, lambda net, image: net.encode(to_x(image)).moments(), pictures)
     said.append(f"{views} view{'s' * (views > 1)} of each image of {side} x {side} pixels, {views * a_view:,} bytes")
@@ -95,18 +101,20 @@ def sample_cost(options: SampleOptions, given: EstimateOptions, gpu: bool) -> Co
     if options.latent_size is not None:
         shape = (shape[0], *size_for(net, options.latent_size))
     function, steps, grid = build(options.sampler.function), options.sampler.steps, build(options.grid)
-    calls = evaluations(model.objective, model.sampling, (function, steps, grid, build(options.path)))
+    calls = evaluations(model.objective, model.sampling, (function, steps, grid, build(options.path)), shape)
     scale = model.guidance if options.guidance is None else options.guidance
     branches = 1 if scale == 1 or getattr(net, "takes_guidance", False) else 2
     batch = min(options.batch_size, options.num)
-    x_t, t, null = torch.empty(1, *shape), torch.empty(1), model.conditioning.null(0, shape)
-    flops = calls * branches * forward_flops(net, x_t, t, null) + forward_flops(autoencoder.decoder, x_t)
+    x_t, t, null = model.objective.blank((1, *shape)), torch.empty(1), model.conditioning.null(0, shape)
+    z = torch.empty(1, autoencoder.post_quant_conv.in_channels, *shape[1:])
+    flops = calls * branches * forward_flops(net, x_t, t, null) + forward_flops(autoencoder.decoder, z)
     guidance = Guidance(scale=scale)
     x_t, t = (tensor.expand(batch, *tensor.shape[1:]).to("meta") for tensor in (x_t, t))
     told = labelled(torch.zeros(batch, dtype=torch.long, device="meta"), null)
     alive = evaluation_memory(net, lambda net, x_t, t: guidance(net, null)(x_t, t, told), x_t, t)
     said.append(f"{calls} evaluations of the denoiser, each of {branches} network pass{'es' * (branches > 1)}")
     side = max(shape[1:]) * autoencoder.downsample_factor
+    decoded = decoding_memory(autoencoder, model.objective, (min(batch, decoded_at_once(side)), *shape))
     return Cost(
         parameters=sum(p.numel() for p in net.parameters()),
         flops=flops,
@@ -116,7 +124,7 @@ def sample_cost(options: SampleOptions, given: EstimateOptions, gpu: bool) -> Co
         precision=SINGLE,
         memory={
             "weights": stored(net) + stored(autoencoder),
-            "activations": max(alive, decoding_memory(autoencoder, min(batch, decoded_at_once(side)), shape)),
+            "activations": max(alive, decoded),
         },
         disk={"samples.npz": 3.0 * options.num * side**2},
         said=said,
@@ -167,19 +175,25 @@ class _Silent(nn.Module):
 
     null_class = 1
 
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:  # noqa: ARG002
-        return torch.zeros_like(x_t)
+        return self.objective.silent(x_t)
 
 
-def evaluations(objective: Objective, sampling: Sampling, chosen: tuple[Any, Any, Any, Any]) -> int:
-    """How often a sampler asks the denoiser, counted on a latent of one number; for adaptive steps it is a bound from
-    below. chosen: sampler, steps, grid and path; None where the objective says."""
+def evaluations(
+    objective: Objective, sampling: Sampling, chosen: tuple[Any, Any, Any, Any], shape: tuple[int, ...]
+) -> int:
+    """How often a sampler asks the denoiser, counted on one latent; for adaptive steps it is a bound from below.
+    chosen: sampler, steps, grid and path; None where the objective says."""
     model = LatentDiffusionModel(
-        net=_Silent(),
+        net=_Silent(objective),
         objective=objective,
-        stats=LatentStats(torch.zeros(1), torch.ones(1)),
+        stats=LatentStats(torch.zeros(shape[0]), torch.ones(shape[0])),
         autoencoder=None,
-        latent_shape=(1, 1, 1),
+        latent_shape=shape,
         class_names=["0"],
         sampling=sampling,
     )

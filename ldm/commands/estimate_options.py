@@ -72,12 +72,23 @@ class EstimateOptions(Group):
         said.append(f"the autoencoder is that of ae= (not {path}, which is not there)" if path else "")
         return self.autoencoder
 
+    def codes_of_latents(self, folder: str | None) -> int:
+        """Of a cache of codes, how many there are to choose from; ValueError where it is none, or not there."""
+        file = Path(str(folder)) / MANIFEST
+        codes = Manifest.read(file).codes if file.is_file() else None
+        if codes is None:
+            raise ValueError(
+                f"objective=ardm: latents={folder} is no cache of codes: ldm cache-latents codes=true first"
+            )
+        return codes
+
     def shape_of_latents(self, folder: str, said: list[str]) -> tuple[tuple[int, int, int], int, int | None]:
         """C, h, w, the number of classes, and that of images, of a cache; where it is not there, as the options say."""
         if (Path(folder) / MANIFEST).is_file():
             manifest = Manifest.read(Path(folder) / MANIFEST)
             channels, height, width = manifest.shape
-            return (channels // 2, height, width), len(manifest.class_names), manifest.count.train + manifest.count.val
+            channels = channels // 2 if manifest.codes is None else channels
+            return (channels, height, width), len(manifest.class_names), manifest.count.train + manifest.count.val
         shape = self.latent_shape
         if shape is None:
             with torch.device("meta"):

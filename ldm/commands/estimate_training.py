@@ -66,7 +66,12 @@ def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions,
     """Of `ldm train-diffusion`."""
     if options.objective.student is not None:
         raise ValueError("ldm estimate knows no students yet: estimate their teacher's training, which needs less")
-    parts = {"net": options.net, "objective": options.objective.card(), "sampling": options.objective.sampling}
+    codes = given.codes_of_latents(options.latents) if options.objective.codes else None
+    parts = {
+        "net": options.net,
+        "objective": options.objective.card(codes=codes),
+        "sampling": options.objective.sampling,
+    }
     check_trust(parts, options.trust)
     objective = checked_objective(build_from_card(parts["objective"], options.trust))
     sampling = Sampling(**build_from_card(parts["sampling"], options.trust))
@@ -79,7 +84,7 @@ def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions,
     conditioning = build(options.condition)
     if conditioning.reads and (Path(options.latents) / MANIFEST).exists():  # which knows what no config does
         conditioning = build(options.condition | conditioning.learned(LatentCache(options.latents, "size").kept()))
-    sizes = supplied(options.net, shape, classes) | conditioning.network(shape)
+    sizes = supplied(options.net, shape, classes) | conditioning.network(shape) | ({"codes": codes} if codes else {})
     null = conditioning.null(classes, shape)
     cached = Path(options.latents, AUTOENCODER_FILE)
     arguments = given.shape_of_autoencoder(options.autoencoder or (cached if cached.exists() else None), said)
@@ -97,7 +102,9 @@ def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions,
     module = train_diffusion.module_of(options, own, net, objective, stats, conditioning, null, card)
     blank = conditioning.blank(own.size, shape)
     batch = Batch(
-        _meta(own.size, 2 * shape[0], *shape[1:], dtype=torch.float16),
+        _meta(own.size, *shape, dtype=torch.int32)
+        if codes
+        else _meta(own.size, 2 * shape[0], *shape[1:], dtype=torch.float16),
         _meta(own.size, dtype=torch.long),
         _meta(own.size, *shape) if objective.coupling.ahead else None,  # paired by the loader
         {name: _meta(*part.shape, dtype=part.dtype) for name, part in blank.items()},
@@ -106,7 +113,7 @@ def train_diffusion_cost(options: TrainDiffusionOptions, given: EstimateOptions,
     if recomputes:
         said.append("net.checkpoint=true: a forward pass more for each image")
     cost = _training_cost(options, module, batch, flops * (4 / 3 if recomputes else 1), gpu, said=said)
-    return _with_grid(cost, decoding_memory(autoencoder, drawn, shape), stored(autoencoder))
+    return _with_grid(cost, decoding_memory(autoencoder, objective, (drawn, *shape)), stored(autoencoder))
 
 
 def _training_cost(

@@ -44,5 +44,5 @@ def main(options: LikelihoodOptions, run: Path) -> None:
     check_scores(result, "likelihood.json")
     options.begin(run)
     LikelihoodFile(weights=which_weights(options.weights), **result).write(run / "likelihood.json")
-    print(f"latents: {result['latent_bits_per_dim']:.4f} bits/dim")
+    print(f"{'codes' if bits.of_codes else 'latents'}: {result['latent_bits_per_dim']:.4f} bits/dim")
     print(f"images: at most {result['image_bits_per_dim_at_most']:.4f} bits/dim; terms in {run}/likelihood.json")

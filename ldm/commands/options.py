@@ -7,11 +7,20 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from annotated_types import Interval
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
 from ldm.commands.run_folder import plain, read_config, write_config
 from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.sampling import Sampling
+from ldm.evaluation.result_files import LikelihoodFile
 from ldm.runtime.arguments import Node, arguments_of, check_node
 from ldm.runtime.files import CONFIG, flat
 from ldm.runtime.ranges import Count, Natural, Steps
@@ -203,6 +212,23 @@ class SamplerOptions(Group):
     steps: Steps | None
 
 
+def _measured(node: dict[str, Any]) -> dict[str, Any]:
+    """A grid's node, the losses of a run of `ldm likelihood` in place of its name."""
+    named = node.get("losses")
+    if not isinstance(named, str):
+        return node
+    file = Path(named) / "likelihood.json" if Path(named).is_dir() else Path(named)
+    if not file.is_file():
+        raise ArgumentError(".losses", f"={named} is no run of ldm likelihood: run that first, and name its folder")
+    losses = (LikelihoodFile.read(file).model_extra or {}).get("by_hidden")
+    if losses is None:
+        raise ArgumentError(".losses", f"={named} is not of a model of codes (objective=ardm)")
+    return node | {"losses": losses}
+
+
+GridChoice = Annotated[dict[str, Any], AfterValidator(_measured), AfterValidator(lambda n: check_node(n) if n else n)]
+
+
 StudentNode = Annotated[
     dict[str, Any] | None,
     AfterValidator(lambda node: check_node(node, ("objective", "teacher", "null")) if node else None),
@@ -211,12 +237,14 @@ StudentNode = Annotated[
 
 class ObjectiveOptions(Group):
     """conf/objective: the arguments of `Objective`, the sampling that fits it, and the student whose target has no
-    closed form, if any. What is null is the teacher's."""
+    closed form, if any. What is null is the teacher's. codes: cached, of `Autoregressive`, where the latents say how
+    many there are."""
 
-    path: Node | None
-    parameterization: Parameterization | None
-    weighting: Node | None
-    time_sampler: Node | None
+    codes: Literal["cached"] | None = None
+    path: Node | None = None
+    parameterization: Parameterization | None = None
+    weighting: Node | None = None
+    time_sampler: Node | None = None
     coupling: Node | None = None
     unit_input: bool | None = False
     average: bool = False
@@ -224,13 +252,25 @@ class ObjectiveOptions(Group):
     student: StudentNode = None
     sampling: Annotated[dict[str, Any], arguments_of(Sampling)]
 
-    def card(self, teachers: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The objective's own arguments, as a checkpoint's card has them.
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        given = self.model_fields_set - {"codes", "sampling"}
+        if self.codes is not None and given:
+            raise ValueError(f"codes={self.codes} has no {min(given)}: leave it out")
+        lacking = [key for key in ("path", "parameterization", "weighting", "time_sampler") if key not in given]
+        if self.codes is None and lacking:
+            raise ValueError(f"{lacking[0]} is missing: null is the teacher's")
+        return self
+
+    def card(self, teachers: dict[str, Any] | None = None, codes: int | None = None) -> dict[str, Any]:
+        """The objective's own arguments, as a checkpoint's card has them; codes: of the latents.
 
         Raises:
             ValueError: if something is left to a teacher, and there is none.
         """
-        own = self.model_dump(exclude={"sampling", "student"}, exclude_unset=True)
+        if self.codes is not None:
+            return {"codes": codes}
+        own = self.model_dump(exclude={"codes", "sampling", "student"}, exclude_unset=True)
         open_keys = [key for key, value in own.items() if value is None and key != "coupling"]
         if open_keys and teachers is None:
             raise ValueError(f"objective.{open_keys[0]} is null, which is the teacher's: pass teacher=RUN")

@@ -107,17 +107,25 @@ class CommandStudio:
         self.weaker: tuple[str, Path | None, LoadedDiffusion] | None = None  # the last, by its path and checkpoint
         card, config = self.own.loaded.card, CommandConfig.of("sample", [])
         guided = card["label_dropout"] > 0
+        offered = {group: self._offered(group, config.choices(group)) for group in ("sampler", "grid", "path")}
         self.choices = Choices(
             class_names=card["class_names"],
-            samplers={name: self._steps(name) for name in first(TRAINED, config.choices("sampler"))},
-            grids=first(TRAINED, config.choices("grid")),
-            paths=first(TRAINED, config.choices("path")),
+            samplers={name: self._steps(name) for name in offered["sampler"]},
+            grids=offered["grid"],
+            paths=offered["path"],
             seed=seed,
             guidance=self.own.model.scale,
             guided=guided,
             labels=self.own.model.conditioning.labels,
             text=isinstance(self.own.model.conditioning, Text),
         )
+
+    def _offered(self, group: str, names: list[str]) -> list[str]:
+        """What of a group's choices fits the model, and asks for nothing that the page does not."""
+        of_codes = {"sampler": {"ardm"}, "grid": {"uniform", "cosine"}, "path": set[str]()}[group]
+        if not self.own.model.of_codes:
+            return first(TRAINED, [name for name in names if name not in ("ardm", "planned")])
+        return first(TRAINED, [name for name in names if name in of_codes])
 
     def _steps(self, sampler: str) -> int:
         steps = CommandConfig.of("sample", [f"sampler={sampler}"]).keys["sampler.steps"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm.card import check_guidance, usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion, load_diffusion
-from ldm.commands.options import Free, LoggedOptions, ResultOptions, SamplerOptions, Text, Weights, build
+from ldm.commands.options import Free, GridChoice, LoggedOptions, ResultOptions, SamplerOptions, Text, Weights, build
 from ldm.commands.run_folder import build_loggers
 from ldm.commands.sample_files import save_files, save_samples, strips, wanted_of
 from ldm.condition import Condition
@@ -41,7 +41,7 @@ class SampleOptions(ResultOptions, LoggedOptions):
     model: Text
     autoencoder: Text | None
     sampler: SamplerOptions
-    grid: Choice
+    grid: GridChoice
     path: Choice
     num: Count
     start: Text | None = Field(alias="from")
@@ -130,6 +130,8 @@ def planned(options: SampleOptions, card: dict[str, Any], model: LatentDiffusion
         seed=options.seed,
         origin=origin_of(options, card, model),
     )
+    if model.of_codes and options.interpolation:
+        raise ValueError(f"interpolation={options.interpolation} walks between latents: this model makes codes: pass 0")
     pixels = 3 * math.prod(model.image_size)
     check_fits(2 * options.num * pixels, f"num={options.num}", "lower num=, and sample several times by seed=")
     check_batch(options.batch_size, pixels)

@@ -14,6 +14,7 @@ from ldm.checkpoint import LoadedDiffusion, load_diffusion
 from ldm.condition import Condition
 from ldm.conditioning.labels import Labels
 from ldm.conditioning.text import Text
+from ldm.diffusion.autoregressive import Autoregressive
 from ldm.diffusion.coupling import Taught
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import VEPath
@@ -35,7 +36,17 @@ def load_teacher(options: "TrainDiffusionOptions") -> LoadedDiffusion:
     """Whom teacher= names; ValueError if the objective has nobody to teach."""
     if options.objective.student is None:
         raise ValueError(f"teacher={options.teacher} would teach nobody: choose objective=progressive or consistency")
-    return load_diffusion(str(options.teacher), trust=options.trust)
+    teacher = load_diffusion(str(options.teacher), trust=options.trust)
+    if isinstance(teacher.objective, Autoregressive):
+        raise ValueError(f"teacher={options.teacher} makes codes, and students are of latents: choose another")
+    return teacher
+
+
+def learned_of(
+    options: "TrainDiffusionOptions", teacher: LoadedDiffusion | None, codes: int | None = None
+) -> dict[str, Any]:
+    """The objective's arguments, as a card has them; codes: of latents that are codes, how many to choose from."""
+    return options.objective.card(None if teacher is None else teacher.card["objective"], codes)
 
 
 def net_of(options: "TrainDiffusionOptions", teacher: LoadedDiffusion | None) -> dict[str, Any]:

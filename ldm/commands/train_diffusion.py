@@ -14,14 +14,23 @@ from torch import nn
 from ldm.card import build_from_card, check_guidance, check_trust, usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, load_diffusion, newest
 from ldm.commands.next_step import say_next
-from ldm.commands.options import Free, Group, ObjectiveOptions, SamplerOptions, Text, build
+from ldm.commands.options import Free, GridChoice, Group, ObjectiveOptions, SamplerOptions, Text, build
 from ldm.commands.run_folder import build_loggers
-from ldm.commands.students import check_latents, condition_of, load_teacher, net_of, reflow_card, schooling_of
+from ldm.commands.students import (
+    check_latents,
+    condition_of,
+    learned_of,
+    load_teacher,
+    net_of,
+    reflow_card,
+    schooling_of,
+)
 from ldm.commands.training_latents import (
     aligned_card,
     alignment_of,
     artifact_of,
     begin,
+    check_codes,
     data_of,
     latents_of,
     training_device,
@@ -41,7 +50,7 @@ from ldm.generate.generator import Generator
 from ldm.generate.model import LatentDiffusionModel
 from ldm.latents import LatentStats
 from ldm.losses.alignment import Alignment, Tap
-from ldm.runtime.arguments import Choice, arguments_of, check_node
+from ldm.runtime.arguments import arguments_of, check_node
 from ldm.runtime.loggers import artifact
 from ldm.runtime.ranges import Count, Natural, NonNegative, Positive, Several, Share
 from ldm.training.console import final_figures
@@ -86,7 +95,7 @@ class TrainDiffusionOptions(TrainingOptions):
     net: Annotated[NetNode, Free("checkpoint")]  # memory for time
     objective: Annotated[ObjectiveOptions, Free("sampling")]
     sampler: Annotated[SamplerOptions, Free()]
-    grid: Annotated[Choice, Free()]
+    grid: Annotated[GridChoice, Free()]
     condition: ConditionNode
     align: AlignOptions
     label_dropout: Share
@@ -133,19 +142,14 @@ class TrainDiffusionOptions(TrainingOptions):
 
 def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     teacher = None if options.teacher is None else load_teacher(options)
-    learned = options.objective.card(None if teacher is None else teacher.card["objective"])
     own_net, told_of = net_of(options, teacher), condition_of(options, teacher)
-    parts = {
-        "net": own_net,
-        "objective": learned,
-        "sampling": options.objective.sampling,
-        "condition": told_of,
-    }
-    check_trust(parts, options.trust)
-    objective = checked_objective(build_from_card(learned, options.trust))
+    check_trust([own_net, learned_of(options, teacher), options.objective.sampling, told_of], options.trust)
     sampling = Sampling(**build_from_card(options.objective.sampling, options.trust))
     unlearned = build_from_card(told_of, options.trust)
     cache, autoencoder = latents_of(options, run, unlearned.reads, teacher)
+    check_codes(options, unlearned, cache)
+    learned = learned_of(options, teacher, cache.codes)
+    objective = checked_objective(build_from_card(learned, options.trust))
     told_of |= unlearned.learned(cache.kept())
     conditioning = build_from_card(told_of, options.trust)
     null = conditioning.null(len(cache.class_names), cache.latent_shape)
@@ -159,12 +163,12 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
         check_latents(f"teacher={options.teacher}", teacher.card, options.latents, cache)
     reflow = reflow_card(options, objective, cache, run)
     shape = supplied(own_net, cache.latent_shape, len(cache.class_names)) | schooling.net
-    shape |= conditioning.network(cache.latent_shape)
+    shape |= conditioning.network(cache.latent_shape) | ({} if cache.codes is None else {"codes": cache.codes})
     seed_from(options.seed)
     net: nn.Module = build_from_card(own_net | shape, options.trust)
     told = schooling.told(labelled(torch.tensor([0]), null).beside(null))
     tap = None if options.align.layer is None else Tap(net, options.align.layer)
-    check_network(net, cache.latent_shape, shape["num_classes"], training_device(options), told)
+    check_network(net, cache.latent_shape, objective, shape["num_classes"], training_device(options), told)
     alignment = alignment_of(options, tap, cache)
     if newest(run) is None:  # else the run has weights of its own
         schooling.start(options, net, teacher, cache)

@@ -67,6 +67,21 @@ def latents_of(
     return images, replace(loaded, path=run / AUTOENCODER_FILE)
 
 
+def check_codes(options: "TrainDiffusionOptions", conditioning: Conditioning, latents: Latents) -> None:
+    """ValueError unless an objective of codes has them, and no other; or where a condition is made of latents."""
+    if options.objective.codes is None:
+        if latents.codes is not None:
+            raise ValueError(
+                f"latents={options.latents} are codes: choose objective=ardm, or cache latents by codes=false"
+            )
+        return
+    if latents.codes is None:
+        where = f"latents={options.latents} are none" if options.latents else "latents=null encodes to latents"
+        raise ValueError(f"objective=ardm learns codes, and {where}: ldm cache-latents codes=true, then latents=RUN")
+    if conditioning.network(latents.latent_shape).get("concat_channels"):
+        raise ValueError("objective=ardm takes labels and text, and no pictures: choose another condition=")
+
+
 def _keeps_its_own(options: "TrainDiffusionOptions") -> bool:
     """Whether the run has a copy of its autoencoder: where there is no cache, or one that is a copy itself."""
     return options.latents is None or options.is_remote("latents", "autoencoder")

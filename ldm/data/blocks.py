@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldm.data.formats import Manifest
-from ldm.data.shard_writer import CAPTIONS, FEATURES
+from ldm.data.shard_writer import CAPTIONS, CODES, FEATURES, MOMENTS
 
 ANEW = "remove it, and run the same `ldm cache-latents` again"
 
@@ -17,7 +17,7 @@ class Block(NamedTuple):
     """Images that lie together in a shard."""
 
     start: int  # its first image's index in the shard
-    moments: np.ndarray  # [n, views, 2C, h, w] fp16, memory-mapped
+    moments: np.ndarray  # [n, views, 2C, h, w] fp16, memory-mapped; or codes [n, views, 1, h, w]
     labels: np.ndarray  # [n]
     kept: dict[str, np.ndarray]  # likewise mapped
 
@@ -55,8 +55,9 @@ def open_shard(path: Path, count: int, manifest: Manifest) -> list[Block]:
 def _check_block(block: Block, manifest: Manifest) -> None:
     moments, labels, classes = block.moments, block.labels, len(manifest.class_names)
     wanted = (len(labels), manifest.views, *manifest.shape)
-    if moments.dtype != np.dtype("<f2") or moments.shape != wanted:
-        raise ValueError(f"moments are {moments.dtype} {list(moments.shape)}, not float16 {list(wanted)}")
+    if moments.dtype != np.dtype(manifest.dtype).newbyteorder("<") or moments.shape != wanted:
+        what = MOMENTS if manifest.codes is None else CODES
+        raise ValueError(f"{what} are {moments.dtype} {list(moments.shape)}, not {manifest.dtype} {list(wanted)}")
     if labels.dtype != np.dtype("<i8") or labels.ndim != 1:
         raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, not int64 [n]")
     _check_kept(block, manifest)
@@ -86,16 +87,20 @@ def _check_kept(block: Block, manifest: Manifest) -> None:
             raise ValueError(f"{name} are {got}, not {np.dtype(dtype)} {list(shape)}")
 
 
-def check_values(path: Path, moments: np.ndarray) -> None:
-    """Each moment is looked at when its shard's checksum is compared, which reads the file anyway.
+def check_values(path: Path, moments: np.ndarray, codes: int | None) -> None:
+    """Each moment, or code of so many, is looked at when its shard's checksum is compared, which reads the file anyway.
 
     By the bits of float16, of which numpy compares integers much faster than the numbers: all bits of the exponent are
     set in what is not finite, and the sign's in what is negative, -0 alone excepted.
 
     Raises:
         ValueError: naming the shard, if a mean or a std, [n, views, 2C, h, w] together, is not finite, or a std is
-            negative.
+            negative; or if a code is none of them.
     """
+    if codes is not None:
+        if moments.size and not 0 <= moments.min() <= moments.max() < codes:
+            raise ValueError(f"{path} holds codes beyond 0 ... {codes - 1}: {ANEW}")
+        return
     bits = moments.view(np.int16)
     if np.any(bits >= 0x7C00) or np.any((bits >= -0x400) & (bits < 0)):
         raise ValueError(f"{path} holds moments that are not finite: {ANEW}")
@@ -130,8 +135,8 @@ def _open_blocks(path: Path) -> list[Block]:
                 raise ValueError(f"{member.name} ends early")
             arrays[member.name] = np.ndarray(shape, dtype, mapped.data, file.tell())
     blocks, start = [], 0
-    for name in sorted(n for n in arrays if n.endswith(".moments.npy")):
-        key = name.removesuffix(".moments.npy")
+    for name in sorted(n for n in arrays if n.endswith((f".{MOMENTS}.npy", f".{CODES}.npy"))):
+        key = name.rsplit(".", 2)[0]
         labels = np.array(arrays[f"{key}.labels.npy"])
         kept = {each.split(".")[1]: array for each, array in arrays.items() if each.startswith(f"{key}.")}
         blocks.append(Block(start, arrays[name], labels, kept))

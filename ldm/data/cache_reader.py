@@ -31,7 +31,7 @@ Verify = Literal["once", "full", "size"]
 class Batch(NamedTuple):
     """Cached latents.
 
-    moments: [B, 2C, h, w] fp16
+    moments: [B, 2C, h, w] fp16; or codes, int32 [B, 1, h, w]
     labels:  [B]
     noise:   paired with them, [B, C, h, w]; None: none is
     told:    what a condition reads beside, by its names, and FEATURES where a network is aligned with them
@@ -65,7 +65,8 @@ class LatentCache:
         self._verify([*self.manifest.shards.train, *self.manifest.shards.val], verify)
         self.stats = LatentStats(torch.tensor(self.manifest.mean), torch.tensor(self.manifest.std))
         self.class_names = self.manifest.class_names
-        self.latent_shape = (self.manifest.shape[0] // 2, *self.manifest.shape[1:])  # C, h, w
+        channels, *size = self.manifest.shape
+        self.latent_shape = (channels // 2 if self.codes is None else channels, *size)  # C, h, w
 
     @property
     def autoencoder(self) -> str:
@@ -88,6 +89,11 @@ class LatentCache:
     def features(self) -> DenseFeaturesCard | None:
         """What dense features of the images it keeps; None: none."""
         return self.manifest.features
+
+    @property
+    def codes(self) -> int | None:
+        """Of a cache of codes: how many there are to choose from."""
+        return self.manifest.codes
 
     @property
     def pairs(self) -> Pairs | None:
@@ -142,7 +148,7 @@ class LatentCache:
             if sha256(path) != shard.sha256:
                 raise ValueError(f"{path} differs from the manifest's checksum: {fix}")
             for block in open_shard(path, shard.count, self.manifest):
-                check_values(path, block.moments)
+                check_values(path, block.moments, self.codes)
         return state
 
 
@@ -208,7 +214,8 @@ class CachedMoments(Dataset[Any]):
         return self.ends[-1] if self.ends else 0
 
     def __getitems__(self, keys: list[Key]) -> Batch:
-        moments, labels = np.empty((len(keys), *self.shape), np.float16), np.empty(len(keys), np.int64)
+        dtype = np.float16 if self.manifest.codes is None else np.int32  # torch does little with uint16
+        moments, labels = np.empty((len(keys), *self.shape), dtype), np.empty(len(keys), np.int64)
         kept: dict[str, list[np.ndarray]] = {name: [] for name in self.reads}
         for i, (epoch, index) in enumerate(keys):
             block, row = self._at(index)

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.formats import CacheIdentity, DenseFeaturesCard, TextEncoderCard
+from ldm.data.formats import CacheIdentity, DenseFeaturesCard, TextEncoderCard, dtype_of
 from ldm.data.samples import Contents, Part, Sample, Split
 from ldm.data.shard_writer import BLOCK, CAPTIONS, FEATURES, Block, Kept, ShardWriter
 from ldm.data.sources import Source
 from ldm.images import shrunk
 
-Encode = Callable[[Tensor], Tensor]  # image [B, 3, R, R] uint8 -> moments [B, 2C, h, w]
+Encode = Callable[[Tensor], Tensor]  # image [B, 3, R, R] uint8 -> moments [B, 2C, h, w], or codes [B, 1, h, w]
 _T = TypeVar("_T")
 Dense = Callable[[Tensor], Tensor]  # image [B, 3, R, R] uint8 -> features [B, D, h, w]
 EncodeText = Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # captions -> embeddings [n, L, D], bool [n, L]
@@ -39,6 +39,7 @@ def cache_identity(
     text_encoder: dict[str, Any] | None = None,
     low_resolution: int | None = None,
     features: DenseFeaturesCard | None = None,
+    codes: int | None = None,
 ) -> CacheIdentity:
     """What all shards of a cache have in common; `weights_fingerprint` is the autoencoder's.
 
@@ -52,11 +53,12 @@ def cache_identity(
         autoencoder=weights_fingerprint,
         preprocessing=source.preprocessing(),
         views=2 if source.flip else 1,
-        dtype="float16",
+        dtype=dtype_of(codes),
         class_names=source.class_names,
         text_encoder=None if text_encoder is None else TextEncoderCard(**text_encoder),
         low_resolution=low_resolution,
         features=features,
+        codes=codes,
     )
 
 
@@ -66,7 +68,7 @@ class CacheWriter(ShardWriter):
 
     Args:
         source:      of the images; one that consists of shards decides itself what a shard is.
-        encode:      image [B, 3, R, R] uint8 -> moments [B, 2C, h, w].
+        encode:      image [B, 3, R, R] uint8 -> moments [B, 2C, h, w]; in a cache of codes, these.
         batch_size:  images that are encoded at once.
         num_workers: threads that decode images meanwhile.
         encode_text: captions -> embeddings; None: none are kept.
@@ -143,6 +145,8 @@ class CacheWriter(ShardWriter):
     def _encode_views(self, image: Tensor) -> np.ndarray:
         views = [image, image.flip(-1)][: self.identity.views]
         encoded = torch.stack([self.encode(view) for view in views], dim=1)
+        if self.identity.codes is not None:
+            return encoded.cpu().numpy().astype(self.identity.dtype)
         fix = ": train it longer or with a larger regularizer.weight="
         return _finite_half(encoded, "the autoencoder's moments are", fix)
 

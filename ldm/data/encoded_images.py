@@ -52,6 +52,7 @@ class EncodedImages:
     """
 
     pairs = None  # of a teacher's samples: there are none
+    codes = None  # nor are there codes
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+from annotated_types import Ge
 from pydantic import AfterValidator, Field, model_validator
 
 from ldm.runtime.ranges import Count, Natural, Positive
@@ -45,7 +46,7 @@ class ShardIndex(JsonFile):
         return self
 
 
-Shape = Annotated[list[Count], Field(min_length=3, max_length=3)]  # of an image's moments: 2C, h, w
+Shape = Annotated[list[Count], Field(min_length=3, max_length=3)]  # of an image's moments: 2C, h, w; of codes: 1, h, w
 
 
 class Pairs(Part):
@@ -88,18 +89,26 @@ class CacheIdentity(Part):
     text_encoder:   of the embeddings of captions that are kept; null: none are
     low_resolution: side of the small copies of the images that are kept, in pixels; null: none are
     features:       of the dense features of the images that are kept; null: none are
+    codes:          of a cache of codes, which are kept in place of moments: how many there are to choose from
     """
 
     format: Annotated[int, one_of(1)]
     autoencoder: Fingerprint  # of the weights
     preprocessing: dict[str, Any]
     views: Annotated[int, one_of(1, 2)]
-    dtype: Literal["float16"]
+    dtype: Literal["float16", "uint16", "int32"]
     class_names: ClassNames
     pairs: Pairs | None = None
     text_encoder: TextEncoderCard | None = None
     low_resolution: Count | None = None
     features: DenseFeaturesCard | None = None
+    codes: Annotated[int, Ge(2)] | None = None
+
+    @model_validator(mode="after")
+    def _is_of_its_type(self) -> Self:
+        if self.dtype != dtype_of(self.codes):
+            raise ValueError(f"dtype is {self.dtype}, and codes={self.codes} are {dtype_of(self.codes)}")
+        return self
 
     def difference(self, wanted: "CacheIdentity") -> str:
         """Say in words what differs: "views is 1, not 2"."""
@@ -107,6 +116,13 @@ class CacheIdentity(Part):
             (name, _known(getattr(self, name)), _known(getattr(wanted, name))) for name in CacheIdentity.model_fields
         )
         return "; ".join(f"{name} is {mine}, not {other}" for name, mine, other in pairs if mine != other)
+
+
+def dtype_of(codes: int | None) -> Literal["float16", "uint16", "int32"]:
+    """The type in which a cache keeps moments (None), or so many different codes."""
+    if codes is None:
+        return "float16"
+    return "uint16" if codes <= 2**16 else "int32"
 
 
 def _known(value: Any) -> Any:
@@ -155,9 +171,9 @@ class ShardCard(JsonFile):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        channels = _channels(self.shape)
+        channels = _channels(self.shape, self.identity.codes)
         if len(self.sums.first) != channels or len(self.sums.second) != channels:
-            raise ValueError(f"sums are not of {channels} channels, half of shape[0]={self.shape[0]}")
+            raise ValueError(f"sums are not of the {channels} channels of latents of shape[0]={self.shape[0]}")
         return self
 
 
@@ -199,10 +215,10 @@ class Manifest(CacheIdentity, JsonFile):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        channels = _channels(self.shape)
+        channels = _channels(self.shape, self.codes)
         for name in ("mean", "std"):
             if len(getattr(self, name)) != channels:
-                raise ValueError(f"{name} has {len(getattr(self, name))} channels, and shape[0]={self.shape[0]} is 2C")
+                raise ValueError(f"{name} has {len(getattr(self, name))} channels, and the latents {channels}")
         for split in ("train", "val"):
             count = sum(shard.count for shard in getattr(self.shards, split))
             if count != getattr(self.count, split):
@@ -227,7 +243,12 @@ class Verified(JsonFile):
     shards: dict[str, Annotated[list[Any], AfterValidator(_state)]]
 
 
-def _channels(shape: list[int]) -> int:
+def _channels(shape: list[int], codes: int | None) -> int:
+    """Of the latents, whose moments have this shape; of codes, one."""
+    if codes is not None:
+        if shape[0] != 1:
+            raise ValueError(f"shape[0]={shape[0]} is not 1: codes are one number a place")
+        return 1
     if shape[0] % 2:
         raise ValueError(f"shape[0]={shape[0]} is odd: moments are a mean and a std for each channel")
     return shape[0] // 2

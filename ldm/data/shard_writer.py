@@ -1,7 +1,8 @@
 """Writes the latent cache: all shards, or those that a rerun or a task of a job array still has to write.
 
-    FOLDER/train-000000.tar   up to BLOCK images a member: KEY.moments.npy, fp16 [n, views, 2C, h, w]; KEY.labels.npy,
-                              int64 [n]; and what is kept beside, each where there is some:
+    FOLDER/train-000000.tar   up to BLOCK images a member: KEY.moments.npy, fp16 [n, views, 2C, h, w], or, in a cache
+                              of codes, KEY.codes.npy, uint16 or int32 [n, views, 1, h, w]; KEY.labels.npy, int64 [n];
+                              and what is kept beside, each where there is some:
                                   KEY.captions.npy      UTF-8 of equal length [n]
                                   KEY.embeddings.npy    fp16 [n, L, D], of captions; KEY.text_mask.npy, bool [n, L]
                                   KEY.low.npy           uint8 [n, 3, r, r], small copies of the images, not mirrored
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 BLOCK = 1024  # images a tar member: large enough to be read fast, small enough to be held in memory
 AUTOENCODER_FILE = "autoencoder.ckpt"
+MOMENTS, CODES = "moments", "codes"  # members: a cache has the one or the other
 CAPTIONS = "captions"
 FEATURES = "features"
 NOWHERE: Mapping[str, int] = MappingProxyType({})
@@ -40,7 +42,7 @@ Kept = dict[str, np.ndarray]  # by the members' names
 
 
 class Block(NamedTuple):
-    """Up to BLOCK images: moments [n, views, 2C, h, w] fp16, labels [n] int64, and what is kept beside."""
+    """Up to BLOCK images: moments [n, views, 2C, h, w] fp16, or codes, labels [n] int64, and what is kept beside."""
 
     moments: np.ndarray
     labels: np.ndarray
@@ -70,7 +72,9 @@ class ShardWriter(ABC):
         """What a part holds, at most BLOCK images at a time; the samples that are read for it pass through contents."""
 
     def statistics(self, sums: Sums) -> tuple[list[float], list[float]]:
-        """The latents' mean and standard deviation, [C] each, of the training shards' sums."""
+        """The latents' mean and standard deviation, [C] each, of the training shards' sums; codes have none."""
+        if self.identity.codes is not None:
+            return [0.0], [1.0]
         mean, std = LatentSums.of(sums).mean_std()
         return mean.tolist(), std.tolist()
 
@@ -129,7 +133,7 @@ class ShardWriter(ABC):
                 sums.add(moments)
                 count += len(labels)
                 captioned += int((kept.get(CAPTIONS, np.zeros(0, "S1")) != b"").sum())
-                members = {"moments": moments, "labels": labels, **kept}
+                members = {MOMENTS if self.identity.codes is None else CODES: moments, "labels": labels, **kept}
                 files_of = {f"{name}.npy": _npy(array) for name, array in members.items()}
                 tar.write({"__key__": f"{part.name}-{i:04d}", **files_of})
         if count == 0:
@@ -191,7 +195,9 @@ class LatentSums:
         return made
 
     def add(self, moments: np.ndarray) -> None:
-        mean, std = np.split(moments.astype(np.float64), 2, axis=2)  # [n, views, C, h, w] each
+        values = moments.astype(np.float64)
+        whole = np.issubdtype(moments.dtype, np.integer)  # codes, which have no deviation
+        mean, std = (values, 0 * values) if whole else np.split(values, 2, axis=2)  # [n, views, C, h, w] each
         self.count += mean.size // mean.shape[2]
         self.first = self.first + mean.sum(axis=(0, 1, 3, 4))
         self.second = self.second + (mean**2 + std**2).sum(axis=(0, 1, 3, 4))

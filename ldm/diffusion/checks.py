@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ldm.diffusion.autoregressive import Autoregressive
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import Coefficients, Path
 
@@ -17,6 +18,11 @@ def apart() -> Iterator[None]:
     """Without gradients, and with random numbers of its own."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         yield
+
+
+def objective_kind(parts: dict[str, Any]) -> type[Objective]:
+    """Of an objective's parts by name: the class that they are arguments of."""
+    return Autoregressive if "codes" in parts else Objective
 
 
 def checked_objective(parts: dict[str, Any]) -> Objective:
@@ -39,13 +45,14 @@ def checked_objective(parts: dict[str, Any]) -> Objective:
 def _checked(parts: dict[str, Any]) -> Objective:
     if "path" in parts:
         _check_path(parts["path"])
-    objective = Objective(**parts)
+    objective = objective_kind(parts)(**parts)
     with apart():
         x0, y = torch.randn(4, *LATENT), torch.zeros(4, dtype=torch.long)
+        x0 = x0[:, :1].long().clamp(min=0) if isinstance(objective, Autoregressive) else x0
         t = objective.time_sampler(4, objective.path, x0.device)
         if t.shape != (4,) or not ((t >= 0) & (t <= 1)).all():
             raise ValueError(f"objective.time_sampler must draw n times in [0, 1], [4] of n = 4, not {t.tolist()}")
-        loss, _ = objective.loss(lambda x_t, _t, _y: torch.zeros_like(x_t), x0, y, t=t)
+        loss, _ = objective.loss(lambda x_t, _t, _y: objective.silent(x_t), x0, y, t=t)
     if loss.shape != (4,) or not loss.isfinite().all():
         raise ValueError(f"objective.weighting must give each image its finite loss, [4] of 4, not {loss.tolist()}")
     return objective

@@ -1,7 +1,7 @@
 """Objective: path x parameterization x weighting x time sampler. Its loss and its denoiser stand side by side, so that
 training and sampling cannot drift apart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -157,6 +157,23 @@ class Objective:
     def times(self, n: int, device: torch.device) -> Tensor:
         """[n] times at which it is trained."""
         return self.time_sampler(n, self.path, device)
+
+    def blank(self, shape: Sequence[int]) -> Tensor:
+        """A state [B, *shape] of which nothing is known: noise."""
+        return torch.randn(tuple(shape))
+
+    def silent(self, x_t: Tensor) -> Tensor:
+        """What a network returns that says nothing."""
+        return torch.zeros_like(x_t)
+
+    def nothing(self, x_t: Tensor) -> Prediction:
+        """A denoiser's, that says nothing."""
+        return Prediction(torch.zeros_like(x_t), x_t)
+
+    def check_sampler(self, function: Callable[..., Tensor]) -> None:
+        """ValueError for a sampler of other states than these."""
+        if getattr(getattr(function, "func", function), "of_codes", False):
+            raise ValueError("sampler=ardm makes codes, and this model makes latents: pass another")
 
     def denoiser(self, net: Net, condition: Condition | Tensor) -> Denoise:
         """Wrap `net`, told a condition of B rows or labels [B], as (x_t, t) -> Prediction(x0, eps)."""

@@ -130,6 +130,13 @@ def uniform_grid(path: Path, steps: Count, t_max: float = 1.0) -> Tensor:
 
 
 @checked
+def cosine_grid(path: Path, steps: Count, t_max: float = 1.0) -> Tensor:
+    """cos(pi r / 2) of even r: the rule by which MaskGIT reveals few places at first and many at the end (Chang et al.
+    2022, section 3.3), for codes."""
+    return t_max * torch.sin(0.5 * math.pi * uniform_grid(path, steps))  # r = 1 - u
+
+
+@checked
 def shifted_grid(path: Path, steps: Count, t_max: float = 1.0, *, shift: Positive = 3.0) -> Tensor:
     """t -> s t / (1 + (s - 1) t) of the uniform grid: on the linear path, a move of -2 log(s) in log-SNR (Esser et al.
     2024, eq. 23).

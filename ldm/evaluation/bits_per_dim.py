@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from ldm.conditioning.low_resolution import Upscale
 from ldm.conditioning.text import needs_caption
 from ldm.data.sources import Source
 from ldm.diffusion import log_likelihood as terms
+from ldm.diffusion.autoregressive import Autoregressive, code_bound
 from ldm.evaluation.image_sets import spread
 from ldm.images import to_x
 from ldm.metrics.statistics import pixel_sum, pixels_fingerprint
@@ -30,7 +32,8 @@ class BitsPerDim:
         source     : of the images; prepared, and with the classes, as in training
         num        : held-out images that are bounded, and training images to which the decoder's spread is fitted
         seed       : of the posterior's samples and of Hutchinson's probes
-        options    : of `log_likelihood`; its defaults stand for those that are missing
+        options    : of `log_likelihood`, whose defaults stand for those that are missing; of a model of codes steps
+                     alone: the numbers of hidden places that are looked at, null for all
 
     Raises:
         ValueError: where these images have no likelihood under this model.
@@ -52,7 +55,7 @@ class BitsPerDim:
                 "the model was never trained without a caption (label_dropout=0), and is told none here: choose "
                 "another model="
             )
-        if not self.autoencoder.model.variational:
+        if not self.of_codes and not self.autoencoder.model.variational:
             raise ValueError("a plain autoencoder (regularizer=none) has no posterior and no bound: train one with kl")
         if preparation != card["preprocessing"]:
             raise ValueError(f"these images are prepared as {preparation}, the model's as {card['preprocessing']}")
@@ -61,16 +64,25 @@ class BitsPerDim:
                 f"these images have the classes {self.source.class_names}, the model {card['class_names']}"
             )
 
+    @property
+    def of_codes(self) -> bool:
+        """Whether the model makes codes, of which there is no posterior."""
+        return isinstance(self.model.objective, Autoregressive)
+
     def measure(self, batch_size: int, device: torch.device) -> dict[str, Any]:
         """The bound, its terms, and what they depend on: likelihood.json."""
         named = signature(terms.log_likelihood).parameters.values()
         defaults = {option.name: option.default for option in named if option.kind is option.KEYWORD_ONLY}
         options = defaults | self.options
+        if self.of_codes:
+            options = {"steps": options["steps"]}
         torch.manual_seed(self.seed)
         decoder_spread = self._decoder_spread(batch_size, device)
         nats, counted = self._nats(batch_size, device, decoder_spread, options)
+        by_hidden = {"by_hidden": nats.pop("by_hidden").mean(0).tolist()} if self.of_codes else {}
         return {
             **self._in_bits(nats),
+            **by_hidden,
             "images": len(nats["latent"]),
             "split": "val",
             "pixels": pixels_fingerprint(counted["pixels"]),
@@ -89,34 +101,59 @@ class BitsPerDim:
         model, errors = self.autoencoder.model.to(device), []
         for image, _ in spread(self.source, "train", self.num, batch_size):
             x = to_x(image.to(device))
-            errors.append((x - model.decode(model.encode(x).sample())).abs().mean((1, 2, 3)))
+            z = model.codes(x) if self.of_codes else model.encode(x).sample()
+            errors.append((x - model.decode(z)).abs().mean((1, 2, 3)))
         return float(torch.cat(errors).mean())
 
     def _nats(
         self, batch_size: int, device: torch.device, decoder_spread: float, options: dict[str, Any]
     ) -> tuple[dict[str, Tensor], dict[str, int]]:
         """The bound's terms in nats, [N] each, with the latent's standard error; and what was counted meanwhile."""
-        autoencoder, net = self.autoencoder.model.to(device), self.model.net.to(device)
+        self.autoencoder.model.to(device), self.model.net.to(device)
         parts, counted = defaultdict[str, list[Tensor]](list), defaultdict[str, int](int)
         batches = list(spread(self.source, "val", self.num, batch_size))
         if not batches:
             raise ValueError("no held-out image could be decoded")
-        null = self.model.null
         for image, y in track(batches, "likelihood"):
             counted["pixels"] += pixel_sum(image)
-            image, y = image.to(device), y.to(device)
+            of_batch = self._code_nats if self.of_codes else self._latent_nats
+            z, found, evaluations = of_batch(image.to(device), y.to(device), options)
             with torch.no_grad():
-                posterior = autoencoder.encode(to_x(image))
-                z = posterior.sample()
-                parts["decoder"].append(terms.decoder_log_likelihood(image, autoencoder.decode(z), decoder_spread))
-                parts["entropy"].append(terms.posterior_entropy(posterior.std).double())
-            denoise = self.model.objective.denoiser(net, self.model.conditioning.of_labels(y, null))
-            value = terms.log_likelihood(denoise, self.model.objective.path, self.model.stats.normalize(z), **options)
-            parts["latent"].append(value.nats.double())
-            parts["error"].append(value.standard_error.double())
-            counted["evaluations"] += value.evaluations
+                x_hat = self.autoencoder.model.decode(z)
+            found["decoder"] = terms.decoder_log_likelihood(image.to(device), x_hat, decoder_spread)
+            for name, value in found.items():
+                parts[name].append(value)
+            counted["evaluations"] += evaluations
             counted["batches"] += 1
         return {name: torch.cat(column) for name, column in parts.items()}, counted
+
+    def _latent_nats(self, image: Tensor, y: Tensor, options: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], int]:
+        """Of images with labels y: latents drawn from their posteriors, the terms of these, and the evaluations."""
+        with torch.no_grad():
+            posterior = self.autoencoder.model.encode(to_x(image))
+            z = posterior.sample()
+        told = self.model.conditioning.of_labels(y, self.model.null)
+        denoise = self.model.objective.denoiser(self.model.net, told)
+        value = terms.log_likelihood(denoise, self.model.objective.path, self.model.stats.normalize(z), **options)
+        found = {
+            "entropy": terms.posterior_entropy(posterior.std).double(),
+            "latent": value.nats.double(),
+            "error": value.standard_error.double(),
+        }
+        return z, found, value.evaluations
+
+    @torch.no_grad()
+    def _code_nats(self, image: Tensor, y: Tensor, options: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], int]:
+        """Likewise of codes, and the losses with 1 ... D places hidden, [B, D], between those that were looked at along
+        straight lines."""
+        objective = self.model.objective
+        assert isinstance(objective, Autoregressive)
+        codes = self.autoencoder.model.codes(to_x(image))
+        told = self.model.conditioning.of_labels(y, self.model.null)
+        bound, losses, numbers = code_bound(objective, self.model.net, codes, told, options["steps"])
+        by_hidden = np.interp(np.arange(codes[0].numel()) + 1, numbers.numpy(), losses.cpu().numpy())
+        found = {"latent": -bound, "entropy": torch.zeros_like(bound), "error": torch.zeros_like(bound)}
+        return codes, found | {"by_hidden": torch.from_numpy(by_hidden).expand(len(codes), -1)}, len(numbers)
 
     def _in_bits(self, nats: dict[str, Tensor]) -> dict[str, Any]:
         """The bound and its terms per dimension of the image, and the latent's alone per dimension of the latent."""

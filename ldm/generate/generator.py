@@ -64,6 +64,7 @@ class Generator:
     origin: Origin | None = None
 
     def __post_init__(self) -> None:
+        self.model.objective.check_sampler(self.sampling.function)
         path, times = self._walk()
         check_times(path, times, self._latest() if self.origin is None else float(times[0]))
 
@@ -90,7 +91,7 @@ class Generator:
             return torch.zeros_like(x)
 
         def denoise(x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Prediction:  # noqa: ARG001
-            return Prediction(torch.zeros_like(x_t), x_t)
+            return self.model.objective.nothing(x_t)
 
         path, times = self._walk()
         self.sampling.walk(denoise, path, torch.zeros(1, *self.model.latent_shape), times, noise)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ldm.condition import Condition
 from ldm.conditioning.masked import Infill, hidden_cells, known_of
+from ldm.diffusion.autoregressive import HIDDEN
 from ldm.diffusion.objective import Denoise
 from ldm.diffusion.parameterization import Prediction
 from ldm.diffusion.path import Path
@@ -18,17 +19,21 @@ from ldm.diffusion.repaint import RESAMPLE, repaint
 from ldm.diffusion.sampling import Sampler
 from ldm.generate.generator import Generator
 from ldm.generate.model import LatentDiffusionModel
-from ldm.images import to_x
 
-Method = Literal["trained", "repaint"]
+Method = Literal["trained", "repaint", "codes"]
 
 
 def method_for(model: LatentDiffusionModel, asked: Method | None) -> Method:
-    """How a model infills: as it was trained to, or else by replacing what is known along the way.
+    """How a model infills: as it was trained to, or else by replacing what is known along the way; of codes, by drawing
+    those that are hidden, given the others.
 
     Raises:
-        ValueError: where it was not trained to, and is asked for that.
+        ValueError: where it can't do what it is asked for.
     """
+    if asked is not None and model.of_codes != (asked == "codes"):
+        raise ValueError(f"method={asked}: the model makes {'codes' if model.of_codes else 'latents'}: leave it null")
+    if model.of_codes:
+        return "codes"
     trained = isinstance(model.conditioning, Infill)
     if asked == "trained" and not trained:
         raise ValueError("method=trained: the model was not trained to infill (condition=infill): pass method=repaint")
@@ -67,11 +72,13 @@ def infilled(
     images, hidden = images.to(device), hidden.to(device).expand(len(images), -1, -1, -1)
     autoencoder = model.autoencoder
     assert autoencoder is not None
-    latent = model.stats.normalize(autoencoder.encode(to_x(continued(images, hidden))).mean)
+    latent = model.encode(continued(images, hidden))
     cells = hidden_cells(hidden, autoencoder.downsample_factor, grow).to(latent.dtype)
     labels = labels.to(device)
     condition: Condition | Tensor = labels
-    if how == "trained":
+    if how == "codes":
+        function: Sampler = partial(generator.sampling.function, known=torch.where(cells > 0, HIDDEN, latent))
+    elif how == "trained":
         condition, function = known_of(labels, latent, cells), pinned(generator.sampling.function, latent, cells)
     else:
         function = partial(repaint, known=latent, hidden=cells, resample=resample)

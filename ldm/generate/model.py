@@ -15,6 +15,7 @@ from ldm.condition import Condition
 from ldm.conditioning.labels import Conditioning, Labels
 from ldm.conditioning.low_resolution import Upscale
 from ldm.conditioning.text import Embeddings, Text
+from ldm.diffusion.autoregressive import Autoregressive
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import Path
@@ -146,6 +147,11 @@ class LatentDiffusionModel:
         return len(self.labels(classes)) if self.conditioning.labels else 1
 
     @property
+    def of_codes(self) -> bool:
+        """Whether it makes codes, not latents."""
+        return isinstance(self.objective, Autoregressive)
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of its images, in pixels."""
         height, width = self.latent_shape[1:]
@@ -213,6 +219,8 @@ class LatentDiffusionModel:
             "grid": grid_named(grid) if isinstance(grid, str) else grid,
         }
         guidance = self.scale if guidance is None else guidance
+        if self.of_codes and (path is not None or origin is not None):
+            raise ValueError("path= and from= (start=) are of latents, and this model makes codes: leave them out")
         return Generator(
             model=self,
             sampling=replace(self.sampling, **{key: value for key, value in given.items() if value is not None}),
@@ -268,7 +276,10 @@ class LatentDiffusionModel:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images, uint8 [B, 3, H, W] -> latents [B, C, h, w]: the posterior's mean, normalised."""
+        """Images, uint8 [B, 3, H, W] -> latents [B, C, h, w]: the posterior's mean, normalised; of a model of codes,
+        those, long [B, 1, h, w]."""
+        if self.of_codes:
+            return self._stage1().codes(x_of(images, self.device))
         return self.stats.normalize(self._stage1().encode(x_of(images, self.device)).mean)
 
     @torch.no_grad()

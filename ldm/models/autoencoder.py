@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.latents import DiagonalGaussian
+from ldm.latents import DiagonalGaussian, holds_codes
 from ldm.models.layers import check_factors, group_norm, upsample_nearest
-from ldm.models.quantizer import quantizer_of
+from ldm.models.quantizer import Quantizer, quantizer_of
 from ldm.runtime.ranges import Blocks, Count, Widths
 
 EPS = 1e-6  # of every GroupNorm here, as in LDM
@@ -244,9 +244,20 @@ class Autoencoder(nn.Module):
         return DiagonalGaussian.from_parameters(parameters) if self.variational else DiagonalGaussian.point(parameters)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Raw latent z [B, C, h, w], which a quantiser rounds to codes first -> x [B, 3, h f, w f]; neither samples nor
-        scales."""
+        """Raw latent z [B, C, h, w], which a quantiser rounds to codes first, or these codes, long [B, 1, h, w] (below
+        0: none, a vector of zeros) -> x [B, 3, h f, w f]; neither samples nor scales."""
+        if holds_codes(z):
+            return self.decode_quantized(self._quantizer().vectors(z[:, 0].clamp(min=0)) * (z >= 0))
         return self.decode_quantized(z if self.quantize is None else self.quantize(z).z)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """x [B, 3, H, W] in [-1, 1] -> codes, long [B, 1, H/f, W/f]; ValueError of an autoencoder that has none."""
+        return self._quantizer()(self.encode(x).mean).codes[:, None]
+
+    def _quantizer(self) -> Quantizer:
+        if self.quantize is None:
+            raise ValueError("this autoencoder has no codes: train one with regularizer=vq or fsq")
+        return self.quantize
 
     def decode_quantized(self, z: Tensor) -> Tensor:
         """The same of latents that are codes' vectors already."""

@@ -18,7 +18,7 @@ from ldm.models.dit_layers import (
     rotations,
     sinusoidal_positions,
 )
-from ldm.models.embedding import TIME_SCALE, ScalarEmbedding, time_embedding, told_further
+from ldm.models.embedding import TIME_SCALE, CodeEmbedding, ScalarEmbedding, time_embedding, told_further
 from ldm.models.layers import parts_taken, put_beside, zero_init
 from ldm.models.text_transformer import embedded, encoder_of, pooled_of
 from ldm.runtime.ranges import Count, Natural, Positive
@@ -58,6 +58,8 @@ class DiT(nn.Module):
         concat_channels: channels of the condition beside x_t; 0 for none
         second_time:     it takes s [B], too, where t - s is embedded; the embedding starts at zero
         takes_guidance:  it takes a scale of guidance w [B], too, likewise
+        codes:           K: x_t are codes, long [B, 1, h, w], below 0 where one is hidden, and the output their logits
+                         [B, K, h, w]; 0: it is as above
         time_offset:     the network sees the timestep 1000 t - time_offset; 1 for published weights, which count from 0
         time_periods:    the longest period of the time's sinusoids: "diffusers" includes 2 pi 1e4, "dit" does not
         checkpoint:      recompute activations in the backward pass: less memory for about a third more time
@@ -86,6 +88,7 @@ class DiT(nn.Module):
         concat_channels: Natural = 0,
         second_time: bool = False,
         takes_guidance: bool = False,
+        codes: Natural = 0,
         time_offset: float = 0.0,
         time_periods: Literal["dit", "diffusers"] = "diffusers",
         checkpoint: bool = False,
@@ -104,6 +107,8 @@ class DiT(nn.Module):
         self.concat_channels, self.time_offset, self.time_periods = concat_channels, time_offset, time_periods
         self.checkpoint, self.takes_guidance = checkpoint, takes_guidance
         # modules in dictionaries have their names in the authors' code
+        self.code_embed = CodeEmbedding(codes, model_channels) if codes else None
+        in_channels, out_channels = (model_channels, codes) if codes else (in_channels, in_channels)
         stem = nn.Conv2d(in_channels + concat_channels, model_channels, patch, stride=patch)
         self.x_embedder = nn.ModuleDict({"proj": stem})
         layers = nn.Linear(TIME_CHANNELS, model_channels), nn.SiLU(), nn.Linear(model_channels, model_channels)
@@ -131,7 +136,7 @@ class DiT(nn.Module):
         self.final_layer = nn.ModuleDict(
             {
                 "norm_final": norm_of(norm, model_channels),
-                "linear": nn.Linear(model_channels, patch * patch * in_channels),
+                "linear": nn.Linear(model_channels, patch * patch * out_channels),
                 "adaLN_modulation": nn.Sequential(nn.SiLU(), nn.Linear(model_channels, 2 * model_channels)),
             }
         )
@@ -175,6 +180,7 @@ class DiT(nn.Module):
         condition = embedded(condition, self.text)
         if (condition.context is None) == self.takes_context:
             raise ValueError("the network wants a context exactly where net.context_dim is given")
+        x_t = x_t if self.code_embed is None else self.code_embed(x_t)
         x = self.x_embedder["proj"](put_beside(x_t, condition.concat, self.concat_channels))  # [B, D, h / p, w / p]
         height, width = x.shape[-2:]
         at = coordinates(height, width, self.trained, x.device)
@@ -197,7 +203,7 @@ class DiT(nn.Module):
         x = modulate(self.final_layer["norm_final"](x[:, : height * width]), shift, scale)
         x = self.final_layer["linear"](x)  # [B, L, p p C]
         x = x.unflatten(2, (p, p, -1)).unflatten(1, (height, width))  # [B, h / p, w / p, p, p, C]
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(x_t.shape)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(len(x), -1, *x_t.shape[2:])
 
     def _embed(self, t: Tensor, condition: Condition, dtype: torch.dtype) -> Tensor:
         """The embedding [B, D] of times, label and what else is told."""

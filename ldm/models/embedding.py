@@ -35,6 +35,16 @@ class ScalarEmbedding(nn.Sequential):
         return super().forward(time_embedding(value, self.dim).to(dtype))
 
 
+class CodeEmbedding(nn.Embedding):
+    """Codes, long [B, 1, h, w], as vectors [B, E, h, w]; all below 0 are one, of a code that is not known."""
+
+    def __init__(self, codes: int, channels: int) -> None:
+        super().__init__(codes + 1, channels)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return super().forward(codes[:, 0].clamp(min=-1) + 1).movedim(-1, 1)
+
+
 def told_further(
     emb: Tensor,
     t: Tensor,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.condition import Condition
-from ldm.models.embedding import TIME_SCALE, ScalarEmbedding, time_embedding, told_further
+from ldm.models.embedding import TIME_SCALE, CodeEmbedding, ScalarEmbedding, time_embedding, told_further
 from ldm.models.layers import check_factors, group_norm, parts_taken, put_beside, zero_init
 from ldm.models.text_transformer import embedded, encoder_of, pooled_of
 from ldm.models.unet_layers import EPS, LayerMaker, Stack, Stem
@@ -50,6 +50,8 @@ class UNet(nn.Module):
         qk_norm:               normalise queries and keys (root mean square, learned scale), for half precision
         second_time:           it takes s [B], too, where t - s is embedded; the embedding starts at zero
         takes_guidance:        it takes a scale of guidance w [B], too, likewise: a student that was taught to be guided
+        codes:                 K: x_t are codes, long [B, 1, h, w], below 0 where one is hidden, and the output their
+                               logits [B, K, h, w]; 0: it is as above
         time_offset:           the network sees the timestep 1000 t - time_offset; 1 for published weights, which count
                                from 0
         checkpoint:            recompute activations in the backward pass: less memory for about a third more time
@@ -80,6 +82,7 @@ class UNet(nn.Module):
         qk_norm: bool = False,
         second_time: bool = False,
         takes_guidance: bool = False,
+        codes: Natural = 0,
         time_offset: float = 0.0,
         checkpoint: bool = False,
     ) -> None:
@@ -115,6 +118,8 @@ class UNet(nn.Module):
             resblock_updown=resblock_updown,
             conv_resample=conv_resample,
         )
+        self.code_embed = CodeEmbedding(codes, model_channels) if codes else None
+        in_channels, out_channels = (model_channels, codes) if codes else (in_channels, in_channels)
         stem = Stem(in_channels + concat_channels, stem_channels or model_channels, 3, padding=1)
         widths = [round(mult * model_channels) for mult in channel_mult]
         skips = self._way_down(make, stem, widths, num_res_blocks, num_heads)
@@ -124,7 +129,7 @@ class UNet(nn.Module):
         )
         self._way_up(make, skips, widths, num_res_blocks, num_heads_upsample or num_heads)
         self.out = nn.Sequential(
-            group_norm(widths[0], EPS), nn.SiLU(), zero_init(nn.Conv2d(widths[0], in_channels, 3, padding=1))
+            group_norm(widths[0], EPS), nn.SiLU(), zero_init(nn.Conv2d(widths[0], out_channels, 3, padding=1))
         )
 
     def _way_down(
@@ -179,6 +184,7 @@ class UNet(nn.Module):
         condition = Condition.of(condition)
         condition.refuse("the U-Net", self.takes)
         condition = embedded(condition, self.text)
+        x_t = x_t if self.code_embed is None else self.code_embed(x_t)
         h = put_beside(x_t, condition.concat, self.concat_channels)
         emb, context, mask = self._embed(t, condition, x_t.dtype)
         emb = told_further(emb, t, condition.s, condition.w, self.second_embed, self.guidance_embed)

@@ -215,6 +215,8 @@ def objective(lineage: Lineage) -> str:
     """Path and prediction of stage 2, in its config's words."""
     for stage in lineage.of_kind("diffusion"):
         node: Any = {} if stage.recipe is None else stage.recipe.config.get("objective")
+        if isinstance(node, dict) and node.get("codes"):
+            return plain("codes, place by place (autoregressive diffusion)")
         if isinstance(node, dict):
             path = str(node.get("path", {}).get("_target_", "")).rpartition(".")[2]
             return plain(f"{node.get('parameterization')} on {path}")

@@ -106,6 +106,7 @@ def facts_of(card: AutoencoderCard | DiffusionCard) -> dict[str, Any]:
         objective = card.objective
         facts |= {
             "network": short(card.net),
+            "codes": objective.get("codes"),
             "path": short(objective.get("path")),
             "predicts": objective.get("parameterization"),
             "weighting": short(objective.get("weighting")),

@@ -7,6 +7,7 @@
     net(x_t [B, C, h, w], t [B], condition) -> [B, C, h, w]       condition.label [B]; net.null_class = K is "no label"
         condition.s [B]                                           of objective=meanflow: built with second_time=True
         condition.w [B]                                           of guidance as a condition: with takes_guidance=True
+        x_t long [B, 1, h, w] -> logits [B, K, h, w]              of objective=ardm: with codes=K; below 0: hidden
     net.blocks                                                    optional: modules that follow one another, of which
                                                                   fsdp gathers, and then compiles, one at a time, and
                                                                   align.layer counts: a map or tokens each
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from ldm.condition import Condition
 from ldm.diffusion.checks import apart
+from ldm.diffusion.objective import Objective
 from ldm.generate.generator import Generator
 
 SHAPES = "net(x_t [B, C, h, w], t [B], condition) -> [B, C, h, w]"
@@ -45,6 +47,7 @@ def supplied(node: dict[str, Any], latent_shape: tuple[int, ...], num_classes: i
 def check_network(
     net: nn.Module,
     latent_shape: tuple[int, ...],
+    objective: Objective,
     num_classes: int,
     device: torch.device,
     told: Condition,
@@ -54,6 +57,7 @@ def check_network(
     Args:
         net:          the network, on the CPU before and after
         latent_shape: C, h, w
+        objective:    that it learns
         num_classes:  K
         device:       where it will be trained
         told:         a condition of two rows: of the first label, and the null one
@@ -61,14 +65,15 @@ def check_network(
     Raises:
         ValueError: if it does not keep the contract above.
     """
-    name, wanted = type(net).__name__, [2, *latent_shape]
+    name, x_t = type(net).__name__, objective.blank([2, *latent_shape])
+    wanted = list(objective.silent(x_t).shape)
     if getattr(net, "null_class", None) != num_classes:
         raise ValueError(
             f"net: {name} needs an attribute null_class, the label of an image without one: let its constructor say "
             "self.null_class = num_classes, and let it take labels from 0 up to and including that"
         )
     try:
-        output = _called(net, wanted, told, device)
+        output = _called(net, x_t, told, device)
     except ValueError:
         raise
     except Exception as error:
@@ -88,24 +93,24 @@ def _beside_label(told: Condition) -> str:
     return "".join(f", condition.{key} {list(part.shape)}" for key, part in parts.items() if key != "label")
 
 
-def _called(net: nn.Module, shape: list[int], told: Condition, device: torch.device) -> Any:
+def _called(net: nn.Module, x_t: Tensor, told: Condition, device: torch.device) -> Any:
     """What a network returns at t = 0 and 1; its mode and its place are as before."""
     training = net.training
     try:
         with apart():
-            x_t, t = torch.randn(shape), torch.tensor([0.0, 1.0])
+            t = torch.tensor([0.0, 1.0])
             return net.to(device).eval()(x_t.to(device), t.to(device), told.to(device))
     finally:
         net.to("cpu").train(training)
 
 
 class _SaysZero(nn.Module):
-    def __init__(self, null_class: int) -> None:
+    def __init__(self, null_class: int, objective: Objective) -> None:
         super().__init__()
-        self.null_class = null_class
+        self.null_class, self.objective = null_class, objective
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return torch.zeros_like(x_t)
+        return self.objective.silent(x_t)
 
 
 def check_sampling(generator: Generator) -> None:
@@ -115,7 +120,7 @@ def check_sampling(generator: Generator) -> None:
         ValueError: if the sampler does not return finite latents like its x.
     """
     model, null_class = generator.model, int(generator.model.net.null_class)  # type: ignore[arg-type]
-    silent = replace(generator, model=replace(model, net=_SaysZero(null_class)))
+    silent = replace(generator, model=replace(model, net=_SaysZero(null_class, model.objective)))
     with apart():
         latents, _ = silent.latents([0], torch.zeros(1, dtype=torch.long))
     if latents.shape != (1, *model.latent_shape) or not latents.isfinite().all():

@@ -147,7 +147,7 @@ class DiffusionModule(ProgressModule):
 
     def flops_per_image(self) -> float:
         """Three forward passes, as a backward one costs two, and those behind a student's target."""
-        inputs = torch.empty(1, *self.card["latent_shape"]), torch.empty(1), self.null
+        inputs = self.objective.blank([1, *self.card["latent_shape"]]), torch.empty(1), self.null
         own, taught = (0.0, 0.0) if self.student is None else self.student.passes
         flops = (3 + own) * forward_flops(self.net, *inputs)
         if self.student is None or self.student.teacher is None:
@@ -235,7 +235,7 @@ class DiffusionModule(ProgressModule):
     def _asked(self, batch: Batch, drop: Tensor | None) -> "Asked":
         """What a batch's latents, times, noise and conditions are; drop: where the condition is dropped, bool [B]."""
         moments, eps = batch.moments, batch.noise
-        n, shape, device = len(moments), (moments.shape[1] // 2, *moments.shape[2:]), moments.device
+        n, shape, device = len(moments), self.card["latent_shape"], moments.device
         spread, normal = (self._rows(n, lambda n: torch.randn(n, *shape, device=device)) for _ in range(2))
         x0 = self.stats.normalize(sample_moments(moments, spread))  # [B, C, h, w]
         drawn = self._rows(n, lambda n: (self.student or self.objective).times(n, device))  # [B], or [B, k]

@@ -12,6 +12,7 @@ from ldm.data.encoded_images import FewMoments, Latents
 from ldm.diffusion.checks import apart
 from ldm.generate.generator import Generator
 from ldm.generate.model import LatentDiffusionModel
+from ldm.latents import mean_of
 from ldm.training.progress import seed_from
 
 NAME = 40  # characters of a caption beside its row
@@ -37,7 +38,7 @@ class Examples:
             labels = torch.tensor([i % len(model.class_names) for i in indices], device=model.device)
             return model.told(labels), labels
         batch = self.latents.__getitems__([(0, i % len(self.latents)) for i in indices])
-        x0 = model.stats.normalize(batch.moments.to(model.device).float().chunk(2, dim=1)[0])
+        x0 = model.stats.normalize(mean_of(batch.moments.to(model.device)))
         told = {name: part.to(model.device) for name, part in batch.told.items()}
         drawn = [part.to(model.device) for part in self._drawn(indices)]
         labels = batch.labels.to(model.device)

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from ldm.data.cache_reader import CachedMoments
 from ldm.data.encoded_images import FewMoments
 from ldm.generate.generator import Generator
+from ldm.latents import mean_of
 from ldm.metrics.classifier import Classifier
 from ldm.metrics.features import Extractor
 from ldm.metrics.frechet import frechet_distance
@@ -155,8 +155,7 @@ class SampleQuality(Callback):
         own = range(rank, self._decoded(), world)
         for start in range(0, len(own), self.batch_size):
             cached = self.latents.__getitems__([(0, i) for i in own[start : start + self.batch_size]]).moments
-            mean: Tensor = cached.float().chunk(2, dim=1)[0].to(device)
-            moments.update(features(model.decode(model.stats.normalize(mean))))
+            moments.update(features(model.decode(model.stats.normalize(mean_of(cached.to(device))))))
         return moments.statistics()
 
 

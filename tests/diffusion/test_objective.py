@@ -132,7 +132,7 @@ def test_errors_at_one_scale_are_the_plain_ones_and_at_more_those_of_means():
 
     c = CosinePath()(t.view(-1, 1, 1, 1))
     error = 0.3 * (c.alpha * x0 + c.sigma * eps) - (c.alpha * eps - c.sigma * x0)
-    assert torch.equal(loss(1), error.square().flatten(1).mean(1))
+    torch.testing.assert_close(loss(1), error.square().flatten(1).mean(1))
     halves = error.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
     quarters = error.unfold(2, 4, 4).unfold(3, 4, 4).mean((-1, -2))
     expected = sum(k * part.square().flatten(1).mean(1) for k, part in ((1, error), (2, halves), (4, quarters)))

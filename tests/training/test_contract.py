@@ -42,7 +42,7 @@ class Net(nn.Module):
 def test_a_network_that_keeps_it_is_left_as_it_was():
     net, before = Net().train(), torch.get_rng_state()
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    check_network(net, SHAPE, 10, CPU, TOLD)
+    check_network(net, SHAPE, Objective(**PARTS), 10, CPU, TOLD)
     assert net.training
     assert all(parameter.grad is None for parameter in net.parameters())
     assert torch.equal(torch.get_rng_state(), before)
@@ -79,7 +79,7 @@ class Other(Net):
 def test_a_network_that_breaks_it_is_told_how(net, said):
     net = net()
     with pytest.raises(ValueError, match=said):
-        check_network(net, SHAPE, 10, CPU, TOLD)
+        check_network(net, SHAPE, Objective(**PARTS), 10, CPU, TOLD)
     assert net.training
 
 
@@ -120,6 +120,7 @@ def test_our_objectives_keep_it_and_the_random_numbers_stay(file):
     flow = OmegaConf.to_container(OmegaConf.load(CONF / "objective/flow.yaml"))
     config = {key: flow[key] if value is None and key in flow else value for key, value in config.items()}
     config = {key: value for key, value in config.items() if key not in ("sampling", "student") and value is not None}
+    config |= {"codes": 8} if "codes" in config else {}  # the latents say how many
     parts, before = build_from_card(config), torch.get_rng_state()
     checked_objective(parts)
     assert torch.equal(torch.get_rng_state(), before)
