@@ -1,6 +1,7 @@
 """Codes in the cache and objective=ardm, from training to all that is made of a model; and what is refused."""
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 
@@ -179,6 +180,18 @@ def test_the_page_offers_what_fits(codes):
     assert list(choices.samplers) == ["trained", "ardm"]
     assert list(choices.grids) == ["trained", "cosine", "uniform"]
     assert list(choices.paths) == ["trained"]
+
+
+def test_quality_by_parallel_steps(codes, monkeypatch, capsys):
+    job = runpy.run_path(str(CONF.parent / "jobs/parallel_steps.py"))
+    main = job["main"]
+    monkeypatch.setitem(main.__globals__, "called", lambda command, *words: codes(command, "overwrite=true", *words))
+    monkeypatch.setitem(main.__globals__, "STEPS", (2,))
+    main("runs/diffusion", "runs/likelihood", Path("steps.png"), (["num=4", "guidance=1"], ["features=pixels"]))
+    table = json.loads(Path("steps.json").read_text())
+    assert {rule: list(row) for rule, row in table.items()} == dict.fromkeys(job["RULES"], ["2", "64"])
+    assert "| planned |" in capsys.readouterr().out
+    assert Path("steps.png").stat().st_size > 5_000
 
 
 REFUSED = {
