@@ -20,7 +20,7 @@ from ldm.commands.hydra_errors import MULTIRUN, check_command_line, explain, is_
 from ldm.commands.next_step import WITHIN
 from ldm.commands.refusal import refusals_leave_nothing
 from ldm.commands.run_folder import begin_log, check_owner, end_log, plain
-from ldm.commands.sweep_points import PointCard, about_point
+from ldm.commands.sweep_points import PointCard, about_point, copy_of_point
 from ldm.runtime import stop
 from ldm.runtime.doing import doing
 from ldm.runtime.lock import held
@@ -111,7 +111,7 @@ def run_point(task: Task, config: DictConfig, name: str) -> float | None:
     What it returns is what the sweep optimises.
     """
     folder = run_folder()
-    card = PointCard(folder, writes=_rank() == 0)
+    card = PointCard(folder, writes=_rank() == 0, copy=copy_of_point(config.get("store"), folder))
     try:
         check_owner(folder, name)
         begin_log()

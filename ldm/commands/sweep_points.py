@@ -12,7 +12,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import Field
 
+from ldm.runtime.run_copies import bring_run
 from ldm.runtime.schema import JsonFile
+from ldm.runtime.stores import Store, is_address
 
 POINT = "point.json"  # the card's file
 LONGEST = 200  # bytes of a folder's name: file systems take 255, and allow for names beside it
@@ -125,10 +127,12 @@ class PointCard:
     Args:
         folder: the point's run folder.
         writes: whether this process writes the card; of several ranks, rank 0 alone does.
+        copy:   of the folder, in an object store, from which the card is fetched first, and where each one goes: what
+                else keeps that copy ends before the point does. None: there is none.
     """
 
-    def __init__(self, folder: Path, *, writes: bool) -> None:
-        self.path, self.writes = folder / POINT, writes
+    def __init__(self, folder: Path, *, writes: bool, copy: Store | None = None) -> None:
+        self.path, self.writes, self.copy = folder / POINT, writes, copy
         self.content = PointFile(config={}, finished=False, value=None, error=None)
 
     def start(self, config: dict[str, Any], about: dict[str, Any]) -> bool:
@@ -139,6 +143,8 @@ class PointCard:
             about: what else `ldm summarize` wants to know: see `about_point`.
         """
         config = {key: value for key, value in config.items() if key != "logger"}
+        if self.copy is not None and self.writes:
+            bring_run(self.copy, self.path.parent, lambda name: name == POINT)
         before = PointFile.read(self.path) if self.path.exists() else self.content
         if before.finished and before.config == json.loads(json.dumps(config)):
             self.content = before
@@ -165,6 +171,13 @@ class PointCard:
         self.content = PointFile(**self.content.model_dump(exclude_unset=True) | news)
         if self.writes:
             self.content.write(self.path)
+            if self.copy is not None:
+                self.copy.put(self.path, POINT)
+
+
+def copy_of_point(address: Any, folder: Path) -> Store | None:
+    """The place of a point's copy by the sweep's store=; None where that is no address."""
+    return Store(f"{address}/{folder.relative_to('runs').as_posix()}") if is_address(address) else None
 
 
 def about_point(command: str, hydra: Any) -> dict[str, Any]:

@@ -50,6 +50,17 @@ def test_both_stages_go_on_elsewhere_as_if_nothing_had_happened(s3, ours, monkey
     assert package.load(f"{RUNS}/parts").sample([1], n=1, steps=1).shape[0] == 1
 
 
+def test_a_sweeps_finished_points_are_finished_elsewhere(s3, ours, capsys):
+    sweep = ["-m", "run=sweep", *TINY_DIFFUSION, *CPU, "latents=runs/kept", "steps=2", "seed=0,1", STORE]
+    shutil.copytree(Path("runs/diffusion").resolve().parent / "latents", "runs/kept")
+    ours("train-diffusion", *sweep)
+    shutil.rmtree("runs/sweep")  # another machine
+    capsys.readouterr()
+    ours("train-diffusion", *sweep)
+    assert capsys.readouterr().out.count("is finished: skipped") == 2
+    assert not list(Path("runs/sweep").rglob("*.ckpt"))  # nothing else was fetched
+
+
 def test_shards_that_are_missing_there_alone_are_written(s3, ours, capsys):
     ours(*CACHE)
     shutil.rmtree("runs/latents")
