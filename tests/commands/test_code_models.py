@@ -11,6 +11,7 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+from support.captioned import FOLDER, captioned
 from support.config import CONF
 from support.processes import ranks
 from support.runs import assert_close_weights, assert_same_training
@@ -161,6 +162,17 @@ def test_other_networks_learn_codes(codes, net):
     width = "net.model_channels=24" if net == "net=dit_digits" else "net.model_channels=32"
     codes("train-diffusion", *options, net, width, "run=other", "accumulate=2", "power_ema=[0.1]")
     assert package.load("runs/other").sample(n=1, steps=1).shape == (1, 3, 32, 32)
+
+
+def test_mirrors_and_texts(codes):
+    captioned(Path("photos"))
+    codes("cache-latents", "run=kept", *FOLDER, "codes=true", "data.flip=true")
+    cache = LatentCache("runs/kept", "full")
+    data = CachedMoments(cache, "train")
+    first, second = (data.__getitems__([(epoch, 3)]).moments for epoch in (0, 1))
+    assert not torch.equal(first, second)
+    codes("train-diffusion", *ARDM, "run=told", "latents=runs/kept", "condition=text", "condition.width=24")
+    assert package.load("runs/told").sample(prompts=["red", "a word"], n=2, steps=2).shape == (2, 3, 32, 32)
 
 
 def test_estimates(codes, capsys):
