@@ -92,8 +92,9 @@ def main(options: CacheLatentsOptions, run: Path) -> None:
     if manifest is not None:
         count = manifest.count
         captioned = f", {manifest.captioned} of {count.train} with captions" if manifest.captioned else ""
-        what = "moments" if codes is None else f"places of {codes} codes"
-        print(f"{run}: {count.train} + {count.val} images as {what} {manifest.shape}{captioned}, manifest.json")
+        shape = " x ".join(map(str, manifest.shape[1:]))
+        what = f"moments {manifest.shape}" if codes is None else f"{shape} of {codes} codes"
+        print(f"{run}: {count.train} + {count.val} images as {what}{captioned}, manifest.json")
         report(options, run, manifest, artifact("autoencoder", autoencoder.fingerprint, autoencoder.path))
 
 

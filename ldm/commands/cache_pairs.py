@@ -11,14 +11,13 @@ from ldm.card import check_guidance, usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
 from ldm.commands.cache_latents import SlicedOptions, report, write_share
 from ldm.commands.next_step import say_next
-from ldm.commands.options import SamplerOptions, Text, build
+from ldm.commands.options import GridChoice, SamplerOptions, Text, build
 from ldm.conditioning.labels import Labels
 from ldm.data.formats import CacheIdentity, Pairs
 from ldm.data.pair_writer import PairWriter
 from ldm.generate.generator import Generator
 from ldm.generate.loading import load_stages
 from ldm.generate.model import LatentDiffusionModel
-from ldm.runtime.arguments import Choice
 from ldm.runtime.loggers import artifact
 from ldm.runtime.ranges import Count, Natural, NonNegative
 from ldm.runtime.ranks import pick_device
@@ -30,7 +29,7 @@ class CachePairsOptions(SlicedOptions):
     teacher: Text
     autoencoder: Text | None
     sampler: SamplerOptions
-    grid: Choice
+    grid: GridChoice
     guidance: NonNegative | None
     num: Count
     held_out: Natural

@@ -22,6 +22,7 @@ from ldm.metrics.statistics import Statistics, known_statistics
 from ldm.runtime.ranks import precision
 
 PICTURE = "neighbours.png"
+STEPS_OF_CODES = 64  # numbers of hidden places at which the bound of codes is estimated, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +271,11 @@ def likelihood(asked: Request) -> HeldOutLikelihood | None:
     options = asked.options
     return HeldOutLikelihood(
         bits=BitsPerDim(
-            model=model, autoencoder=autoencoder, source=asked.source, num=options.likelihood, seed=options.seed
+            model=model,
+            autoencoder=autoencoder,
+            source=asked.source,
+            num=options.likelihood,
+            seed=options.seed,
+            options={"steps": STEPS_OF_CODES} if model.objective.of_codes else {},
         )
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.card import check_guidance, usual_guidance
 from ldm.commands.draws import begun, check_names, in_parts, labels_of, save_draws
-from ldm.commands.options import Free, ResultOptions, SamplerOptions, Text, Weights, build
+from ldm.commands.options import Free, GridChoice, ResultOptions, SamplerOptions, Text, Weights, build
 from ldm.data.picture_files import Masks, Pictures
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.repaint import RESAMPLE, repaint
@@ -21,7 +21,6 @@ from ldm.generate.infilling import Method, infilled, method_for
 from ldm.generate.loading import load_stages
 from ldm.generate.model import LatentDiffusionModel
 from ldm.images import annotate, grid, save_png
-from ldm.runtime.arguments import Choice
 from ldm.runtime.bars import track
 from ldm.runtime.memory import check_batch
 from ldm.runtime.ranges import Count, Natural, NonNegative
@@ -45,7 +44,7 @@ class InfillOptions(ResultOptions):
     resample: Count | None
     grow: Annotated[int, Interval(ge=0, le=16)]
     sampler: SamplerOptions
-    grid: Choice
+    grid: GridChoice
     weights: Weights
     guidance: NonNegative | None
     num: Count | None
@@ -112,7 +111,7 @@ def check_method(options: InfillOptions, how: Method) -> None:
     """ValueError for what the method does not take."""
     if how == "repaint" and options.sampler.function is not None:
         raise ValueError("method=repaint walks by steps of its own: leave sampler= out (sampler.steps= is taken)")
-    if how == "trained" and options.resample is not None:
+    if how != "repaint" and options.resample is not None:
         raise ValueError(f"resample={options.resample} is of method=repaint: leave it null")
 
 

@@ -255,8 +255,8 @@ class ObjectiveOptions(Group):
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         given = self.model_fields_set - {"codes", "sampling"}
-        if self.codes is not None and given:
-            raise ValueError(f"codes={self.codes} has no {min(given)}: leave it out")
+        if self.codes is not None and (other := given - {"time_sampler"}):
+            raise ValueError(f"codes={self.codes} has no {min(other)}: leave it out")
         lacking = [key for key in ("path", "parameterization", "weighting", "time_sampler") if key not in given]
         if self.codes is None and lacking:
             raise ValueError(f"{lacking[0]} is missing: null is the teacher's")
@@ -269,7 +269,7 @@ class ObjectiveOptions(Group):
             ValueError: if something is left to a teacher, and there is none.
         """
         if self.codes is not None:
-            return {"codes": codes}
+            return {"codes": codes, "time_sampler": self.time_sampler}
         own = self.model_dump(exclude={"codes", "sampling", "student"}, exclude_unset=True)
         open_keys = [key for key, value in own.items() if value is None and key != "coupling"]
         if open_keys and teachers is None:

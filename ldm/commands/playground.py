@@ -67,7 +67,7 @@ def tabs_of(options: PlaygroundOptions, ended: Ended) -> "dict[str, Tab]":
     return {
         "Sample": partial(pages.sample_tab, studio),
         "Reconstruct": reconstructing(options.run, own.autoencoder, own.model, own.model.resolution),
-        "Interpolate": partial(pages.interpolate_tab, studio),
+        **({"Interpolate": partial(pages.interpolate_tab, studio)} if studio.choices.between else {}),
         "Compare": partial(pages.compare_tab, studio, options.model, options.other or ""),
     }
 

@@ -118,6 +118,7 @@ class CommandStudio:
             guided=guided,
             labels=self.own.model.conditioning.labels,
             text=isinstance(self.own.model.conditioning, Text),
+            between=not self.own.model.of_codes,
         )
 
     def _offered(self, group: str, names: list[str]) -> list[str]:

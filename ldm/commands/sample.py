@@ -20,6 +20,7 @@ from ldm.data.picture_files import Pictures
 from ldm.diffusion.guidance import Guidance
 from ldm.evaluation.result_files import STAMP, SampleStamp, which_weights
 from ldm.generate.generator import STRENGTH, Generator, Origin
+from ldm.generate.interpolation import check_interpolates
 from ldm.generate.loading import load_stages
 from ldm.generate.model import LatentDiffusionModel
 from ldm.images import annotate, class_rows, grid, save_png, strip
@@ -130,8 +131,8 @@ def planned(options: SampleOptions, card: dict[str, Any], model: LatentDiffusion
         seed=options.seed,
         origin=origin_of(options, card, model),
     )
-    if model.of_codes and options.interpolation:
-        raise ValueError(f"interpolation={options.interpolation} walks between latents: this model makes codes: pass 0")
+    if options.interpolation:
+        check_interpolates(model)
     pixels = 3 * math.prod(model.image_size)
     check_fits(2 * options.num * pixels, f"num={options.num}", "lower num=, and sample several times by seed=")
     check_batch(options.batch_size, pixels)

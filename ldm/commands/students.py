@@ -14,7 +14,6 @@ from ldm.checkpoint import LoadedDiffusion, load_diffusion
 from ldm.condition import Condition
 from ldm.conditioning.labels import Labels
 from ldm.conditioning.text import Text
-from ldm.diffusion.autoregressive import Autoregressive
 from ldm.diffusion.coupling import Taught
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import VEPath
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from ldm.commands.train_diffusion import TrainDiffusionOptions
     from ldm.data.encoded_images import Latents
 
+ANY = 2  # codes, before the latents have said how many
 STEMS = {"input_blocks.0.0.weight", "x_embedder.proj.weight"}  # first convolutions: channels beside x_t come last
 # weights that start at zero, and that a teacher need not have
 FURTHER = ("second_embed.", "guidance_embed.", "pooled_embed.")
@@ -37,13 +37,13 @@ def load_teacher(options: "TrainDiffusionOptions") -> LoadedDiffusion:
     if options.objective.student is None:
         raise ValueError(f"teacher={options.teacher} would teach nobody: choose objective=progressive or consistency")
     teacher = load_diffusion(str(options.teacher), trust=options.trust)
-    if isinstance(teacher.objective, Autoregressive):
+    if teacher.objective.of_codes:
         raise ValueError(f"teacher={options.teacher} makes codes, and students are of latents: choose another")
     return teacher
 
 
 def learned_of(
-    options: "TrainDiffusionOptions", teacher: LoadedDiffusion | None, codes: int | None = None
+    options: "TrainDiffusionOptions", teacher: LoadedDiffusion | None, codes: int | None = ANY
 ) -> dict[str, Any]:
     """The objective's arguments, as a card has them; codes: of latents that are codes, how many to choose from."""
     return options.objective.card(None if teacher is None else teacher.card["objective"], codes)

@@ -31,6 +31,7 @@ from ldm.commands.training_latents import (
     artifact_of,
     begin,
     check_codes,
+    check_told,
     data_of,
     latents_of,
     training_device,
@@ -146,10 +147,12 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
     check_trust([own_net, learned_of(options, teacher), options.objective.sampling, told_of], options.trust)
     sampling = Sampling(**build_from_card(options.objective.sampling, options.trust))
     unlearned = build_from_card(told_of, options.trust)
+    objective = checked_objective(build_from_card(learned_of(options, teacher), options.trust))
     cache, autoencoder = latents_of(options, run, unlearned.reads, teacher)
-    check_codes(options, unlearned, cache)
+    check_codes(options, cache)
     learned = learned_of(options, teacher, cache.codes)
-    objective = checked_objective(build_from_card(learned, options.trust))
+    if cache.codes is not None:
+        objective = checked_objective(build_from_card(learned, options.trust))
     told_of |= unlearned.learned(cache.kept())
     conditioning = build_from_card(told_of, options.trust)
     null = conditioning.null(len(cache.class_names), cache.latent_shape)
@@ -163,7 +166,7 @@ def main(options: TrainDiffusionOptions, run: Path) -> float | None:
         check_latents(f"teacher={options.teacher}", teacher.card, options.latents, cache)
     reflow = reflow_card(options, objective, cache, run)
     shape = supplied(own_net, cache.latent_shape, len(cache.class_names)) | schooling.net
-    shape |= conditioning.network(cache.latent_shape) | ({} if cache.codes is None else {"codes": cache.codes})
+    shape |= check_told(conditioning, cache) | ({} if cache.codes is None else {"codes": cache.codes})
     seed_from(options.seed)
     net: nn.Module = build_from_card(own_net | shape, options.trust)
     told = schooling.told(labelled(torch.tensor([0]), null).beside(null))

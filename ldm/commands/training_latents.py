@@ -1,5 +1,7 @@
 """What stage 2 trains on: a cache, or images that it encodes itself."""
 
+import inspect
+import pydoc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,8 +69,8 @@ def latents_of(
     return images, replace(loaded, path=run / AUTOENCODER_FILE)
 
 
-def check_codes(options: "TrainDiffusionOptions", conditioning: Conditioning, latents: Latents) -> None:
-    """ValueError unless an objective of codes has them, and no other; or where a condition is made of latents."""
+def check_codes(options: "TrainDiffusionOptions", latents: Latents) -> None:
+    """ValueError unless an objective of codes has them, and no other."""
     if options.objective.codes is None:
         if latents.codes is not None:
             raise ValueError(
@@ -76,10 +78,23 @@ def check_codes(options: "TrainDiffusionOptions", conditioning: Conditioning, la
             )
         return
     if latents.codes is None:
-        where = f"latents={options.latents} are none" if options.latents else "latents=null encodes to latents"
+        where = (
+            f"latents={options.latents} is no cache of codes" if options.latents else "latents=null encodes no codes"
+        )
         raise ValueError(f"objective=ardm learns codes, and {where}: ldm cache-latents codes=true, then latents=RUN")
-    if conditioning.network(latents.latent_shape).get("concat_channels"):
+    if "codes" not in inspect.signature(pydoc.locate(options.net["_target_"])).parameters:  # type: ignore[arg-type]
+        raise ValueError(
+            f"net: objective=ardm builds its network with codes={latents.codes}, which {options.net['_target_']} does "
+            "not take (docs/extending.md): choose another net="
+        )
+
+
+def check_told(conditioning: Conditioning, latents: Latents) -> dict[str, Any]:
+    """What a condition builds the network with; ValueError where that stands beside codes."""
+    built = conditioning.network(latents.latent_shape)
+    if latents.codes is not None and built.get("concat_channels"):
         raise ValueError("objective=ardm takes labels and text, and no pictures: choose another condition=")
+    return built
 
 
 def _keeps_its_own(options: "TrainDiffusionOptions") -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.card import check_guidance
 from ldm.commands.draws import begun, check_names, in_parts, labels_of, save_draws
-from ldm.commands.options import Free, ResultOptions, SamplerOptions, Text, Weights, build
+from ldm.commands.options import Free, GridChoice, ResultOptions, SamplerOptions, Text, Weights, build
 from ldm.data.picture_files import Pictures
 from ldm.diffusion.guidance import Guidance
 from ldm.evaluation.result_files import UpscaleFile, which_weights
@@ -21,7 +21,6 @@ from ldm.generate.model import LatentDiffusionModel
 from ldm.generate.upscaling import multiple_for, sized_for, upscale_of, upscaled
 from ldm.images import annotate, enlarged, grid, save_png, shrunk
 from ldm.metrics.reconstruction import psnr
-from ldm.runtime.arguments import Choice
 from ldm.runtime.bars import track
 from ldm.runtime.memory import check_batch
 from ldm.runtime.ranges import Count, Fraction, NonNegative
@@ -43,7 +42,7 @@ class UpscaleOptions(ResultOptions):
     draws: Annotated[int, Interval(ge=1, le=64)]
     noise: Fraction
     sampler: SamplerOptions
-    grid: Choice
+    grid: GridChoice
     weights: Weights
     guidance: NonNegative
     num: Count | None

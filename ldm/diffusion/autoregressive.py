@@ -8,8 +8,9 @@ t       the share of the places that is hidden, which the network is told, and w
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,21 +18,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.condition import Condition
+from ldm.diffusion.coupling import Coupling, Independent
 from ldm.diffusion.objective import Net, Objective
 from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.path import LinearPath, Path
 from ldm.diffusion.times import TimeSampler, Uniform
 from ldm.diffusion.weighting import Unweighted, Weighting
+from ldm.latents import at_least_float32
 from ldm.runtime.ranges import Count, Positive, checked
 
 HIDDEN = -1  # in place of a code
 
 
-class CodePrediction(NamedTuple):
-    """What a network says of codes: the likeliest ones, long [B, 1, h, w], and the logits of all [B, K, h, w]."""
+@dataclass(frozen=True)
+class CodePrediction:
+    """What a network says of codes: the logits of all, [B, K, h, w]."""
 
-    x0: Tensor
     logits: Tensor
+
+    @property
+    def x0(self) -> Tensor:
+        """The likeliest ones, long [B, 1, h, w]."""
+        return self.logits.argmax(1, keepdim=True)
 
 
 def order_of(noise: Tensor) -> Tensor:
@@ -47,14 +55,21 @@ class Autoregressive(Objective):
     bound -log p(codes) / D (their eq. 4): the reweighting D / n of the sum over the hidden places, by place.
 
     Args:
-        codes: K, of each place
+        codes:        K, of each place
+        time_sampler: of times in [0, 1), of which t stands for floor(t D) + 1 hidden places; the loss is the bound's if
+                      they are uniform
     """
 
     codes: int
-    path: Path = field(default_factory=LinearPath)
-    parameterization: Parameterization = "x0"
-    weighting: Weighting = field(default_factory=Unweighted)
-    time_sampler: TimeSampler = field(default_factory=Uniform)
+    time_sampler: TimeSampler = field(default_factory=lambda: Uniform(eps=0.0))
+    # what an objective of latents may choose
+    path: Path = field(init=False, default_factory=LinearPath)
+    parameterization: Parameterization = field(init=False, default="x0")
+    weighting: Weighting = field(init=False, default_factory=Unweighted)
+    coupling: Coupling = field(init=False, default_factory=Independent)
+    unit_input: bool = field(init=False, default=False)
+    average: bool = field(init=False, default=False)
+    scales: int = field(init=False, default=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,23 +89,23 @@ class Autoregressive(Objective):
         """The bound in nats by place, estimated at one step, [B], and the shares of places that were hidden, [B].
 
         x0:    codes [B, 1, h, w]
-        t:     [B], the shares, of which whole numbers of places are made; None = drawn
+        t:     [B], of which numbers of hidden places are made; None = drawn
         eps:   noise like x0, whose order is the one in which places are revealed; None = drawn
         where: of no use here: every place counts
         """
         t = self.times(len(x0), x0.device) if t is None else t
         eps = torch.randn(x0.shape, device=x0.device) if eps is None else eps
         places = x0[0].numel()
-        count = (t.double() * places).ceil().clamp(1, places)  # [B], hidden
+        count = (t.double() * places).floor().clamp(max=places - 1) + 1  # [B], hidden
         hidden = order_of(eps) >= (places - count).view(-1, 1, 1, 1)
         share = (count / places).to(torch.float32)
         nats = self.nats(net, torch.where(hidden, HIDDEN, x0), share, condition, x0)
-        return (nats * hidden).flatten(1).sum(1) / count.to(nats), share
+        return torch.where(hidden, nats, 0.0).flatten(1).sum(1) / count.to(nats), share
 
     def nats(self, net: Net, x_t: Tensor, share: Tensor, condition: Condition | Tensor, codes: Tensor) -> Tensor:
         """-log p of each place's code [B, 1, h, w], told those of x_t that are not HIDDEN, and their share [B]."""
         logits = net(x_t, share, Condition.of(condition))
-        return F.cross_entropy(logits.float(), codes[:, 0], reduction="none")[:, None]
+        return F.cross_entropy(at_least_float32(logits), codes[:, 0], reduction="none")[:, None]
 
     def denoiser(self, net: Net, condition: Condition | Tensor) -> Any:
         """Wrap `net` as (codes with HIDDEN ones, their share) -> CodePrediction."""
@@ -98,9 +113,13 @@ class Autoregressive(Objective):
 
         def denoise(x_t: Tensor, t: Tensor, s: Tensor | None = None) -> CodePrediction:
             share = t.to(x_t.device, torch.float32).expand(len(x_t))
-            return _prediction(net(x_t, share, condition))
+            return CodePrediction(net(x_t, share, condition))
 
         return denoise
+
+    @property
+    def of_codes(self) -> bool:
+        return True
 
     def blank(self, shape: Sequence[int]) -> Tensor:
         return torch.full(tuple(shape), HIDDEN)
@@ -109,22 +128,7 @@ class Autoregressive(Objective):
         return torch.zeros(len(x_t), self.codes, *x_t.shape[2:], device=x_t.device)
 
     def nothing(self, x_t: Tensor) -> Any:
-        return _prediction(self.silent(x_t))
-
-    def check_sampler(self, function: Callable[..., Any]) -> None:
-        if not samples_codes(function):
-            raise ValueError(
-                "sampler= walks latents, and this model makes codes: pass sampler=ardm, or sampler=trained"
-            )
-
-
-def _prediction(logits: Tensor) -> CodePrediction:
-    return CodePrediction(logits.argmax(1, keepdim=True), logits)
-
-
-def samples_codes(function: Callable[..., Any]) -> bool:
-    """Whether a sampler, with options bound to it or not, is one of codes."""
-    return bool(getattr(getattr(function, "func", function), "of_codes", False))
+        return CodePrediction(self.silent(x_t))
 
 
 @checked
@@ -144,27 +148,55 @@ def ardm(
     Args:
         temperature: the logits are divided by it; below 1, likelier codes
         known:       codes like x, which stay, with HIDDEN where they are to be drawn; None: all are
-        noise:       x -> standard normal of x's shape
+        noise:       x -> standard normal of x's shape; it is asked at each step, whatever is revealed
 
     Returns:
         codes, long [B, 1, h, w]
+
+    Raises:
+        ValueError: if the times do not go from 1 to 0, or the network says what is not finite.
     """
+    check_shares(times)
     codes = torch.full(x.shape, HIDDEN, device=x.device) if known is None else known
     places, wanted = x[0].numel(), (codes == HIDDEN).flatten(1).sum(1).double()  # [B]
     turn = order_of(x.masked_fill(codes != HIDDEN, -math.inf))  # what is known comes first
     for now, then in pairwise((share * wanted).round() for share in path(times).sigma.tolist()):
+        level = torch.special.ndtr(noise(x))
         if torch.equal(now, then):
             continue
-        logits, level = denoise(codes, now / places).logits, torch.special.ndtr(noise(x))
+        logits = denoise(codes, now / places).logits
         first, last = ((places - left).view(-1, 1, 1, 1) for left in (now, then))
         revealed = (turn >= first) & (turn < last)
-        shares = (logits.movedim(1, -1)[revealed[:, 0]].float() / temperature).softmax(1).cumsum(1)  # [n, K]
+        said = logits.movedim(1, -1)[revealed[:, 0]].float()  # [n, K]
+        if not said.isfinite().all():
+            raise ValueError("the network's logits are not finite: take an earlier checkpoint, or weights=raw or ema")
+        shares = (said / temperature).softmax(1).cumsum(1)
         drawn = (shares < level[revealed][:, None] * shares[:, -1:]).sum(1).clamp(max=shares.shape[1] - 1)
         codes = codes.masked_scatter(revealed, drawn)
     return codes
 
 
 ardm.of_codes = True  # type: ignore[attr-defined]
+
+
+def check_shares(times: Tensor) -> None:
+    """ValueError unless times [N + 1] fall from 1, all hidden, to 0, none."""
+    if times[0] != 1 or times[-1] != 0 or (times.diff() > 0).any():
+        raise ValueError(
+            f"the grid goes from {float(times[0]):.3g} to {float(times[-1]):.3g}, and codes are revealed from 1 to 0: "
+            "pass grid=uniform, cosine or planned"
+        )
+
+
+def check_plan(grid: Callable[..., Tensor], places: int | None) -> None:
+    """ValueError if a grid is planned by losses of another number of places; places: None of a model of latents."""
+    losses = getattr(grid, "keywords", {}).get("losses")
+    if losses is None or len(losses) == places:
+        return
+    ours = "makes latents" if places is None else f"has {places} places"
+    raise ValueError(
+        f"grid=planned has losses of {len(losses)} places of codes, and this model {ours}: pass another grid="
+    )
 
 
 @checked
@@ -180,10 +212,11 @@ def planned_grid(path: Path, steps: Count, t_max: float = 1.0, *, losses: Sequen
     """
     if steps > len(losses):
         raise ValueError(f"steps={steps} must be at most {len(losses)}, the places whose losses grid.losses has")
-    return torch.tensor([count / len(losses) for count in plan(losses, steps)], dtype=torch.float64) * t_max
+    return t_max * torch.tensor(plan(tuple(losses), steps), dtype=torch.float64) / len(losses)
 
 
-def plan(losses: Sequence[float], steps: int) -> list[int]:
+@lru_cache(maxsize=16)
+def plan(losses: tuple[float, ...], steps: int) -> tuple[int, ...]:
     """How many of D places stay hidden after each step of the cheapest way, from D to 0: [steps + 1].
 
     The dynamic programme of Watson et al. (2021), in O(steps D^2): best[h] is the least cost from D hidden to h.
@@ -201,33 +234,25 @@ def plan(losses: Sequence[float], steps: int) -> list[int]:
     left = [0]
     for way in reversed(ways):
         left.append(int(way[left[-1]]))
-    return left[::-1]
+    return tuple(left[::-1])
 
 
 @torch.no_grad()
 def code_bound(
     objective: Autoregressive, net: Net, codes: Tensor, condition: Condition | Tensor, steps: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-log p(codes) of codes [B, 1, h, w] is at most this many nats, [B]; the mean losses by place with some numbers of
-    places hidden, and those numbers, long [S].
+    """-log p(codes) of codes [B, 1, h, w] is at most this many nats, [B]; the losses by place with some numbers of
+    places hidden, and those numbers, [S, B] each.
 
     One random order an image. With all numbers, the mean over orders is the bound itself; with `steps` of them, at even
-    distances from a random first one, it is estimated.
+    distances from a random first one, an image's own, it is estimated.
     """
     places = codes[0].numel()
     count = places if steps is None else min(steps, places)
-    offset = torch.rand((), dtype=torch.float64)
-    numbers = torch.arange(1, places + 1) if count == places else _spread(places, count, offset)
+    first = torch.rand(len(codes), dtype=torch.float64)  # of the distance
+    numbers = ((torch.arange(count)[:, None] + first) * (places / count)).floor().long() + 1  # each equally likely
     eps = torch.randn(codes.shape, device=codes.device)
-    losses = []
-    for number in numbers.tolist():
-        t = torch.full((len(codes),), number / places, dtype=torch.float64, device=codes.device)
-        t = t - 0.5 / places  # the ceiling is that number, whatever the rounding
-        losses.append(objective.loss(net, codes, condition, t=t, eps=eps)[0].double())
-    stacked = torch.stack(losses)  # [S, B]
-    return places * stacked.mean(0), stacked.mean(1), numbers
-
-
-def _spread(places: int, count: int, offset: Tensor) -> Tensor:
-    """So many whole numbers of 1 ... places, at even distances; each is as likely as any other."""
-    return ((torch.arange(count) + offset) * (places / count)).floor().long() + 1
+    times = (numbers - 0.5) / places  # which stand for those numbers, whatever the rounding
+    losses = [objective.loss(net, codes, condition, t=t.to(codes.device), eps=eps)[0].double() for t in times]
+    stacked = torch.stack(losses)
+    return places * stacked.mean(0), stacked, numbers

@@ -48,7 +48,7 @@ def _checked(parts: dict[str, Any]) -> Objective:
     objective = objective_kind(parts)(**parts)
     with apart():
         x0, y = torch.randn(4, *LATENT), torch.zeros(4, dtype=torch.long)
-        x0 = x0[:, :1].long().clamp(min=0) if isinstance(objective, Autoregressive) else x0
+        x0 = (x0[:, :1] > 0).long() if objective.of_codes else x0
         t = objective.time_sampler(4, objective.path, x0.device)
         if t.shape != (4,) or not ((t >= 0) & (t <= 1)).all():
             raise ValueError(f"objective.time_sampler must draw n times in [0, 1], [4] of n = 4, not {t.tolist()}")

@@ -158,9 +158,14 @@ class Objective:
         """[n] times at which it is trained."""
         return self.time_sampler(n, self.path, device)
 
+    @property
+    def of_codes(self) -> bool:
+        """Whether it is of codes, long [B, 1, h, w], and not of latents."""
+        return False
+
     def blank(self, shape: Sequence[int]) -> Tensor:
-        """A state [B, *shape] of which nothing is known: noise."""
-        return torch.randn(tuple(shape))
+        """A state of this shape, [B, C, h, w], of which nothing is known: noise, the same each time."""
+        return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0))
 
     def silent(self, x_t: Tensor) -> Tensor:
         """What a network returns that says nothing."""
@@ -172,8 +177,12 @@ class Objective:
 
     def check_sampler(self, function: Callable[..., Tensor]) -> None:
         """ValueError for a sampler of other states than these."""
-        if getattr(getattr(function, "func", function), "of_codes", False):
+        if samples_codes(function) and not self.of_codes:
             raise ValueError("sampler=ardm makes codes, and this model makes latents: pass another")
+        if self.of_codes and not samples_codes(function):
+            raise ValueError(
+                "sampler= walks latents, and this model makes codes: pass sampler=ardm, or sampler=trained"
+            )
 
     def denoiser(self, net: Net, condition: Condition | Tensor) -> Denoise:
         """Wrap `net`, told a condition of B rows or labels [B], as (x_t, t) -> Prediction(x0, eps)."""
@@ -197,6 +206,11 @@ class Objective:
             x_t, t = x_t / scale(c), angle(c).flatten().expand(len(x_t))
         dtype = torch.promote_types(x_t.dtype, torch.float32)  # bfloat16's 8 bits do not tell 1000 times apart
         return x_t, t.to(x_t.device, dtype)
+
+
+def samples_codes(function: Callable[..., Tensor]) -> bool:
+    """Whether a sampler, with options bound to it or not, has the attribute of_codes: it reveals codes."""
+    return bool(getattr(getattr(function, "func", function), "of_codes", False))
 
 
 def on_path(denoise: Denoise, trained: Path, path: Path) -> Denoise:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldm.diffusion import path as paths
 from ldm.diffusion import samplers, times
+from ldm.diffusion.autoregressive import ardm
 from ldm.diffusion.objective import Denoise
 from ldm.diffusion.parameterization import Prediction, scale
 from ldm.diffusion.path import Path
@@ -107,8 +108,8 @@ def _signal_share(path: Path, t: Tensor) -> float:
 
 
 def sampler_named(name: str) -> Sampler:
-    """`ldm.diffusion.samplers.NAME`; ValueError, with the names that there are."""
-    return _named(samplers, name, "sampler")
+    """`ldm.diffusion.samplers.NAME`, or `ardm`; ValueError, with the names that there are."""
+    return ardm if name == ardm.__name__ else _named(samplers, name, "sampler")
 
 
 def grid_named(name: str) -> Grid:

@@ -55,6 +55,14 @@ class BitsPerDim:
                 "the model was never trained without a caption (label_dropout=0), and is told none here: choose "
                 "another model="
             )
+        given = {key: value for key, value in self.options.items() if value != defaults()[key]}
+        if self.of_codes and (other := given.keys() - {"steps"}):
+            raise ValueError(f"likelihood.{min(other)} is of latents' ODE, and this model makes codes: leave it out")
+        if not self.of_codes and self.autoencoder.model.quantize is not None:
+            raise ValueError(
+                "the model makes vectors that its decoder rounds to codes, which leaves no bound: cache-latents "
+                "codes=true and objective=ardm have one"
+            )
         if not self.of_codes and not self.autoencoder.model.variational:
             raise ValueError("a plain autoencoder (regularizer=none) has no posterior and no bound: train one with kl")
         if preparation != card["preprocessing"]:
@@ -67,19 +75,18 @@ class BitsPerDim:
     @property
     def of_codes(self) -> bool:
         """Whether the model makes codes, of which there is no posterior."""
-        return isinstance(self.model.objective, Autoregressive)
+        return self.model.objective.of_codes
 
     def measure(self, batch_size: int, device: torch.device) -> dict[str, Any]:
         """The bound, its terms, and what they depend on: likelihood.json."""
-        named = signature(terms.log_likelihood).parameters.values()
-        defaults = {option.name: option.default for option in named if option.kind is option.KEYWORD_ONLY}
-        options = defaults | self.options
+        options = defaults() | self.options
         if self.of_codes:
-            options = {"steps": options["steps"]}
+            places = math.prod(self.model.card["latent_shape"])
+            options = {"steps": min(options["steps"] or places, places)}
         torch.manual_seed(self.seed)
         decoder_spread = self._decoder_spread(batch_size, device)
         nats, counted = self._nats(batch_size, device, decoder_spread, options)
-        by_hidden = {"by_hidden": nats.pop("by_hidden").mean(0).tolist()} if self.of_codes else {}
+        by_hidden = {"by_hidden": _filled(nats.pop("by_hidden"))} if self.of_codes else {}
         return {
             **self._in_bits(nats),
             **by_hidden,
@@ -144,16 +151,17 @@ class BitsPerDim:
 
     @torch.no_grad()
     def _code_nats(self, image: Tensor, y: Tensor, options: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], int]:
-        """Likewise of codes, and the losses with 1 ... D places hidden, [B, D], between those that were looked at along
-        straight lines."""
+        """Likewise of codes, and the losses by place with 1 ... D places hidden, [B, D], NaN where there is none."""
         objective = self.model.objective
         assert isinstance(objective, Autoregressive)
         codes = self.autoencoder.model.codes(to_x(image))
         told = self.model.conditioning.of_labels(y, self.model.null)
         bound, losses, numbers = code_bound(objective, self.model.net, codes, told, options["steps"])
-        by_hidden = np.interp(np.arange(codes[0].numel()) + 1, numbers.numpy(), losses.cpu().numpy())
-        found = {"latent": -bound, "entropy": torch.zeros_like(bound), "error": torch.zeros_like(bound)}
-        return codes, found | {"by_hidden": torch.from_numpy(by_hidden).expand(len(codes), -1)}, len(numbers)
+        by_hidden = torch.full((len(codes), codes[0].numel()), math.nan, dtype=torch.float64)
+        by_hidden.scatter_(1, numbers.T - 1, losses.T.cpu())
+        unknown = torch.full_like(bound, math.nan)  # what one order an image leaves open is in the spread over images
+        found = {"latent": -bound, "entropy": torch.zeros_like(bound), "error": unknown, "by_hidden": by_hidden}
+        return codes, found, len(numbers)
 
     def _in_bits(self, nats: dict[str, Tensor]) -> dict[str, Any]:
         """The bound and its terms per dimension of the image, and the latent's alone per dimension of the latent."""
@@ -173,3 +181,16 @@ class BitsPerDim:
             # of one image's estimate; a single probe does not tell it
             "hutchinson_error_in_latent_bits": None if math.isnan(error) else error / latent_bits,
         }
+
+
+def defaults() -> dict[str, Any]:
+    """The options of `log_likelihood`."""
+    named = signature(terms.log_likelihood).parameters.values()
+    return {option.name: option.default for option in named if option.kind is option.KEYWORD_ONLY}
+
+
+def _filled(by_hidden: Tensor) -> list[float]:
+    """The means of what was found [N, D], NaN where nothing was; between two, along a straight line."""
+    means = by_hidden.nanmean(0).numpy()
+    there = np.flatnonzero(~np.isnan(means))
+    return np.interp(np.arange(len(means)), there, means[there]).tolist()

@@ -49,6 +49,7 @@ EMBEDDER_NAMES = (
 )
 ORDINARY: dict[str, Any] = {  # the options of the published architecture
     "positions": "sincos", "norm": "layer", "mlp": "gelu", "qk_norm": False, "context_dim": None, "concat_channels": 0,
+    "codes": 0,
 }  # fmt: skip
 
 

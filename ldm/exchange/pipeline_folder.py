@@ -8,7 +8,6 @@ from pydantic import ConfigDict
 
 from ldm.card import can_be_guided, learned_guidance, usual_guidance
 from ldm.checkpoint import LoadedAutoencoder, LoadedDiffusion
-from ldm.diffusion.autoregressive import Autoregressive
 from ldm.exchange import autoencoder_weights, dit_weights, unet_names, unet_shapes
 from ldm.exchange.diffusers_folders import AutoencoderConfig, UNetConfig, write_diffusers
 from ldm.exchange.dit_weights import DiTConfig
@@ -57,7 +56,7 @@ class PipelineExport:
             ValueError: naming what of the model has no counterpart in diffusers.
         """
         net = loaded.card["net"]
-        if isinstance(loaded.objective, Autoregressive):
+        if loaded.objective.of_codes:
             raise ValueError(f"{loaded.run} makes codes, one after the other, for which diffusers has no pipeline")
         if not isinstance(loaded.net, UNet | DiT):
             raise ValueError(f"{loaded.run} holds a {type(loaded.net).__name__}, which diffusers has not")

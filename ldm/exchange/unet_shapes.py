@@ -138,7 +138,7 @@ def diffusers_config(shape: dict[str, Any], latent_size: int) -> tuple[dict[str,
     Raises:
         ValueError: naming the key, for what diffusers has not.
     """
-    refused = {"qk_norm": False, "stem_channels": None, "num_heads_upsample": None, "conv_resample": True}
+    refused = {"qk_norm": False, "stem_channels": None, "num_heads_upsample": None, "conv_resample": True, "codes": 0}
     for key, ordinary in refused.items():
         if shape.get(key, ordinary) != ordinary:
             raise ValueError(f"diffusers' U-Nets have no place for net.{key}={shape[key]}")

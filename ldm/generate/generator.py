@@ -1,5 +1,6 @@
 """A model with one way to sample it: conditions, noise, a guided sampler, the decoder."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.condition import Condition
+from ldm.diffusion.autoregressive import check_plan, check_shares
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.noise import IndexedNoise
 from ldm.diffusion.objective import Net, on_path
@@ -65,7 +67,11 @@ class Generator:
 
     def __post_init__(self) -> None:
         self.model.objective.check_sampler(self.sampling.function)
+        check_plan(self.sampling.grid, math.prod(self.model.latent_shape[1:]) if self.model.of_codes else None)
         path, times = self._walk()
+        if self.model.of_codes:
+            check_shares(times)
+            return
         check_times(path, times, self._latest() if self.origin is None else float(times[0]))
 
     def _walk(self) -> tuple[Path, Tensor]:

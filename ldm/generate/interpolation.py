@@ -6,6 +6,13 @@ from torch import Tensor
 from ldm.condition import Condition
 from ldm.diffusion.noise import IndexedNoise
 from ldm.generate.generator import Generator
+from ldm.generate.model import LatentDiffusionModel
+
+
+def check_interpolates(model: LatentDiffusionModel) -> None:
+    """ValueError of a model that has nothing between two samples."""
+    if model.of_codes:
+        raise ValueError("interpolation= walks between latents, and this model makes codes: pass interpolation=0")
 
 
 @torch.no_grad()
@@ -21,7 +28,11 @@ def interpolate(generator: Generator, seeds: tuple[int, int], told: tuple[Condit
         seeds:     of the first image and of the last
         told:      likewise, of one row each
         frames:    images, both ends among them
+
+    Raises:
+        ValueError: of a model of codes, whose noise is an order and no place to go from.
     """
+    check_interpolates(generator.model)
     model, device = generator.model, generator.model.device
     w = torch.linspace(0, 1, frames, device=device).view(-1, 1, 1, 1)
     first, last = (IndexedNoise(seed, [0]).draw(model.latent_shape).to(device) for seed in seeds)

@@ -15,7 +15,6 @@ from ldm.condition import Condition
 from ldm.conditioning.labels import Conditioning, Labels
 from ldm.conditioning.low_resolution import Upscale
 from ldm.conditioning.text import Embeddings, Text
-from ldm.diffusion.autoregressive import Autoregressive
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import Path
@@ -23,7 +22,7 @@ from ldm.diffusion.sampling import Sampler, Sampling, grid_named, path_named, sa
 from ldm.diffusion.times import Grid
 from ldm.generate.generator import STRENGTH, Generator, Origin
 from ldm.images import to_image, x_of
-from ldm.latents import LatentStats
+from ldm.latents import LatentStats, holds_codes
 from ldm.models.autoencoder import Autoencoder
 from ldm.runtime.ranges import Count, Natural, checked
 
@@ -92,8 +91,9 @@ class LatentDiffusionModel:
         )
 
     def __repr__(self) -> str:
-        shape = " x ".join(map(str, self.latent_shape))
-        return f"LatentDiffusionModel({len(self.class_names)} classes, latents of {shape}, on {self.device})"
+        what, shape = ("codes", self.latent_shape[1:]) if self.of_codes else ("latents", self.latent_shape)
+        sizes = " x ".join(map(str, shape))
+        return f"LatentDiffusionModel({len(self.class_names)} classes, {what} of {sizes}, on {self.device})"
 
     @property
     def device(self) -> torch.device:
@@ -149,7 +149,7 @@ class LatentDiffusionModel:
     @property
     def of_codes(self) -> bool:
         """Whether it makes codes, not latents."""
-        return isinstance(self.objective, Autoregressive)
+        return self.objective.of_codes
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -284,9 +284,23 @@ class LatentDiffusionModel:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents, normalised, [B, C, h, w] -> images, uint8 [B, 3, H, W]; `decoded_at_once` at a time."""
+        """Latents, normalised, [B, C, h, w], or codes, long [B, 1, h, w] (below 0: not known) -> images, uint8
+        [B, 3, H, W]; `decoded_at_once` at a time.
+
+        Raises:
+            ValueError: for latents of a model of codes, or the other way round, and for codes that there are not.
+        """
+        self._check_states(latents)
         parts = torch.split(self.stats.denormalize(latents.to(self.device)), decoded_at_once(self.resolution))
         return torch.cat([to_image(self._stage1().decode(part)) for part in parts])
+
+    def _check_states(self, latents: Tensor) -> None:
+        if holds_codes(latents) != self.of_codes:
+            wanted = "codes, long [B, 1, h, w]" if self.of_codes else "latents, float [B, C, h, w]"
+            raise ValueError(f"this model decodes {wanted}, not {latents.dtype} {list(latents.shape)}")
+        known = getattr(self.objective, "codes", 0)
+        if known and latents.numel() and int(latents.max()) >= known:
+            raise ValueError(f"codes go from 0 to {known - 1}, not to {int(latents.max())}")
 
     def _stage1(self) -> Autoencoder:
         if self.autoencoder is None:

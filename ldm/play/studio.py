@@ -45,6 +45,7 @@ class Choices:
     guided:   whether the model has learned to do without labels
     labels:   whether it was told labels
     text:     whether it was told text
+    between:  whether there is a way from one sample to another
     """
 
     class_names: Sequence[str]
@@ -56,6 +57,7 @@ class Choices:
     guided: bool
     labels: bool = True
     text: bool = False
+    between: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

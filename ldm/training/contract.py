@@ -65,9 +65,7 @@ def check_network(
     Raises:
         ValueError: if it does not keep the contract above.
     """
-    name = type(net).__name__
-    with apart():
-        x_t = objective.blank([2, *latent_shape])
+    name, x_t = type(net).__name__, objective.blank([2, *latent_shape])
     wanted = list(objective.silent(x_t).shape)
     if getattr(net, "null_class", None) != num_classes:
         raise ValueError(

@@ -13,7 +13,6 @@ from ldm.condition import Condition
 from ldm.conditioning.labels import Conditioning
 from ldm.data.cache_reader import Batch
 from ldm.data.shard_writer import FEATURES
-from ldm.diffusion.checks import apart
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.parameterization import angle
 from ldm.diffusion.student import Student
@@ -148,9 +147,7 @@ class DiffusionModule(ProgressModule):
 
     def flops_per_image(self) -> float:
         """Three forward passes, as a backward one costs two, and those behind a student's target."""
-        with apart():
-            x_t = self.objective.blank([1, *self.card["latent_shape"]])
-        inputs = x_t, torch.empty(1), self.null
+        inputs = self.objective.blank([1, *self.card["latent_shape"]]), torch.empty(1), self.null
         own, taught = (0.0, 0.0) if self.student is None else self.student.passes
         flops = (3 + own) * forward_flops(self.net, *inputs)
         if self.student is None or self.student.teacher is None:

@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from support.captioned import FOLDER, captioned
 from support.config import CONF
+from support.forms import digits
 from support.processes import ranks
 from support.runs import assert_close_weights, assert_same_training
 from support.tiny import CPU, TINY_AUTOENCODER, TINY_DIFFUSION, fails, run_command
@@ -21,6 +22,7 @@ import ldm as package
 from ldm.commands.playground_studio import CommandStudio, ModelKeys
 from ldm.data.cache_reader import CachedMoments, LatentCache
 from ldm.data.formats import Manifest, dtype_of
+from ldm.images import to_x
 from ldm.play.serving import Ended
 
 CODES = 32
@@ -52,20 +54,25 @@ def test_the_cache_keeps_codes(codes):
     cache = LatentCache("runs/latents", "full")
     assert (cache.codes, cache.manifest.dtype, cache.latent_shape) == (CODES, "uint16", (1, 8, 8))
     assert (cache.mean, cache.std) == ([0.0], [1.0])
-    batch = CachedMoments(cache, "val").__getitems__([(0, 0), (0, 5)])
-    model = package.load("runs/autoencoder")
-    images = package.load("runs/diffusion")
-    assert batch.moments.shape == (2, 1, 8, 8)
-    assert not batch.moments.is_floating_point()
-    decoded = images.decode(batch.moments.long())
-    again = images.encode(decoded)
-    assert again.shape == (2, 1, 8, 8)
-    assert 0 <= again.min() <= again.max() < CODES
-    assert decoded.shape == model.decode(model.encode(decoded)).shape
+    batch = CachedMoments(cache, "val").__getitems__([(0, i) for i in range(8)])
+    images, labels = digits("val")
+    model = package.load("runs/diffusion")
+    assert torch.equal(batch.labels, labels[:8])
+    assert torch.equal(batch.moments.long(), model.autoencoder.codes(to_x(images[:8])))
+    assert torch.equal(model.encode(images[:8]), batch.moments.long())
+    assert model.decode(batch.moments.long()).shape == (8, 3, 32, 32)
+    for wrong, said in ((batch.moments.float(), "decodes codes"), (batch.moments.long() + CODES, "from 0 to 31")):
+        with pytest.raises(ValueError, match=said):
+            model.decode(wrong)
 
 
 def test_many_codes_take_more_bytes():
     assert [dtype_of(n) for n in (None, 2**16, 2**16 + 1)] == ["float16", "uint16", "int32"]
+
+
+def read(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).copy()
 
 
 def changed(change):
@@ -132,8 +139,10 @@ def test_the_bound_its_losses_and_the_grid_that_is_planned_by_them(codes, capsys
     codes("evaluate", "likelihood=4", "features=pixels", "reconstruction=false")
     metrics = json.loads(Path("runs/metrics/metrics.json").read_text())
     assert metrics["bits_per_dim"]["value"] > 0
+    assert metrics["bits_per_dim"]["terms"]["hutchinson_error_in_latent_bits"] is None
     codes("report", "runs/metrics")
-    assert "autoregressive" in capsys.readouterr().out or Path("runs/metrics/report.html").exists()
+    assert "<dt>codes</dt><dd>32</dd>" in Path("runs/metrics/report.html").read_text()
+    assert "is of latents' ODE" in fails("likelihood", "run=x", "likelihood.probes=3")
 
 
 def test_known_codes_stay_where_a_picture_is_infilled(codes):
@@ -145,9 +154,10 @@ def test_known_codes_stay_where_a_picture_is_infilled(codes):
     draws = [np.asarray(Image.open(f"runs/filled/images/a-{k}.png").convert("RGB")) for k in (0, 1)]
     assert np.array_equal(draws[0][:, :16], pixels[:, :16])
     assert not np.array_equal(draws[0], draws[1])
-    assert "the model makes codes" in fails(
-        "infill", "run=x", "images=photos", "box=[0,16,32,16]", "method=repaint", "guidance=1"
-    )
+    hidden = ["images=photos", "box=[0,16,32,16]", "guidance=1"]
+    assert "the model makes codes" in fails("infill", "run=x", *hidden, "method=repaint")
+    assert "resample=5 is of method=repaint" in fails("infill", "run=x", *hidden, "resample=5")
+    codes("infill", "run=planned", *hidden, "sampler.steps=4", "grid=planned")
 
 
 def test_it_goes_on_as_if_it_had_not_stopped(codes):
@@ -169,8 +179,16 @@ def test_mirrors_and_texts(codes):
     codes("cache-latents", "run=kept", *FOLDER, "codes=true", "data.flip=true")
     cache = LatentCache("runs/kept", "full")
     data = CachedMoments(cache, "train")
-    first, second = (data.__getitems__([(epoch, 3)]).moments for epoch in (0, 1))
-    assert not torch.equal(first, second)
+    images = torch.stack([torch.from_numpy(read(path)) for path in sorted(Path("photos").rglob("*.png"))]).movedim(
+        -1, 1
+    )
+    model = package.load("runs/diffusion")
+    views = [model.encode(images), model.encode(images.flip(-1))]
+    for i in range(len(data)):  # both views of an image are its own and its mirror's codes
+        cached = [data.__getitems__([(i + view, i)]).moments.long() for view in (0, 1)]
+        ours = [(view == codes).flatten(1).all(1) for view, codes in zip(views, cached, strict=True)]
+        assert (ours[0] & ours[1]).any()
+    assert not torch.equal(*views)
     codes("train-diffusion", *ARDM, "run=told", "latents=runs/kept", "condition=text", "condition.width=24")
     assert package.load("runs/told").sample(prompts=["red", "a word"], n=2, steps=2).shape == (2, 3, 32, 32)
 
@@ -192,6 +210,7 @@ def test_the_page_offers_what_fits(codes):
     assert list(choices.samplers) == ["trained", "ardm"]
     assert list(choices.grids) == ["trained", "cosine", "uniform"]
     assert list(choices.paths) == ["trained"]
+    assert not choices.between
 
 
 def test_quality_by_parallel_steps(codes, monkeypatch, capsys):
@@ -209,8 +228,15 @@ def test_quality_by_parallel_steps(codes, monkeypatch, capsys):
 REFUSED = {
     "another sampler": (["sample", "sampler=heun"], "pass sampler=ardm"),
     "another path": (["sample", "path=cosine"], "are of latents, and this model makes codes"),
-    "strips": (["sample", "interpolation=4"], "pass 0"),
+    "strips": (["sample", "interpolation=4"], "pass interpolation=0"),
     "a pipeline": (["convert", "model=runs/diffusion", "to=diffusers", "run=x"], "diffusers has no pipeline"),
+    "a network for diffusers": (
+        ["convert", "source=runs/diffusion", "what=diffusion", "to=diffusers", "run=x"],
+        "no place for net.codes=32",
+    ),
+    "a grid that leaves places hidden": (["sample", "grid=karras"], "pass grid=uniform, cosine or planned"),
+    "a plan for other sizes": (["sample", "grid=planned", "latent_size=4"], "this model has 16 places"),
+    "small copies": (["train-diffusion", *ARDM, "run=x", "condition=upscale"], "cache them anew with low_resolution=8"),
     "pairs": (["cache-pairs", "teacher=runs/diffusion", "run=x"], "makes codes, and pairs are of latents"),
     "a teacher": (
         ["train-diffusion", "run=x", "objective=progressive", "teacher=runs/diffusion"],

@@ -2,17 +2,28 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from ldm.condition import Condition
-from ldm.diffusion.autoregressive import HIDDEN, Autoregressive, ardm, code_bound, order_of, plan, planned_grid
+from ldm.diffusion.autoregressive import (
+    HIDDEN,
+    Autoregressive,
+    ardm,
+    check_plan,
+    code_bound,
+    order_of,
+    plan,
+    planned_grid,
+)
 from ldm.diffusion.guidance import Guidance
+from ldm.diffusion.noise import IndexedNoise
 from ldm.diffusion.path import LinearPath
 from ldm.diffusion.samplers import heun
-from ldm.diffusion.times import cosine_grid, uniform_grid
+from ldm.diffusion.times import Grid, cosine_grid, karras_grid, log_snr_grid, trailing_grid, uniform_grid
 from ldm.models.dit import DiT
 from ldm.models.unet import UNet
 
@@ -59,10 +70,10 @@ def test_at_the_optimum_the_bound_is_the_entropy() -> None:
     assert torch.allclose((-exact).exp().sum(), torch.ones((), dtype=torch.float64))
     torch.manual_seed(0)
     copies = STATES.repeat(4000, 1, 1, 1)
-    nats, by_hidden, numbers = code_bound(OBJECTIVE, net, copies, LABEL.expand(len(copies)))
+    nats, losses, numbers = code_bound(OBJECTIVE, net, copies, LABEL.expand(len(copies)))
     assert torch.allclose(nats.view(4000, 16).mean(0), exact, rtol=0.03)
-    assert numbers.tolist() == [1, 2, 3, 4]
-    assert float(by_hidden.sum()) == pytest.approx(float(nats.mean()))
+    assert torch.equal(numbers, torch.arange(1, 5)[:, None].expand(4, len(copies)))
+    assert torch.allclose(losses.sum(0), nats)
 
 
 def test_a_network_that_disagrees_with_itself_is_above_the_true_value() -> None:
@@ -117,9 +128,86 @@ def test_in_one_step_places_are_drawn_each_by_itself() -> None:
 
 
 def test_more_steps_than_places_are_as_many_as_places() -> None:
-    exact, more = frequencies(4), frequencies(16)
-    assert more[1] == 4
-    assert torch.equal(exact[0], more[0])
+    shares, calls = frequencies(16)
+    assert calls == 4
+    assert float((shares - TABLE).abs().max()) < 5 * math.sqrt(0.25 / 40_000)
+
+
+@pytest.mark.parametrize("where", [(0,), (1, 2), (0, 1, 3)])
+def test_hidden_places_are_drawn_given_the_known_ones(where: tuple[int, ...]) -> None:
+    """By Bayes: the states that agree at those places, in their own proportions."""
+    num, state = 40_000, STATES[9]
+    known = torch.full((num, 4), HIDDEN)
+    known[:, list(where)] = state.flatten()[list(where)]
+    agree = (STATES.flatten(1)[:, list(where)] == state.flatten()[list(where)]).all(1)
+    labels = LABEL.expand(num)
+    torch.manual_seed(0)
+    codes = ardm(
+        OBJECTIVE.denoiser(Exact(TABLE), labels), PATH, torch.randn(num, 1, 2, 2), uniform_grid(PATH, 4),
+        known=known.view(num, 1, 2, 2),
+    )  # fmt: skip
+    index = (codes.flatten(1) * torch.tensor([8, 4, 2, 1])).sum(1)
+    shares = torch.bincount(index, minlength=16).double() / num
+    assert float((shares - agree * TABLE / TABLE[agree].sum()).abs().max()) < 5 * math.sqrt(0.25 / num)
+
+
+def test_a_samples_codes_do_not_depend_on_what_is_known_of_others() -> None:
+    """One has a place to draw and the other four, at steps at which the first has none."""
+    known = torch.full((2, 1, 2, 2), HIDDEN)
+    known[0, 0, 0], known[0, 0, 1, 0] = 1, 0
+    walked = []
+    for rows in ([0, 1], [0], [1]):
+        noise = IndexedNoise(3, rows)
+        x, labels = noise.draw((1, 2, 2)), LABEL.expand(len(rows))
+        denoise = OBJECTIVE.denoiser(Exact(TABLE), labels)
+        walked.append(ardm(denoise, PATH, x, uniform_grid(PATH, 4), known=known[rows], noise=noise))
+    assert torch.equal(walked[0], torch.cat(walked[1:]))
+
+
+@pytest.mark.parametrize("side", [2, 64])
+def test_all_numbers_of_hidden_places_are_equally_likely(side: int) -> None:
+    places, codes, labels = side**2, torch.zeros(500, 1, side, side, dtype=torch.long), LABEL.expand(500)
+
+    def silent(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return OBJECTIVE.silent(x_t)
+
+    torch.manual_seed(0)
+    drawn = torch.cat([OBJECTIVE.loss(silent, codes, labels)[1] for _ in range(8)]) * places
+    # of 4,000 even draws a quarter is in each quarter
+    quarters = torch.bincount(((drawn.round() - 1) * 4 / places).long(), minlength=4) / len(drawn)
+    assert quarters.tolist() == pytest.approx([0.25] * 4, abs=5 * math.sqrt(0.25 * 0.75 / 4000))
+    ends = OBJECTIVE.loss(silent, codes[:2], labels[:2], t=torch.tensor([0.0, 1 - 1e-6]))[1] * places
+    assert ends.round().tolist() == [1, places]
+
+
+@pytest.mark.parametrize("grid", [karras_grid, log_snr_grid, partial(trailing_grid, last="first_timestep")])
+def test_grids_that_would_leave_places_hidden_are_refused(grid: Grid) -> None:
+    labels = LABEL.expand(2)
+    with pytest.raises(ValueError, match=r"codes are revealed from 1 to 0: pass grid=uniform"):
+        ardm(OBJECTIVE.denoiser(Exact(TABLE), labels), PATH, torch.randn(2, 1, 2, 2), grid(PATH, 4, 1.0))
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    def broken(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return OBJECTIVE.silent(x_t) * math.nan
+
+    with pytest.raises(ValueError, match="logits are not finite"):
+        ardm(OBJECTIVE.denoiser(broken, LABEL), PATH, torch.randn(1, 1, 2, 2), uniform_grid(PATH, 2))
+
+
+def test_what_objectives_of_latents_choose_is_not_taken() -> None:
+    with pytest.raises(TypeError, match="path"):
+        Autoregressive(codes=2, path=LinearPath())  # type: ignore[call-arg]
+
+
+def test_a_plan_is_of_as_many_places() -> None:
+    grid = partial(planned_grid, losses=[1.0, 2.0, 3.0, 4.0])
+    check_plan(grid, 4)
+    check_plan(uniform_grid, 16)
+    with pytest.raises(ValueError, match="losses of 4 places of codes, and this model has 16 places"):
+        check_plan(grid, 16)
+    with pytest.raises(ValueError, match="this model makes latents"):
+        check_plan(grid, None)
 
 
 def test_a_low_temperature_takes_the_likeliest() -> None:
@@ -159,7 +247,7 @@ def cost(way: list[int], losses: list[float]) -> float:
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 9])
 def test_the_dynamic_programme_is_as_cheap_as_the_cheapest_way(steps: int) -> None:
     losses = torch.rand(9, generator=torch.Generator().manual_seed(steps)).cumsum(0).tolist()
-    way = plan(losses, steps)
+    way = list(plan(tuple(losses), steps))
     assert len(way) == steps + 1
     assert way[0] == 9
     assert way[-1] == 0
