@@ -40,6 +40,7 @@ class CodeEmbedding(nn.Embedding):
 
     def __init__(self, codes: int, channels: int) -> None:
         super().__init__(codes + 1, channels)
+        self.weight.is_table = True  # type: ignore[attr-defined]  # rows that have nothing to do with each other
 
     def forward(self, codes: Tensor) -> Tensor:
         return super().forward(codes[:, 0].clamp(min=-1) + 1).movedim(-1, 1)

@@ -34,7 +34,7 @@ class Muon(Optimizer):
     2025), so that learning rate and weight decay are what they would be of AdamW.
 
     A weight of two dimensions or more is taken as [R, C], a convolution's as [out, in x kernel], where R and C are at
-    least 16; AdamW takes the others.
+    least 16, and it has no attribute is_table, as an embedding's has; AdamW takes the others.
 
     Args:
         params:       to be trained
@@ -117,4 +117,4 @@ class Muon(Optimizer):
 
 def is_matrix(p: Tensor) -> bool:
     """Whether a parameter is a matrix for Muon."""
-    return p.dim() >= 2 and min(p.shape[0], p[0].numel()) >= LEAST
+    return p.dim() >= 2 and min(p.shape[0], p[0].numel()) >= LEAST and not getattr(p, "is_table", False)

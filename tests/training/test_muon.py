@@ -8,6 +8,7 @@ from support.runs import assert_same_training
 from support.tiny import CPU, TINY_DIFFUSION
 from torch import nn
 
+from ldm.models.embedding import CodeEmbedding
 from ldm.training.muon import COEFFICIENTS, Muon, is_matrix, orthogonalized
 
 
@@ -76,6 +77,11 @@ def test_convolutions_are_matrices_of_their_outputs():
     update = (net[2].weight - before).detach().flatten(1) / (-0.01 * 0.2 * (24 * 9) ** 0.5)
     singular = torch.linalg.svdvals(update)
     assert 0.6 < float(singular.median()) < float(singular.max()) < 1.3  # the least take more steps
+
+
+def test_an_embedding_of_codes_is_no_matrix():
+    assert not is_matrix(CodeEmbedding(64, 32).weight)
+    assert is_matrix(nn.Linear(64, 32).weight)
 
 
 def test_it_trains_and_resumes(there):
