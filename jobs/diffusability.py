@@ -9,6 +9,7 @@ from pathlib import Path
 
 from scipy.stats import spearmanr
 
+from ldm.commands.config_files import word
 from ldm.evaluation.diagnosis import DiagnosisFile
 from ldm.evaluation.result_files import MetricsFile
 
@@ -17,9 +18,8 @@ FIGURES = ("high_share", "effective_channels", "noise_error", "equivariance_erro
 
 def point(folder: Path) -> dict[str, float]:
     """A point's figures: of its latents, of its reconstructions, and the Frechet distance of its samples."""
-    where = folder.relative_to("runs") / "diagnosis"
-    latents = f"latents={folder / 'latents'}"
-    subprocess.run([sys.executable, "-m", "ldm", "diagnose", f"run={where}", latents], check=True)
+    run, latents = (word(str(path)) for path in (folder.relative_to("runs") / "diagnosis", folder / "latents"))
+    subprocess.run([sys.executable, "-m", "ldm", "diagnose", f"run={run}", f"latents={latents}"], check=True)
     found = DiagnosisFile.read(folder / "diagnosis/diagnosis.json")
     metrics = MetricsFile.read(folder / "metrics/metrics.json")
     values = {name: getattr(found, name) for name in FIGURES}

@@ -177,7 +177,7 @@ class BitsPerDim:
             "latent_bits_per_dim": float(-nats["latent"].mean() / latent_bits),
             "image_bits_per_dim_at_most": float(bound.mean()),
             "standard_error": float(bound.std() / math.sqrt(len(bound))) if len(bound) > 1 else None,
-            "terms": {name: float(-value.mean() / (pixels * math.log(2))) for name, value in shown.items()},
+            "terms": {name: 0.0 - float(value.mean() / (pixels * math.log(2))) for name, value in shown.items()},
             # of one image's estimate; a single probe does not tell it
             "hutchinson_error_in_latent_bits": None if math.isnan(error) else error / latent_bits,
         }
