@@ -173,7 +173,7 @@ class ShardCard(JsonFile):
     def _agrees(self) -> Self:
         channels = _channels(self.shape, self.identity.codes)
         if len(self.sums.first) != channels or len(self.sums.second) != channels:
-            raise ValueError(f"sums are not of the {channels} channels of latents of shape[0]={self.shape[0]}")
+            raise ValueError(f"sums are not of {channels} channels, as latents of shape[0]={self.shape[0]} are")
         return self
 
 
@@ -218,7 +218,8 @@ class Manifest(CacheIdentity, JsonFile):
         channels = _channels(self.shape, self.codes)
         for name in ("mean", "std"):
             if len(getattr(self, name)) != channels:
-                raise ValueError(f"{name} has {len(getattr(self, name))} channels, and the latents {channels}")
+                found = len(getattr(self, name))
+                raise ValueError(f"{name} has {found} channels, and latents of shape[0]={self.shape[0]} {channels}")
         for split in ("train", "val"):
             count = sum(shard.count for shard in getattr(self.shards, split))
             if count != getattr(self.count, split):

@@ -160,7 +160,7 @@ DEEPER = [
       for v in ([], ["cat", "cat"])),
     (ShardIndex, change("class_names", value=[1, 2]), "class_names[0] is 1, not text"),
     (Manifest, change("format", value=9), "has the format 9; this version of ldm reads 1"),
-    (Manifest, change("mean", value=[0.0]), "mean has 1 channels, and shape[0]=4 is 2C"),
+    (Manifest, change("mean", value=[0.0]), "mean has 1 channels, and latents of shape[0]=4 2"),
     (Manifest, change("std", 0, value=0.0), "std[0] is 0.0, not more than 0"),
     (Manifest, change("std", 1, value=-1.0), "std[1] is -1.0, not more than 0"),
     (Manifest, change("shape", value=[3, 8, 8]), "shape[0]=3 is odd"),
