@@ -68,7 +68,7 @@ def test_all_classes_in_turn_are_the_default(model):
         ({"classes": 10}, "classes=10 must be null"),
         ({"classes": []}, "must be null"),
         ({"sampler": "huen"}, "sampler=huen must be one of ddim, ddpm, dopri5"),
-        ({"grid": "cosine"}, "grid=cosine must be one of karras, leading"),
+        ({"grid": "cosines"}, "grid=cosines must be one of cosine, karras, leading"),
         ({"path": "straight"}, "path=straight must be one of cosine, linear, ve, vp, or a path itself"),
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"guidance": -1.0}, "guidance"),

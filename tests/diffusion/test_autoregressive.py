@@ -13,17 +13,14 @@ from ldm.diffusion.autoregressive import (
     HIDDEN,
     Autoregressive,
     ardm,
-    check_plan,
     code_bound,
     order_of,
-    plan,
-    planned_grid,
 )
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.noise import IndexedNoise
 from ldm.diffusion.path import LinearPath
 from ldm.diffusion.samplers import heun
-from ldm.diffusion.times import Grid, cosine_grid, karras_grid, log_snr_grid, trailing_grid, uniform_grid
+from ldm.diffusion.times import Grid, karras_grid, log_snr_grid, trailing_grid, uniform_grid
 from ldm.models.dit import DiT
 from ldm.models.unet import UNet
 
@@ -200,16 +197,6 @@ def test_what_objectives_of_latents_choose_is_not_taken() -> None:
         Autoregressive(codes=2, path=LinearPath())  # type: ignore[call-arg]
 
 
-def test_a_plan_is_of_as_many_places() -> None:
-    grid = partial(planned_grid, losses=[1.0, 2.0, 3.0, 4.0])
-    check_plan(grid, 4)
-    check_plan(uniform_grid, 16)
-    with pytest.raises(ValueError, match="losses of 4 places of codes, and this model has 16 places"):
-        check_plan(grid, 16)
-    with pytest.raises(ValueError, match="this model makes latents"):
-        check_plan(grid, None)
-
-
 def test_a_low_temperature_takes_the_likeliest() -> None:
     denoise = OBJECTIVE.denoiser(Exact(TABLE), LABEL.expand(8))
     x = torch.randn(8, 1, 2, 2)
@@ -231,42 +218,6 @@ def test_known_places_are_never_changed_and_the_order_is_the_noises() -> None:
         known = state != HIDDEN
         assert torch.equal(known, order_of(x) < k)
         assert torch.equal(state[known], codes[known])
-
-
-def brute_force(losses: list[float], steps: int) -> float:
-    """The least cost of all ways from D hidden places to none."""
-    places = len(losses)
-    ways = itertools.combinations(range(1, places), steps - 1)
-    return min(cost([places, *sorted(way, reverse=True), 0], losses) for way in ways)
-
-
-def cost(way: list[int], losses: list[float]) -> float:
-    return sum((now - then) * losses[now - 1] for now, then in itertools.pairwise(way))
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 9])
-def test_the_dynamic_programme_is_as_cheap_as_the_cheapest_way(steps: int) -> None:
-    losses = torch.rand(9, generator=torch.Generator().manual_seed(steps)).cumsum(0).tolist()
-    way = list(plan(tuple(losses), steps))
-    assert len(way) == steps + 1
-    assert way[0] == 9
-    assert way[-1] == 0
-    assert cost(way, losses) == pytest.approx(brute_force(losses, steps))
-    grid = planned_grid(PATH, steps, losses=losses)
-    assert (grid * 9).round().tolist() == way
-
-
-def test_more_steps_than_losses_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"steps=5 must be at most 4, the places whose losses grid.losses has"):
-        planned_grid(PATH, 5, losses=[1.0, 2.0, 3.0, 4.0])
-
-
-def test_maskgits_rule() -> None:
-    """Of r = i / 8 of the steps done, cos(pi r / 2) stays hidden (Chang et al. 2022, section 3.3)."""
-    wanted = [math.cos(math.pi / 2 * i / 8) for i in range(8)]
-    grid = cosine_grid(PATH, 8)
-    assert grid[:-1].tolist() == pytest.approx(wanted)
-    assert grid[-1] == 0
 
 
 NETS = {
