@@ -35,9 +35,9 @@ class TimeBins:
 
     def add(self, loss: Tensor, t: Tensor) -> None:
         """loss [B] at times t [B]."""
-        self.sums = self.sums.to(loss.device)
+        self.sums, loss = self.sums.to(loss.device), loss.detach().float()
         at = (t * self.bins).long().clamp(0, self.bins - 1)
-        self.sums.index_add_(1, at, torch.stack([loss.detach().float(), torch.ones_like(loss)]))
+        self.sums.index_add_(1, at, torch.stack([loss, torch.ones_like(loss)]))
 
     def take(self, stage: str, device: torch.device) -> dict[str, Tensor]:
         """{"stage_by_time/0.3": mean over [0.3, 0.4)} for bins that hold a loss; the sums start at 0 again.
