@@ -59,7 +59,6 @@ def draw(rows: dict[str, dict[int, tuple[float, float]]], out: Path) -> None:
     axis.set(xscale="log", yscale="log", xlabel="parallel steps", title="Frechet distance of samples")
     axis.set_xticks(list(row), [str(steps) for steps in row])
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter("{x:g}")
     axis.minorticks_off()
     axis.legend()
     figure.savefig(out, dpi=80)

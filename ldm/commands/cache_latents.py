@@ -79,7 +79,7 @@ def main(options: CacheLatentsOptions, run: Path) -> None:
     writer = CacheWriter(
         folder=run,
         source=source,
-        encode=encoder(autoencoder, device) if codes is None else code_maker(autoencoder, device),
+        encode=encoder(autoencoder, device, codes=codes is not None),
         identity=cache_identity(source, autoencoder.fingerprint, text_card, options.low_resolution, features, codes),
         shard_size=options.shard_size,
         batch_size=options.batch_size,
@@ -159,24 +159,14 @@ def write_share(
     return manifest
 
 
-def encoder(autoencoder: LoadedAutoencoder, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """image, uint8 [B, 3, R, R] -> moments [B, 2C, h, w]."""
+def encoder(autoencoder: LoadedAutoencoder, device: torch.device, *, codes: bool = False) -> Callable[[Tensor], Tensor]:
+    """image, uint8 [B, 3, R, R] -> moments [B, 2C, h, w], or codes, long [B, 1, h, w]."""
     model = autoencoder.model.to(device).to(memory_format=torch.channels_last)  # faster (docs/performance.md)
 
     @torch.inference_mode()
     def encode(image: Tensor) -> Tensor:
-        return model.encode(to_x(image.to(device))).moments()
-
-    return encode
-
-
-def code_maker(autoencoder: LoadedAutoencoder, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """image, uint8 [B, 3, R, R] -> codes, long [B, 1, h, w]."""
-    model = autoencoder.model.to(device).to(memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def encode(image: Tensor) -> Tensor:
-        return model.codes(to_x(image.to(device)))
+        x = to_x(image.to(device))
+        return model.codes(x) if codes else model.encode(x).moments()
 
     return encode
 
