@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from ldm.runtime import targets
 from ldm.runtime.arguments import ArgumentError, check_node
 from ldm.runtime.ranges import Count, Natural, Positive, Share
-from ldm.runtime.schema import ClassNames, Fingerprint, Finite, Part, problem
+from ldm.runtime.schema import ClassNames, Fingerprint, Finite, Part, Whitening, problem
 
 BUILT_BY_ANYONE = ("ldm.models", "ldm.diffusion", "ldm.conditioning")  # what a card may name without trust
 DEEPEST = 40  # levels of dicts and lists: a card has about six
@@ -20,10 +20,11 @@ Node = dict[str, Any]
 
 
 class Stats(Part):
-    """Of raw latents, per channel."""
+    """Of raw latents, per channel; whitening: of a whitened cache, [C, C]."""
 
     mean: Annotated[list[Finite], Field(min_length=1)]
     std: Annotated[list[Positive], Field(min_length=1)]
+    whitening: Whitening | None = None
 
 
 class Scaling(Part):
@@ -95,8 +96,8 @@ class DiffusionCard(_Card):
         channels, height, width = self.latent_shape
         if channels * height * width > MOST_LATENT:
             raise ValueError(f"latent_shape {self.latent_shape} is larger than any latent")
-        for name in ("mean", "std"):
-            if len(getattr(self.stats, name)) != channels:
+        for name in ("mean", "std", "whitening"):
+            if len(getattr(self.stats, name) or self.stats.mean) != channels:
                 raise ValueError(
                     f"stats.{name} is of {len(getattr(self.stats, name))} channels, a latent has {channels}"
                 )

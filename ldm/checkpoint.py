@@ -225,7 +225,7 @@ def load_diffusion(path: str | Path, weights: str | float = "ema", trust: str | 
     if getattr(net, "null_class", None) != len(card["class_names"]):
         raise ValueError(f"{file}: its card's net is not built for {len(card['class_names'])} classes")
     _load(net, state)
-    stats = LatentStats(torch.tensor(card["stats"]["mean"]), torch.tensor(card["stats"]["std"]))
+    stats = LatentStats.of(card["stats"])
     try:
         for name, kind in (("objective", objective_kind(parts["objective"])), ("sampling", Sampling)):
             try:

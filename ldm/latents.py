@@ -2,12 +2,14 @@
 
 posterior   DiagonalGaussian(mean, logvar), [B, C, h, w] each
 moments     cat(mean, std), [B, 2C, h, w]: raw, as cached on disk in fp16
-latent      a posterior sample, normalised per channel to zero mean and unit variance, [B, C, h, w]
+latent      a posterior sample, normalised per channel to zero mean and unit variance, in a whitened cache uncorrelated
+            over channels, too, [B, C, h, w]
 codes       of an autoencoder that quantises, where a model is to make these: whole numbers [B, 1, h, w], which stand
             for moments, their mean and the latent alike, and are never normalised
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,19 +79,63 @@ def holds_codes(latents: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class LatentStats:
-    """Per-channel mean and standard deviation of raw posterior samples over the whole training set, [C] each."""
+    """Of raw posterior samples over the whole training set: what normalises them.
+
+    Args:
+        mean:      per channel, [C]
+        std:       per channel, [C]
+        whitening: the symmetric inverse square root of the channels' correlation, [C, C], by which a whitened latent is
+                   multiplied (ZCA-cor: Kessy, Lewin & Strimmer 2018); None: channels stay as correlated as they are
+    """
 
     mean: Tensor
     std: Tensor
+    whitening: Tensor | None = None
+
+    @classmethod
+    def of(cls, card: dict[str, Any]) -> "LatentStats":
+        """Of what `card` returned."""
+        whitening = card.get("whitening")
+        return cls(
+            torch.tensor(card["mean"]),
+            torch.tensor(card["std"]),
+            None if whitening is None else torch.tensor(whitening),
+        )
+
+    def card(self) -> dict[str, Any]:
+        """As plain data; without a whitening where there is none."""
+        plain = {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        return plain if self.whitening is None else plain | {"whitening": self.whitening.tolist()}
+
+    def to(self, device: torch.device) -> "LatentStats":
+        whitening = None if self.whitening is None else self.whitening.to(device)
+        return LatentStats(self.mean.to(device), self.std.to(device), whitening)
 
     def normalize(self, z: Tensor) -> Tensor:
         """Raw [B, C, h, w] -> latent with zero mean and unit variance per channel."""
         if holds_codes(z):
             return z
-        return (z - self.mean.to(z)[:, None, None]) / self.std.to(z)[:, None, None]
+        latent = (z - self.mean.to(z)[:, None, None]) / self.std.to(z)[:, None, None]
+        return latent if self.whitening is None else _mixed(self.whitening, latent)
 
     def denormalize(self, latent: Tensor) -> Tensor:
         """Latent [B, C, h, w] -> raw, as the decoder wants it."""
         if holds_codes(latent):
             return latent
+        if self.whitening is not None:
+            latent = _mixed(torch.linalg.inv(self.whitening.cpu().double()), latent)
         return latent * self.std.to(latent)[:, None, None] + self.mean.to(latent)[:, None, None]
+
+    @property
+    def log_scale(self) -> float:
+        """log |dz / d latent| of one place: what a density of latents differs by from one of raw samples, in nats."""
+        scale = self.std.double().log().sum()
+        return float(
+            scale if self.whitening is None else scale - torch.linalg.slogdet(self.whitening.cpu().double())[1]
+        )
+
+
+def _mixed(matrix: Tensor, x: Tensor) -> Tensor:
+    """Each place's channels [C] of x [B, C, h, w], multiplied by a matrix [C, C], in x's type, autocast or not."""
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.einsum("dc,bchw->bdhw", matrix.to(x), x)

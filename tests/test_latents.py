@@ -1,3 +1,6 @@
+import numpy as np
+import pytest
+import scipy.linalg
 import torch
 from torch.distributions import Normal, kl_divergence
 
@@ -31,3 +34,34 @@ def test_stats_normalize_and_invert():
     torch.testing.assert_close(latent.mean((0, 2, 3)), torch.zeros(3, dtype=torch.float64))
     torch.testing.assert_close(latent.std((0, 2, 3), correction=0), torch.ones(3, dtype=torch.float64))
     torch.testing.assert_close(stats.denormalize(latent), z)
+
+
+def whitened_stats(z):
+    """By scipy's matrix functions, of samples z [N, C, h, w]."""
+    flat = z.transpose(0, 1).flatten(1).numpy()
+    whitening = scipy.linalg.fractional_matrix_power(np.corrcoef(flat), -0.5)
+    return LatentStats(z.mean((0, 2, 3)), z.std((0, 2, 3), correction=0), torch.tensor(whitening))
+
+
+def test_whitening_uncorrelates_the_channels_and_inverts():
+    z = torch.einsum("dc,bchw->bdhw", torch.randn(3, 3).double(), torch.randn(500, 3, 2, 2).double()) + 3
+    stats = whitened_stats(z)
+    latent = stats.normalize(z)
+    covariance = torch.cov(latent.transpose(0, 1).flatten(1), correction=0)
+    torch.testing.assert_close(covariance, torch.eye(3).double())
+    torch.testing.assert_close(stats.denormalize(latent), z)
+    single = stats.normalize(z.float())
+    assert single.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(stats.normalize(z.float()), single, rtol=0, atol=0)
+    again = LatentStats.of(stats.card())
+    torch.testing.assert_close(again.denormalize(again.normalize(z.float())), z.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_scale_of_densities_is_the_jacobians():
+    z = torch.einsum("dc,bchw->bdhw", torch.randn(3, 3).double(), torch.randn(500, 3, 1, 1).double())
+    stats, here = whitened_stats(z), torch.randn(3).double()
+    jacobian = torch.autograd.functional.jacobian(lambda x: stats.denormalize(x[None, :, None, None]).flatten(), here)
+    assert stats.log_scale == pytest.approx(float(torch.linalg.slogdet(jacobian)[1]))
+    plain = LatentStats(stats.mean, stats.std)
+    assert plain.log_scale == pytest.approx(float(stats.std.log().sum()))

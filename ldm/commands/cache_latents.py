@@ -60,6 +60,7 @@ class CacheLatentsOptions(SlicedOptions):
     low_resolution: Count | None
     features: Text | None
     codes: bool
+    whiten: bool
     text_encoder: Text | None
     text_tokens: Count
     num_workers: Annotated[Workers, Ge(1)]
@@ -71,16 +72,17 @@ def main(options: CacheLatentsOptions, run: Path) -> None:
     autoencoder = load_autoencoder(options.autoencoder)
     device = pick_device(options.device)
     encode_text = text_encoder_of(options, device)
-    text_card = None if encode_text is None else encode_text.card()
     dense, features = None, None
     if options.features is not None:
         dense, features = dense_features(options.features, source.resolution, autoencoder, device)
-    codes = codes_of(options, autoencoder)
+    codes, text = codes_of(options, autoencoder), None if encode_text is None else encode_text.card()
     writer = CacheWriter(
         folder=run,
         source=source,
         encode=encoder(autoencoder, device, codes=codes is not None),
-        identity=cache_identity(source, autoencoder.fingerprint, text_card, options.low_resolution, features, codes),
+        identity=cache_identity(
+            source, autoencoder.fingerprint, text, options.low_resolution, features, codes, options.whiten
+        ),
         shard_size=options.shard_size,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
@@ -101,6 +103,8 @@ def main(options: CacheLatentsOptions, run: Path) -> None:
 def codes_of(options: CacheLatentsOptions, autoencoder: LoadedAutoencoder) -> int | None:
     """How many codes there are to choose from; None where moments are kept. ValueError where there are none."""
     quantize = autoencoder.model.quantize
+    if options.codes and options.whiten:
+        raise ValueError("whiten=true is of latents: codes are never normalised; pass whiten=false, or codes=false")
     if options.codes and quantize is None:
         raise ValueError(
             f"codes=true: autoencoder={options.autoencoder} has none: train one with regularizer=vq or fsq, or pass "

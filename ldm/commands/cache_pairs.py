@@ -97,6 +97,7 @@ def identity_of(
             train=options.num,
             val=options.held_out,
         ),
+        whitened=teacher.stats.whitening is not None,
     )
 
 

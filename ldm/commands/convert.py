@@ -271,6 +271,11 @@ def scaling_of(options: ConvertOptions, loaded: LoadedAutoencoder) -> dict[str, 
                 f"latents={options.latents} were made with the autoencoder {cache.manifest.autoencoder}, but "
                 f"source={options.source} holds {loaded.fingerprint}"
             )
+        if cache.stats.whitening is not None:
+            raise ValueError(
+                f"latents={options.latents} are whitened, by a matrix for which diffusers' autoencoder has no place: "
+                "pass those of whiten=false, or scaling_factor=NUMBER"
+            )
         # diffusers computes (z - mean) / std x factor where it finds both
         return {"latents_mean": cache.manifest.mean, "latents_std": cache.manifest.std, "scaling_factor": 1.0}
     if options.scaling_factor is not None:

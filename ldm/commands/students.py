@@ -19,6 +19,7 @@ from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import VEPath
 from ldm.diffusion.progressive import Progressive
 from ldm.diffusion.student import Student, Teacher, guides
+from ldm.latents import LatentStats
 from ldm.runtime.arguments import hints_of
 from ldm.runtime.targets import TARGET
 
@@ -85,20 +86,15 @@ def check_latents(said: str, card: dict[str, Any], latents: str | None, cache: "
         ("latents of another autoencoder", card["autoencoder"], cache.autoencoder),
         ("latents of another shape", card["latent_shape"], list(cache.latent_shape)),
         (
-            "latents of other means and deviations",
-            _as_used(**card["stats"]),
-            _as_used(mean=cache.mean, std=cache.std),
+            "latents normalised otherwise",
+            LatentStats.of(card["stats"]).card(),  # in float32, as they are used
+            cache.stats.card(),
         ),
         ("other classes", list(card["class_names"]), list(cache.class_names)),
     )
     for what, its, ours in pairs:
         if its != ours:
             raise ValueError(f"{said} was trained on {what} than those of latents={latents or 'null'}")
-
-
-def _as_used(*, mean: list[float], std: list[float]) -> list[list[float]]:
-    """Latents are normalised in float32, to which pairs' statistics are rounded already."""
-    return torch.tensor([mean, std]).tolist()
 
 
 @dataclass(frozen=True)

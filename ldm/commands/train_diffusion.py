@@ -254,7 +254,7 @@ def card_of(
         "sampling": options.objective.sampling,
         "trust": list(options.trust),
         "label_dropout": options.label_dropout,
-        "stats": {"mean": cache.mean, "std": cache.std},
+        "stats": cache.stats_card,
         "latent_shape": list(cache.latent_shape),
         "class_names": cache.class_names,
         "preprocessing": cache.preprocessing,

@@ -63,7 +63,7 @@ class LatentCache:
             raise ValueError(f"verify must be once, full or size, not {verify!r}")
         self.manifest = Manifest.read(self.folder / MANIFEST)
         self._verify([*self.manifest.shards.train, *self.manifest.shards.val], verify)
-        self.stats = LatentStats(torch.tensor(self.manifest.mean), torch.tensor(self.manifest.std))
+        self.stats = LatentStats.of(self.stats_card)
         self.class_names = self.manifest.class_names
         channels, *size = self.manifest.shape
         self.latent_shape = (channels // 2 if self.codes is None else channels, *size)  # C, h, w
@@ -74,12 +74,10 @@ class LatentCache:
         return self.manifest.autoencoder
 
     @property
-    def mean(self) -> list[float]:
-        return self.manifest.mean
-
-    @property
-    def std(self) -> list[float]:
-        return self.manifest.std
+    def stats_card(self) -> dict[str, Any]:
+        """What normalises its latents, as `LatentStats.of` takes it."""
+        whitening = {} if self.manifest.whitening is None else {"whitening": self.manifest.whitening}
+        return {"mean": self.manifest.mean, "std": self.manifest.std, **whitening}
 
     @property
     def preprocessing(self) -> dict[str, Any] | None:

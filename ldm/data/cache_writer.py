@@ -40,6 +40,7 @@ def cache_identity(
     low_resolution: int | None = None,
     features: DenseFeaturesCard | None = None,
     codes: int | None = None,
+    whitened: bool = False,
 ) -> CacheIdentity:
     """What all shards of a cache have in common; `weights_fingerprint` is the autoencoder's.
 
@@ -59,6 +60,7 @@ def cache_identity(
         low_resolution=low_resolution,
         features=features,
         codes=codes,
+        whitened=whitened,
     )
 
 

@@ -47,8 +47,8 @@ class EncodedImages:
         autoencoder: the fingerprint of the weights that do so
         device:      where they do so before training begins
         batch_size:  images that are encoded at once here
-        stats:       mean and std of a run that goes on, as its card has them; None: of at most MEASURED training
-                     images, chosen, cropped and mirrored as in training
+        stats:       what normalises the latents: of the card of a run that goes on, or of a teacher; None: it is
+                     measured on at most MEASURED training images, chosen, cropped and mirrored as in training
     """
 
     pairs = None  # of a teacher's samples: there are none
@@ -62,15 +62,15 @@ class EncodedImages:
         autoencoder: str,
         device: torch.device,
         batch_size: int,
-        stats: dict[str, list[float]] | None,
+        stats: dict[str, Any] | None,
     ) -> None:
         self.source, self.encode, self.autoencoder, self.batch_size = source, encode, autoencoder, batch_size
         self.class_names, self.preprocessing = source.class_names, source.preprocessing()
         self.device = device
         channels, *size = self._first(self._training_images(), 1).moments.shape[1:]
         self.latent_shape = (channels // 2, size[0], size[1])
-        self.mean, self.std = self._measured() if stats is None else (stats["mean"], stats["std"])
-        self.stats = LatentStats(torch.tensor(self.mean), torch.tensor(self.std))
+        self.stats_card = self._measured() if stats is None else stats
+        self.stats = LatentStats.of(self.stats_card)
 
     def kept(self) -> Kept:
         """What is kept beside latents, for conditions: nothing."""
@@ -114,11 +114,10 @@ class EncodedImages:
             labels.append(batch[1])
         return FewMoments(torch.cat(moments) if moments else torch.zeros(0), torch.cat(labels))
 
-    def _measured(self) -> tuple[list[float], list[float]]:
-        sums = LatentSums()
+    def _measured(self) -> dict[str, Any]:
+        sums = LatentSums(products=False)
         sums.add(self._train.moments.numpy()[:, np.newaxis])  # of one view
-        mean, std = sums.mean_std()
-        return mean.tolist(), std.tolist()
+        return sums.statistics()
 
 
 Latents = LatentCache | EncodedImages  # what stage 2 trains on

@@ -6,7 +6,7 @@ from annotated_types import Ge
 from pydantic import AfterValidator, Field, model_validator
 
 from ldm.runtime.ranges import Count, Natural, Positive
-from ldm.runtime.schema import ClassNames, FileName, Fingerprint, Finite, JsonFile, Part, Sha256, one_of
+from ldm.runtime.schema import ClassNames, FileName, Fingerprint, Finite, JsonFile, Part, Sha256, Whitening, one_of
 
 MANIFEST = "manifest.json"
 
@@ -90,6 +90,7 @@ class CacheIdentity(Part):
     low_resolution: side of the small copies of the images that are kept, in pixels; null: none are
     features:       of the dense features of the images that are kept; null: none are
     codes:          of a cache of codes, which are kept in place of moments: how many there are to choose from
+    whitened:       whether its latents are normalised so that their channels are uncorrelated
     """
 
     format: Annotated[int, one_of(1)]
@@ -103,6 +104,7 @@ class CacheIdentity(Part):
     low_resolution: Count | None = None
     features: DenseFeaturesCard | None = None
     codes: Annotated[int, Ge(2)] | None = None
+    whitened: bool = False
 
     @model_validator(mode="after")
     def _is_of_its_type(self) -> Self:
@@ -131,11 +133,15 @@ def _known(value: Any) -> Any:
 
 
 class Sums(Part):
-    """Float64 sums of posterior samples z and z^2 of a shard, per channel, over images, views and places."""
+    """Float64 sums of posterior samples z and z^2 of a shard, per channel, over images, views and places.
+
+    products: of a whitened cache, those of z z^T, [C, C]
+    """
 
     count: Count
     first: Annotated[list[Finite], Field(min_length=1)]
     second: Annotated[list[Finite], Field(min_length=1)]
+    products: list[list[Finite]] | None = None
 
 
 class ShardCard(JsonFile):
@@ -174,6 +180,9 @@ class ShardCard(JsonFile):
         channels = _channels(self.shape, self.identity.codes)
         if len(self.sums.first) != channels or len(self.sums.second) != channels:
             raise ValueError(f"sums are not of {channels} channels, as latents of shape[0]={self.shape[0]} are")
+        sides = {len(self.sums.products or []), *map(len, self.sums.products or [])}
+        if sides != ({channels} if self.identity.whitened else {0}):
+            raise ValueError(f"sums.products must be of {channels} x {channels} channels, where whitened is true alone")
         return self
 
 
@@ -211,13 +220,16 @@ class Manifest(CacheIdentity, JsonFile):
     captioned: Natural = 0
     mean: list[Finite]  # of the raw latents' channels
     std: list[Positive]
+    whitening: Whitening | None = None  # of their correlation
     shards: CachedSplits
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         channels = _channels(self.shape, self.codes)
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) != channels:
+        if self.whitened != (self.whitening is not None):
+            raise ValueError(f"whitened is {self.whitened}, and {'a' if self.whitening else 'no'} whitening is there")
+        for name in ("mean", "std", "whitening"):
+            if len(getattr(self, name) or self.mean) != channels:
                 found = len(getattr(self, name))
                 raise ValueError(f"{name} has {found} channels, and latents of shape[0]={self.shape[0]} {channels}")
         for split in ("train", "val"):

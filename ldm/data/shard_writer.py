@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import webdataset as wds
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 BLOCK = 1024  # images a tar member: large enough to be read fast, small enough to be held in memory
 AUTOENCODER_FILE = "autoencoder.ckpt"
 MOMENTS, CODES = "moments", "codes"  # members: a cache has the one or the other
+LEAST_SHARE = 1e-5  # of a direction's variance, over the channels' own: fp16 rounds them to about 1e-7
 CAPTIONS = "captions"
 FEATURES = "features"
 NOWHERE: Mapping[str, int] = MappingProxyType({})
@@ -71,12 +72,11 @@ class ShardWriter(ABC):
     def blocks(self, part: Part, contents: Contents) -> Iterator[Block]:
         """What a part holds, at most BLOCK images at a time; the samples that are read for it pass through contents."""
 
-    def statistics(self, sums: Sums) -> tuple[list[float], list[float]]:
-        """The latents' mean and standard deviation, [C] each, of the training shards' sums; codes have none."""
+    def statistics(self, sums: Sums) -> dict[str, Any]:
+        """What normalises the latents, of the training shards' sums, as a manifest has it; nothing does codes."""
         if self.identity.codes is not None:
-            return [0.0], [1.0]
-        mean, std = LatentSums.of(sums).mean_std()
-        return mean.tolist(), std.tolist()
+            return {"mean": [0.0], "std": [1.0]}
+        return LatentSums.of(sums).statistics()
 
     def is_done(self, part: Part, elsewhere: Mapping[str, int] = NOWHERE) -> bool:
         """Whether the part's shard is complete, by its checksum, and of the images that are there now.
@@ -124,7 +124,8 @@ class ShardWriter(ABC):
 
     def write(self, part: Part) -> None:
         """Write one part's tar, then its card: a card says that its tar is complete."""
-        sums, count, captioned, tar_path = LatentSums(), 0, 0, self.folder / f"{part.name}.tar"
+        sums, tar_path = LatentSums(products=self.identity.whitened), self.folder / f"{part.name}.tar"
+        count = captioned = 0
         for path in (tar_path, self.folder / f"{part.name}.json"):
             remove_leftovers(path)
         files, contents = part.files(), Contents()
@@ -157,7 +158,7 @@ class ShardWriter(ABC):
         if not all((self.folder / f"{part.name}.json").exists() for _, part in parts):
             return None
         shards: dict[Split, list[CachedShard]] = {"train": [], "val": []}
-        sums, captioned = LatentSums(), 0
+        sums, captioned = LatentSums(products=self.identity.whitened), 0
         for split, part in parts:
             card = self._card(part)
             name = f"{part.name}.tar"
@@ -165,14 +166,12 @@ class ShardWriter(ABC):
             if split == "train":
                 sums.merge(card.sums)
                 captioned += card.captioned
-        mean, std = self.statistics(sums.of_shard())
         manifest = Manifest(
             **self.identity.model_dump(),
             shape=card.shape,
             count=Counts(**{split: sum(shard.count for shard in shards[split]) for split in shards}),
             captioned=captioned,
-            mean=mean,
-            std=std,
+            **self.statistics(sums.of_shard()),
             shards=CachedSplits(**shards),
         )
         manifest.write(self.folder / MANIFEST)
@@ -180,17 +179,19 @@ class ShardWriter(ABC):
 
 
 class LatentSums:
-    """Float64 sums that give the mean and variance of posterior samples z.
+    """Float64 sums that give the mean and variance of posterior samples z, and the correlation of their channels.
 
-    E[z] = E[mean], E[z^2] = E[mean^2 + std^2], per channel, over images, views and places.
+    E[z] = E[mean], E[z^2] = E[mean^2 + std^2], per channel, over images, views and places. Off the diagonal,
+    E[z z^T] = E[mean mean^T].
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, products: bool) -> None:
         self.count, self.first, self.second = 0, np.zeros(1), np.zeros(1)  # sums of z and z^2: [1] at first, then [C]
+        self.products = np.zeros((1, 1)) if products else None  # of the means' alone
 
     @classmethod
     def of(cls, sums: Sums) -> "LatentSums":
-        made = cls()
+        made = cls(products=sums.products is not None)
         made.merge(sums)
         return made
 
@@ -201,23 +202,42 @@ class LatentSums:
         self.count += mean.size // mean.shape[2]
         self.first = self.first + mean.sum(axis=(0, 1, 3, 4))
         self.second = self.second + (mean**2 + std**2).sum(axis=(0, 1, 3, 4))
+        if self.products is not None:
+            places = np.moveaxis(mean, 2, -1).reshape(-1, mean.shape[2])
+            self.products = self.products + places.T @ places
 
     def of_shard(self) -> Sums:
-        return Sums(count=self.count, first=self.first.tolist(), second=self.second.tolist())
+        products = {} if self.products is None else {"products": self.products.tolist()}
+        return Sums(count=self.count, first=self.first.tolist(), second=self.second.tolist(), **products)
 
     def merge(self, other: Sums) -> None:
         self.count += other.count
         self.first = self.first + np.array(other.first)
         self.second = self.second + np.array(other.second)
+        if self.products is not None:
+            self.products = self.products + np.array(other.products)
 
-    def mean_std(self) -> tuple[np.ndarray, np.ndarray]:
-        """ValueError for a channel that is the same in all latents: it could not be normalised."""
+    def statistics(self) -> dict[str, Any]:
+        """mean and std, [C] each, and with products the whitening, [C, C]; ValueError for a channel that is the same
+        in all latents, or follows from the others: it could not be normalised."""
         mean = self.first / self.count
         variance = self.second / self.count - mean**2
         if not (variance > 0).all():
             dead = np.flatnonzero(~(variance > 0)).tolist()
             raise ValueError(f"channels {dead} of the latents do not vary: train the autoencoder longer")
-        return mean, np.sqrt(variance)
+        plain = {"mean": mean.tolist(), "std": np.sqrt(variance).tolist()}
+        if self.products is None:
+            return plain
+        covariance = self.products / self.count - np.outer(mean, mean)
+        np.fill_diagonal(covariance, variance)
+        values, vectors = np.linalg.eigh(covariance / np.sqrt(np.outer(variance, variance)))
+        if values[0] < LEAST_SHARE:
+            raise ValueError(
+                f"the latents' channels follow from each other (to {max(values[0], 0):.0e} of their variance): pass "
+                "whiten=false, or train an autoencoder of fewer latent_channels"
+            )
+        whitening = (vectors / np.sqrt(values)) @ vectors.T
+        return plain | {"whitening": ((whitening + whitening.T) / 2).tolist()}
 
 
 def _npy(array: np.ndarray) -> bytes:

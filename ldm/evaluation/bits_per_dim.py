@@ -168,7 +168,7 @@ class BitsPerDim:
         channels, height, width = self.model.card["latent_shape"]
         latent_bits = channels * height * width * math.log(2)
         pixels = 3 * self.source.resolution**2
-        log_scale = float(self.model.stats.std.double().log().sum()) * height * width  # log |dz / d latent|
+        log_scale = self.model.stats.log_scale * height * width
         raw = nats["latent"] - log_scale
         bound = terms.bits_per_pixel_dim(nats["decoder"], nats["entropy"], raw, pixels)
         shown = {"decoder": nats["decoder"], "posterior_entropy": nats["entropy"], "latent": raw}

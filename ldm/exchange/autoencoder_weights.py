@@ -11,6 +11,7 @@ import torch
 
 from ldm.exchange.diffusers_folders import CONFIG, AutoencoderConfig, read_weights, write_diffusers
 from ldm.exchange.weight_files import State, dims, fill, read_tensors, scale_factor
+from ldm.latents import LOGVAR_RANGE, LatentStats
 from ldm.models.autoencoder import Autoencoder
 
 FIRST_STAGE_PREFIX = "first_stage_model."  # within a CompVis checkpoint of a whole latent diffusion model
@@ -169,6 +170,26 @@ def to_diffusers(state: State, levels: int) -> State:
             tensor = tensor[:, :, 0, 0] if tensor.dim() == 4 else tensor
         renamed[name] = tensor
     return renamed
+
+
+def whitened(state: State, stats: LatentStats) -> State:
+    """The weights of an autoencoder whose latents are normalised, and whitened, already: those of one with a posterior,
+    of which the mean alone is kept (no network says what a whitened latent's deviations are; they are fitted to 0)."""
+    assert stats.whitening is not None
+    scale = stats.std.double()
+    into = stats.whitening.double() / scale  # latent = into (z - mean)
+    back, shift = torch.linalg.inv(into), stats.mean.double()
+    weight, bias = (state[f"quant_conv.{name}"].double() for name in ("weight", "bias"))
+    channels = len(scale)
+    means = torch.einsum("dc,cehw->dehw", into, weight[:channels]), into @ (bias[:channels] - shift)
+    after = state["post_quant_conv.weight"].double()
+    folded = {
+        "quant_conv.weight": torch.cat([means[0], torch.zeros_like(weight[channels:])]),
+        "quant_conv.bias": torch.cat([means[1], torch.full_like(bias[channels:], LOGVAR_RANGE[0])]),
+        "post_quant_conv.weight": torch.einsum("dchw,ce->dehw", after, back),
+        "post_quant_conv.bias": state["post_quant_conv.bias"].double() + after[:, :, 0, 0] @ shift,
+    }
+    return state | {name: tensor.to(state[name]) for name, tensor in folded.items()}
 
 
 def export_diffusers(

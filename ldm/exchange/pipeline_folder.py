@@ -91,8 +91,10 @@ class PipelineExport:
         return "transformer" if isinstance(self.network, DiTConfig) else "unet"
 
     def vae(self) -> AutoencoderConfig:
-        """vae/config.json: with it, z = latent x std + mean."""
+        """vae/config.json: with it, z = latent x std + mean; the weights hold a whitening, and both beside it."""
         stats, shape = self.loaded.card["stats"], self.autoencoder.card["autoencoder"]
+        if self.loaded.stats.whitening is not None:
+            stats = {"mean": [0.0] * len(stats["mean"]), "std": [1.0] * len(stats["std"])}
         scaling = {"latents_mean": stats["mean"], "latents_std": stats["std"], "scaling_factor": 1.0}
         pixels = self.loaded.card["latent_shape"][-1] * self.autoencoder.model.downsample_factor
         return autoencoder_weights.diffusers_config(self.autoencoder.model, shape, scaling, pixels)
@@ -129,6 +131,8 @@ class PipelineExport:
         """Write vae/, unet/ or transformer/, scheduler/, further/, the code that they need and, last, model_index.json;
         what else lies there stays."""
         net, autoencoder = self.loaded.net.state_dict(), self.autoencoder.model.state_dict()
+        if self.loaded.stats.whitening is not None:
+            autoencoder = autoencoder_weights.whitened(autoencoder, self.loaded.stats)
         levels = len(self.autoencoder.card["autoencoder"]["channel_mult"])
         names: Any = dit_weights if self.part == "transformer" else unet_names
         write_diffusers(folder / self.part, self.network, names.to_diffusers(net, self.loaded.card["net"]))

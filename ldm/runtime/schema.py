@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NoReturn, Self
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ldm.runtime.files import atomic_write
@@ -66,6 +67,16 @@ Digits = Annotated[str, Field(pattern=DIGITS)]
 WhichWeights = Annotated[str, Field(pattern=WEIGHTS)]  # the last: an average of that width
 ClassNames = Annotated[list[str], Field(min_length=1), AfterValidator(distinct)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _whitens(rows: list[list[float]]) -> list[list[float]]:
+    matrix = np.array(rows) if all(len(row) == len(rows) for row in rows) else np.zeros((1, 1))
+    if not (np.array_equal(matrix, matrix.T) and np.linalg.eigvalsh(matrix)[0] > 0):
+        raise ValueError("a symmetric, positive definite matrix")
+    return rows
+
+
+Whitening = Annotated[list[list[Finite]], Field(min_length=1, max_length=1024), AfterValidator(_whitens)]
 
 
 class Part(BaseModel):

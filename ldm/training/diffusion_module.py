@@ -141,7 +141,7 @@ class DiffusionModule(ProgressModule):
 
     def on_fit_start(self) -> None:
         # once: a copy in every step would wait for the GPU
-        self.stats = LatentStats(self.stats.mean.to(self.device), self.stats.std.to(self.device))
+        self.stats = self.stats.to(self.device)
         if self.student is not None and self.student.teacher is not None:
             self.student.teacher.net.to(self.device)
 

@@ -107,6 +107,11 @@ DEEPER = [
     ("diffusion", {"latent_shape": [2, 4, 0]}, "latent_shape[2] is 0, not at least 1"),
     ("diffusion", {"stats": {"mean": [0.0, 0.0], "std": [0.0, 1.0]}}, "stats.std[0] is 0.0, not more than 0"),
     ("diffusion", {"stats": {"mean": [0.0], "std": [1.0]}}, "stats.mean is of 1 channels, a latent has 2"),
+    (
+        "diffusion",
+        {"stats": {"mean": [0.0, 0.0], "std": [1.0, 1.0], "whitening": [[1.0]]}},
+        "stats.whitening is of 1 channels, a latent has 2",
+    ),
     ("diffusion", {"stats": {"mean": [0.0, float("nan")], "std": [1.0, 1.0]}}, "its card holds the number nan"),
     ("diffusion", {"class_names": ["cat", "cat"]}, "class_names is"),
     ("diffusion", {"class_names": ["cat"]}, "net.num_classes is 2, and the card is of 1"),

@@ -220,7 +220,7 @@ def test_a_teacher_of_other_latents_or_classes_is_refused(there, pipeline):
     card = checkpoint["ldm"]
     for key, value, said in (
         ("autoencoder", "0" * 16, "latents of another autoencoder"),
-        ("stats", {"mean": [0.0] * 4, "std": [1.0] * 4}, "latents of other means and deviations"),
+        ("stats", {"mean": [0.0] * 4, "std": [1.0] * 4}, "latents normalised otherwise"),
         ("class_names", [f"class {i}" for i in range(10)], "other classes"),
     ):
         torch.save(checkpoint | {"ldm": card | {key: value}}, "teacher.ckpt")

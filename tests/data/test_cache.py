@@ -7,12 +7,14 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from support.image_files import write_images
 
 from ldm.data import cache_reader
 from ldm.data.cache_reader import CachedMoments, LatentCache
 from ldm.data.cache_writer import CacheWriter, cache_identity
+from ldm.data.shard_writer import LatentSums
 from ldm.data.sources import Folder
 from ldm.images import to_x
 from ldm.models.autoencoder import Autoencoder
@@ -74,6 +76,32 @@ def test_statistics_are_those_of_posterior_samples_of_the_training_split(writer)
     torch.testing.assert_close(torch.tensor(manifest.mean).double(), mean.mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
     variance = (std**2).mean((0, 2, 3)) + mean.var((0, 2, 3), correction=0)  # law of total variance
     torch.testing.assert_close(torch.tensor(manifest.std).double(), variance.sqrt(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_whitening_is_the_inverse_root_of_the_channels_correlation(writer):
+    identity = cache_identity(writer.source, 16 * "f", whitened=True)
+    manifest = write_all(replace(writer, identity=identity))
+    cache = LatentCache(str(writer.folder), "full")
+    moments = CachedMoments(cache, "train")
+    everything = torch.cat([moments.__getitems__([(e, i) for i in range(16)])[0] for e in (0, 1)]).double()
+    mean, std = everything.chunk(2, dim=1)
+    covariance = np.cov(mean.transpose(0, 1).flatten(1), ddof=0) + np.diag((std**2).mean((0, 2, 3)))
+    deviations = np.sqrt(covariance.diagonal())
+    oracle = scipy.linalg.fractional_matrix_power(covariance / np.outer(deviations, deviations), -0.5)
+    np.testing.assert_allclose(manifest.whitening, oracle, rtol=1e-6)
+    latents = cache.stats.normalize(mean + std * torch.randn_like(mean))
+    correlation = np.corrcoef(latents.transpose(0, 1).flatten(1))
+    np.testing.assert_allclose(correlation, np.eye(2), atol=0.05)
+    with pytest.raises(ValueError, match=r"whitened is True, not False\): choose another run="):
+        write_all(writer)
+
+
+def test_channels_that_follow_from_each_other_are_not_whitened():
+    mean = np.random.default_rng(0).standard_normal((50, 1, 1, 3, 3))
+    sums = LatentSums(products=True)
+    sums.add(np.concatenate([mean, 2 * mean, np.zeros((50, 1, 2, 3, 3))], axis=2))
+    with pytest.raises(ValueError, match=r"the latents' channels follow from each other .*: pass whiten=false"):
+        sums.statistics()
 
 
 def test_a_shard_holds_one_file_open_however_many_blocks_it_has(writer, monkeypatch):

@@ -13,6 +13,7 @@ from support.whole_models import load, write_model
 from ldm.diffusion.times import shifted_grid
 from ldm.exchange.pipeline_folder import PipelineExport
 from ldm.generate.model import LatentDiffusionModel
+from ldm.images import to_x
 
 MODELS = {  # objective; scheduler; ours: sampler and grid
     "flow": (FLOW, None, "euler", "uniform"),
@@ -60,6 +61,15 @@ def test_every_network_computes_the_same(name, tmp_path):
     model, pipe = exported(tmp_path, FLOW, **NETS[name])
     for guidance in (1.0, 2.0):
         assert_same(model, pipe, "euler", "uniform", guidance, steps=4)
+
+
+def test_a_whitening_is_in_the_autoencoders_weights(tmp_path):
+    model, pipe = exported(tmp_path, FLOW, whitening=[[1.3, -0.5], [-0.5, 1.1]])
+    assert_same(model, pipe, "euler", "uniform", steps=4)
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    posterior = pipe.vae.encode(to_x(images)).latent_dist
+    torch.testing.assert_close(posterior.mean, model.encode(images), rtol=1e-4, atol=1e-5)
+    assert posterior.std.max() < 1e-6
 
 
 def test_a_shifted_grid_is_the_schedulers_shift(tmp_path):

@@ -25,7 +25,12 @@ NET: dict[str, Any] = {
 
 
 def write_model(
-    folder: Path, objective: dict[str, Any], sampling: dict[str, Any], student: dict[str, Any] | None = None, **net: Any
+    folder: Path,
+    objective: dict[str, Any],
+    sampling: dict[str, Any],
+    student: dict[str, Any] | None = None,
+    whitening: list[list[float]] | None = None,
+    **net: Any,
 ) -> Path:
     """Write a model's two runs below a folder; returns stage 2's."""
     shape = {key: value for key, value in (NET | net).items() if value is not None}
@@ -40,7 +45,7 @@ def write_model(
         net={"_target_": f"{target.__module__}.{target.__name__}"} | shape,
         objective=objective,
         sampling=sampling,
-        stats={"mean": [0.3, -0.2], "std": [1.5, 0.7]},
+        stats={"mean": [0.3, -0.2], "std": [1.5, 0.7]} | ({} if whitening is None else {"whitening": whitening}),
         latent_shape=[2, 8, 8],
         class_names=["cat", "dog", "emu"],
         autoencoder=weights_fingerprint(autoencoder),
