@@ -97,10 +97,9 @@ class DiffusionCard(_Card):
         if channels * height * width > MOST_LATENT:
             raise ValueError(f"latent_shape {self.latent_shape} is larger than any latent")
         for name in ("mean", "std", "whitening"):
-            if len(getattr(self.stats, name) or self.stats.mean) != channels:
-                raise ValueError(
-                    f"stats.{name} is of {len(getattr(self.stats, name))} channels, a latent has {channels}"
-                )
+            value = getattr(self.stats, name)
+            if value is not None and len(value) != channels:
+                raise ValueError(f"stats.{name} is of {len(value)} channels, a latent has {channels}")
         for name, wanted in (("in_channels", channels), ("num_classes", len(self.class_names))):
             if self.net.get(name, wanted) != wanted:
                 raise ValueError(f"net.{name} is {self.net[name]}, and the card is of {wanted}")

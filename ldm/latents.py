@@ -103,16 +103,16 @@ class LatentStats:
         )
 
     def card(self) -> dict[str, Any]:
-        """As plain data; without a whitening where there is none."""
-        plain = {"mean": self.mean.tolist(), "std": self.std.tolist()}
-        return plain if self.whitening is None else plain | {"whitening": self.whitening.tolist()}
+        """As plain data."""
+        whitening = None if self.whitening is None else self.whitening.tolist()
+        return {"mean": self.mean.tolist(), "std": self.std.tolist(), "whitening": whitening}
 
     def to(self, device: torch.device) -> "LatentStats":
         whitening = None if self.whitening is None else self.whitening.to(device)
         return LatentStats(self.mean.to(device), self.std.to(device), whitening)
 
     def normalize(self, z: Tensor) -> Tensor:
-        """Raw [B, C, h, w] -> latent with zero mean and unit variance per channel."""
+        """Raw [B, C, h, w] -> latent with zero mean and unit variance per channel; whitened, uncorrelated."""
         if holds_codes(z):
             return z
         latent = (z - self.mean.to(z)[:, None, None]) / self.std.to(z)[:, None, None]

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 from annotated_types import Ge
+from pydantic import model_validator
 from torch import Tensor
 
 from ldm.checkpoint import LoadedAutoencoder, export_autoencoder, load_autoencoder
@@ -65,6 +66,12 @@ class CacheLatentsOptions(SlicedOptions):
     text_tokens: Count
     num_workers: Annotated[Workers, Ge(1)]
 
+    @model_validator(mode="after")
+    def _whitens_latents(self) -> Self:
+        if self.codes and self.whiten:
+            raise ValueError("whiten=true is of latents: codes are never normalised; pass whiten=false, or codes=false")
+        return self
+
 
 def main(options: CacheLatentsOptions, run: Path) -> None:
     source: Source = build(options.data)
@@ -75,19 +82,19 @@ def main(options: CacheLatentsOptions, run: Path) -> None:
     dense, features = None, None
     if options.features is not None:
         dense, features = dense_features(options.features, source.resolution, autoencoder, device)
-    codes, text = codes_of(options, autoencoder), None if encode_text is None else encode_text.card()
+    codes = codes_of(options, autoencoder)
+    text = None if encode_text is None else encode_text.card()
     writer = CacheWriter(
         folder=run,
         source=source,
         encode=encoder(autoencoder, device, codes=codes is not None),
-        identity=cache_identity(
-            source, autoencoder.fingerprint, text, options.low_resolution, features, codes, options.whiten
-        ),
+        identity=cache_identity(source, autoencoder.fingerprint, text, options.low_resolution, features, codes),
         shard_size=options.shard_size,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         encode_text=encode_text,
         dense=dense,
+        whiten=options.whiten,
     )
     manifest = write_share(writer, options, autoencoder, run)
     source.report_skipped()
@@ -103,8 +110,6 @@ def main(options: CacheLatentsOptions, run: Path) -> None:
 def codes_of(options: CacheLatentsOptions, autoencoder: LoadedAutoencoder) -> int | None:
     """How many codes there are to choose from; None where moments are kept. ValueError where there are none."""
     quantize = autoencoder.model.quantize
-    if options.codes and options.whiten:
-        raise ValueError("whiten=true is of latents: codes are never normalised; pass whiten=false, or codes=false")
     if options.codes and quantize is None:
         raise ValueError(
             f"codes=true: autoencoder={options.autoencoder} has none: train one with regularizer=vq or fsq, or pass "

@@ -97,7 +97,6 @@ def identity_of(
             train=options.num,
             val=options.held_out,
         ),
-        whitened=teacher.stats.whitening is not None,
     )
 
 

@@ -23,11 +23,11 @@ from ldm.commands.options import ObjectiveOptions, ResultOptions, Text
 from ldm.commands.recipes import lineage_of
 from ldm.data.cache_reader import LatentCache
 from ldm.exchange import dit_weights, unet_weights
-from ldm.exchange.autoencoder_weights import export_diffusers, import_autoencoder
+from ldm.exchange.autoencoder_weights import export_diffusers, import_autoencoder, normalising
 from ldm.exchange.diffusers_folders import from_hub
 from ldm.exchange.pipeline_folder import PipelineExport
 from ldm.exchange.schedulers import Named
-from ldm.exchange.weight_files import read_tensors
+from ldm.exchange.weight_files import State, read_tensors
 from ldm.generate.loading import load_stages
 from ldm.models.dit import DiT
 from ldm.models.unet import UNet
@@ -174,7 +174,8 @@ def autoencoder_to_ldm(options: ConvertOptions, source: Path, run: Path) -> None
 
 def autoencoder_to_diffusers(options: ConvertOptions, source: Path, run: Path) -> None:
     loaded = load_autoencoder(source)
-    scaling = scaling_of(options, loaded)
+    scaling, state = scaling_of(options, loaded)
+    loaded.model.load_state_dict(state)
     options.begin(run)
     resolution = (loaded.card.get("preprocessing") or {}).get("resolution")
     export_diffusers(loaded.model, loaded.card["autoencoder"], scaling, run, resolution)
@@ -262,8 +263,10 @@ def diffusion_elsewhere(options: ConvertOptions, source: Path, run: Path) -> Non
     print(f"{what} in {run}: timesteps 1000 t - {net.time_offset:g}, latents normalised as {source}'s card says")
 
 
-def scaling_of(options: ConvertOptions, loaded: LoadedAutoencoder) -> dict[str, Any]:
-    """What a user of the export must scale latents with: measured on a cache, given, or as it was imported."""
+def scaling_of(options: ConvertOptions, loaded: LoadedAutoencoder) -> tuple[dict[str, Any], State]:
+    """What a user of the export must scale latents with, measured on a cache, given, or as it was imported; and the
+    weights, which whiten as that cache does."""
+    state = loaded.model.state_dict()
     if options.latents is not None:
         cache = LatentCache(options.latents, "size")
         if cache.manifest.autoencoder != loaded.fingerprint:
@@ -271,17 +274,11 @@ def scaling_of(options: ConvertOptions, loaded: LoadedAutoencoder) -> dict[str, 
                 f"latents={options.latents} were made with the autoencoder {cache.manifest.autoencoder}, but "
                 f"source={options.source} holds {loaded.fingerprint}"
             )
-        if cache.stats.whitening is not None:
-            raise ValueError(
-                f"latents={options.latents} are whitened, by a matrix for which diffusers' autoencoder has no place: "
-                "pass those of whiten=false, or scaling_factor=NUMBER"
-            )
-        # diffusers computes (z - mean) / std x factor where it finds both
-        return {"latents_mean": cache.manifest.mean, "latents_std": cache.manifest.std, "scaling_factor": 1.0}
+        return normalising(state, cache.stats_card)
     if options.scaling_factor is not None:
-        return {"scaling_factor": options.scaling_factor}
+        return {"scaling_factor": options.scaling_factor}, state
     if loaded.card.get("scaling"):
-        return dict(loaded.card["scaling"])
+        return dict(loaded.card["scaling"]), state
     raise ValueError(
         "nothing says how these latents are scaled: pass latents=RUN of a cache made with this autoencoder (its mean "
         "and std are measured), or scaling_factor=NUMBER"

@@ -1,5 +1,6 @@
 """What `ldm train-diffusion` needs for a student: its teacher, and whether the two fit."""
 
+import logging
 import os
 import pydoc
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from ldm.runtime.targets import TARGET
 if TYPE_CHECKING:
     from ldm.commands.train_diffusion import TrainDiffusionOptions
     from ldm.data.encoded_images import Latents
+
+log = logging.getLogger(__name__)
 
 ANY = 2  # codes, before the latents have said how many
 STEMS = {"input_blocks.0.0.weight", "x_embedder.proj.weight"}  # first convolutions: channels beside x_t come last
@@ -129,9 +132,17 @@ class Schooling:
             loaded, said = load_diffusion(options.init, trust=options.trust), f"init={options.init}"
             if self.student is not None or cache.pairs is not None:
                 check_latents(said, loaded.card, options.latents, cache)
+            elif (loaded.stats.whitening is None) != (cache.stats.whitening is None):
+                ours, theirs = (_how(stats) for stats in (cache.stats, loaded.stats))
+                log.warning("%s learned latents that are %s, and latents=%s are %s: it learns their directions anew",
+                            said, theirs, options.latents or "null", ours)  # fmt: skip
             start_from(loaded, net, said)
         elif teacher is not None and isinstance(self.student, Progressive):
             start_from(teacher, net, f"teacher={options.teacher}")
+
+
+def _how(stats: LatentStats) -> str:
+    return "normalised by channel" if stats.whitening is None else "whitened"
 
 
 def schooling_of(

@@ -76,8 +76,7 @@ class LatentCache:
     @property
     def stats_card(self) -> dict[str, Any]:
         """What normalises its latents, as `LatentStats.of` takes it."""
-        whitening = {} if self.manifest.whitening is None else {"whitening": self.manifest.whitening}
-        return {"mean": self.manifest.mean, "std": self.manifest.std, **whitening}
+        return {name: getattr(self.manifest, name) for name in ("mean", "std", "whitening")}
 
     @property
     def preprocessing(self) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldm.data.formats import CacheIdentity, DenseFeaturesCard, TextEncoderCard, dtype_of
 from ldm.data.samples import Contents, Part, Sample, Split
-from ldm.data.shard_writer import BLOCK, CAPTIONS, FEATURES, Block, Kept, ShardWriter
+from ldm.data.shard_writer import BLOCK, CAPTIONS, FEATURES, Block, Kept, LatentSums, ShardWriter
 from ldm.data.sources import Source
 from ldm.images import shrunk
 
@@ -40,7 +40,6 @@ def cache_identity(
     low_resolution: int | None = None,
     features: DenseFeaturesCard | None = None,
     codes: int | None = None,
-    whitened: bool = False,
 ) -> CacheIdentity:
     """What all shards of a cache have in common; `weights_fingerprint` is the autoencoder's.
 
@@ -60,7 +59,6 @@ def cache_identity(
         low_resolution=low_resolution,
         features=features,
         codes=codes,
-        whitened=whitened,
     )
 
 
@@ -75,6 +73,7 @@ class CacheWriter(ShardWriter):
         num_workers: threads that decode images meanwhile.
         encode_text: captions -> embeddings; None: none are kept.
         dense:       images -> their features; None: none are kept.
+        whiten:      whether the latents are normalised so that their channels are uncorrelated, from the same shards.
     """
 
     source: Source
@@ -83,6 +82,12 @@ class CacheWriter(ShardWriter):
     num_workers: int
     encode_text: EncodeText | None = None
     dense: Dense | None = None
+    whiten: bool = False
+
+    def statistics(self, sums: LatentSums) -> dict[str, Any]:
+        if self.identity.codes is not None:  # which nothing normalises
+            return {"mean": [0.0], "std": [1.0], "whitening": None}
+        return sums.statistics(whiten=self.whiten)
 
     def parts(self) -> list[tuple[Split, Part]]:
         splits: tuple[Split, ...] = ("train", "val")

@@ -115,9 +115,9 @@ class EncodedImages:
         return FewMoments(torch.cat(moments) if moments else torch.zeros(0), torch.cat(labels))
 
     def _measured(self) -> dict[str, Any]:
-        sums = LatentSums(products=False)
+        sums = LatentSums()
         sums.add(self._train.moments.numpy()[:, np.newaxis])  # of one view
-        return sums.statistics()
+        return sums.statistics(whiten=False)
 
 
 Latents = LatentCache | EncodedImages  # what stage 2 trains on

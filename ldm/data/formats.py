@@ -90,7 +90,6 @@ class CacheIdentity(Part):
     low_resolution: side of the small copies of the images that are kept, in pixels; null: none are
     features:       of the dense features of the images that are kept; null: none are
     codes:          of a cache of codes, which are kept in place of moments: how many there are to choose from
-    whitened:       whether its latents are normalised so that their channels are uncorrelated
     """
 
     format: Annotated[int, one_of(1)]
@@ -104,7 +103,6 @@ class CacheIdentity(Part):
     low_resolution: Count | None = None
     features: DenseFeaturesCard | None = None
     codes: Annotated[int, Ge(2)] | None = None
-    whitened: bool = False
 
     @model_validator(mode="after")
     def _is_of_its_type(self) -> Self:
@@ -135,7 +133,7 @@ def _known(value: Any) -> Any:
 class Sums(Part):
     """Float64 sums of posterior samples z and z^2 of a shard, per channel, over images, views and places.
 
-    products: of a whitened cache, those of z z^T, [C, C]
+    products: sums of mean mean^T, [C, C], whose diagonal lacks the posteriors' variances; null in shards of before
     """
 
     count: Count
@@ -180,9 +178,9 @@ class ShardCard(JsonFile):
         channels = _channels(self.shape, self.identity.codes)
         if len(self.sums.first) != channels or len(self.sums.second) != channels:
             raise ValueError(f"sums are not of {channels} channels, as latents of shape[0]={self.shape[0]} are")
-        sides = {len(self.sums.products or []), *map(len, self.sums.products or [])}
-        if sides != ({channels} if self.identity.whitened else {0}):
-            raise ValueError(f"sums.products must be of {channels} x {channels} channels, where whitened is true alone")
+        products = self.sums.products
+        if products is not None and {len(products), *map(len, products)} != {channels}:
+            raise ValueError(f"sums.products are not of {channels} x {channels} channels")
         return self
 
 
@@ -226,12 +224,12 @@ class Manifest(CacheIdentity, JsonFile):
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         channels = _channels(self.shape, self.codes)
-        if self.whitened != (self.whitening is not None):
-            raise ValueError(f"whitened is {self.whitened}, and {'a' if self.whitening else 'no'} whitening is there")
         for name in ("mean", "std", "whitening"):
-            if len(getattr(self, name) or self.mean) != channels:
-                found = len(getattr(self, name))
-                raise ValueError(f"{name} has {found} channels, and latents of shape[0]={self.shape[0]} {channels}")
+            value = getattr(self, name)
+            if value is not None and len(value) != channels:
+                raise ValueError(
+                    f"{name} has {len(value)} channels, and latents of shape[0]={self.shape[0]} {channels}"
+                )
         for split in ("train", "val"):
             count = sum(shard.count for shard in getattr(self.shards, split))
             if count != getattr(self.count, split):

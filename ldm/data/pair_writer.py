@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.formats import Sums
 from ldm.data.samples import Contents, Part, Split, digest
-from ldm.data.shard_writer import BLOCK, Block, ShardWriter
+from ldm.data.shard_writer import BLOCK, Block, LatentSums, ShardWriter
 from ldm.latents import LatentStats
 
 Draw = Callable[[Sequence[int]], tuple[Tensor, Tensor]]  # indices -> raw latents [n, C, h, w], labels [n]
@@ -61,5 +60,5 @@ class PairWriter(ShardWriter):
             labels = torch.cat([y.cpu() for _, y in drawn]).numpy().astype(np.int64)
             yield Block(moments[:, None].numpy(), labels)
 
-    def statistics(self, sums: Sums) -> dict[str, Any]:  # noqa: ARG002
+    def statistics(self, sums: LatentSums) -> dict[str, Any]:  # noqa: ARG002
         return self.stats.card()

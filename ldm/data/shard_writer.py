@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 BLOCK = 1024  # images a tar member: large enough to be read fast, small enough to be held in memory
 AUTOENCODER_FILE = "autoencoder.ckpt"
 MOMENTS, CODES = "moments", "codes"  # members: a cache has the one or the other
-LEAST_SHARE = 1e-5  # of a direction's variance, over the channels' own: fp16 rounds them to about 1e-7
+LEAST_SHARE = 1e-4  # of a direction's variance, over the channels' own: fp16 rounds them to 1e-7 where they are centred
+MOST_WHITENED = 256  # channels
 CAPTIONS = "captions"
 FEATURES = "features"
 NOWHERE: Mapping[str, int] = MappingProxyType({})
@@ -72,11 +73,9 @@ class ShardWriter(ABC):
     def blocks(self, part: Part, contents: Contents) -> Iterator[Block]:
         """What a part holds, at most BLOCK images at a time; the samples that are read for it pass through contents."""
 
-    def statistics(self, sums: Sums) -> dict[str, Any]:
-        """What normalises the latents, of the training shards' sums, as a manifest has it; nothing does codes."""
-        if self.identity.codes is not None:
-            return {"mean": [0.0], "std": [1.0]}
-        return LatentSums.of(sums).statistics()
+    @abstractmethod
+    def statistics(self, sums: "LatentSums") -> dict[str, Any]:
+        """What normalises the latents, of the training shards' sums: a manifest's mean, std and whitening."""
 
     def is_done(self, part: Part, elsewhere: Mapping[str, int] = NOWHERE) -> bool:
         """Whether the part's shard is complete, by its checksum, and of the images that are there now.
@@ -124,7 +123,7 @@ class ShardWriter(ABC):
 
     def write(self, part: Part) -> None:
         """Write one part's tar, then its card: a card says that its tar is complete."""
-        sums, tar_path = LatentSums(products=self.identity.whitened), self.folder / f"{part.name}.tar"
+        sums, tar_path = LatentSums(), self.folder / f"{part.name}.tar"
         count = captioned = 0
         for path in (tar_path, self.folder / f"{part.name}.json"):
             remove_leftovers(path)
@@ -158,7 +157,7 @@ class ShardWriter(ABC):
         if not all((self.folder / f"{part.name}.json").exists() for _, part in parts):
             return None
         shards: dict[Split, list[CachedShard]] = {"train": [], "val": []}
-        sums, captioned = LatentSums(products=self.identity.whitened), 0
+        sums, captioned = LatentSums(), 0
         for split, part in parts:
             card = self._card(part)
             name = f"{part.name}.tar"
@@ -171,7 +170,7 @@ class ShardWriter(ABC):
             shape=card.shape,
             count=Counts(**{split: sum(shard.count for shard in shards[split]) for split in shards}),
             captioned=captioned,
-            **self.statistics(sums.of_shard()),
+            **self.statistics(sums),
             shards=CachedSplits(**shards),
         )
         manifest.write(self.folder / MANIFEST)
@@ -185,15 +184,9 @@ class LatentSums:
     E[z z^T] = E[mean mean^T].
     """
 
-    def __init__(self, *, products: bool) -> None:
+    def __init__(self) -> None:
         self.count, self.first, self.second = 0, np.zeros(1), np.zeros(1)  # sums of z and z^2: [1] at first, then [C]
-        self.products = np.zeros((1, 1)) if products else None  # of the means' alone
-
-    @classmethod
-    def of(cls, sums: Sums) -> "LatentSums":
-        made = cls(products=sums.products is not None)
-        made.merge(sums)
-        return made
+        self.products: np.ndarray | None = np.zeros((1, 1))  # then [C, C]; None: of shards that did not keep them
 
     def add(self, moments: np.ndarray) -> None:
         values = moments.astype(np.float64)
@@ -202,6 +195,8 @@ class LatentSums:
         self.count += mean.size // mean.shape[2]
         self.first = self.first + mean.sum(axis=(0, 1, 3, 4))
         self.second = self.second + (mean**2 + std**2).sum(axis=(0, 1, 3, 4))
+        if whole or mean.shape[2] > MOST_WHITENED:
+            self.products = None
         if self.products is not None:
             places = np.moveaxis(mean, 2, -1).reshape(-1, mean.shape[2])
             self.products = self.products + places.T @ places
@@ -214,30 +209,39 @@ class LatentSums:
         self.count += other.count
         self.first = self.first + np.array(other.first)
         self.second = self.second + np.array(other.second)
-        if self.products is not None:
-            self.products = self.products + np.array(other.products)
+        known = self.products is not None and other.products is not None
+        self.products = self.products + np.array(other.products) if known else None
 
-    def statistics(self) -> dict[str, Any]:
-        """mean and std, [C] each, and with products the whitening, [C, C]; ValueError for a channel that is the same
-        in all latents, or follows from the others: it could not be normalised."""
+    def statistics(self, *, whiten: bool) -> dict[str, Any]:
+        """mean and std, [C] each, and the whitening, [C, C], or None.
+
+        Raises:
+            ValueError: for a channel that is the same in all latents or, with whiten, follows from the others.
+        """
         mean = self.first / self.count
         variance = self.second / self.count - mean**2
         if not (variance > 0).all():
             dead = np.flatnonzero(~(variance > 0)).tolist()
             raise ValueError(f"channels {dead} of the latents do not vary: train the autoencoder longer")
         plain = {"mean": mean.tolist(), "std": np.sqrt(variance).tolist()}
+        if not whiten:
+            return plain | {"whitening": None}
         if self.products is None:
-            return plain
+            raise ValueError(
+                "whiten=true wants sums over pairs of channels, which shards of before, and of more than "
+                f"{MOST_WHITENED} channels, do not have: choose another run=, or pass whiten=false"
+            )
         covariance = self.products / self.count - np.outer(mean, mean)
         np.fill_diagonal(covariance, variance)
         values, vectors = np.linalg.eigh(covariance / np.sqrt(np.outer(variance, variance)))
         if values[0] < LEAST_SHARE:
             raise ValueError(
-                f"the latents' channels follow from each other (to {max(values[0], 0):.0e} of their variance): pass "
-                "whiten=false, or train an autoencoder of fewer latent_channels"
+                f"the latents' channels follow from each other, to less than {LEAST_SHARE:g} of their variance: pass "
+                "whiten=false, for which these shards do as well, or train an autoencoder of fewer latent_channels"
             )
         whitening = (vectors / np.sqrt(values)) @ vectors.T
-        return plain | {"whitening": ((whitening + whitening.T) / 2).tolist()}
+        rounded = ((whitening + whitening.T) / 2).astype(np.float32)  # as it is used; the same on other processors
+        return plain | {"whitening": rounded.tolist()}
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -172,7 +172,19 @@ def to_diffusers(state: State, levels: int) -> State:
     return renamed
 
 
-def whitened(state: State, stats: LatentStats) -> State:
+def normalising(state: State, stats: dict[str, Any]) -> tuple[dict[str, Any], State]:
+    """By what diffusers normalises latents as a card's stats do: the scaling of `diffusers_config`, and weights, which
+    hold a whitening, and then mean and deviation, too."""
+    found = LatentStats.of(stats)
+    if found.whitening is None:
+        # diffusers computes (z - mean) / std x factor where it finds both
+        return {"latents_mean": stats["mean"], "latents_std": stats["std"], "scaling_factor": 1.0}, state
+    channels = len(stats["mean"])
+    plain = {"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels, "scaling_factor": 1.0}
+    return plain, _whitened(state, found)
+
+
+def _whitened(state: State, stats: LatentStats) -> State:
     """The weights of an autoencoder whose latents are normalised, and whitened, already: those of one with a posterior,
     of which the mean alone is kept (no network says what a whitened latent's deviations are; they are fitted to 0)."""
     assert stats.whitening is not None

@@ -12,6 +12,7 @@ from ldm.exchange import autoencoder_weights, dit_weights, unet_names, unet_shap
 from ldm.exchange.diffusers_folders import AutoencoderConfig, UNetConfig, write_diffusers
 from ldm.exchange.dit_weights import DiTConfig
 from ldm.exchange.schedulers import Counterpart, Named, counterpart
+from ldm.exchange.weight_files import State
 from ldm.models.dit import DiT
 from ldm.models.unet import UNet
 from ldm.runtime.files import atomic_write
@@ -91,13 +92,15 @@ class PipelineExport:
         return "transformer" if isinstance(self.network, DiTConfig) else "unet"
 
     def vae(self) -> AutoencoderConfig:
-        """vae/config.json: with it, z = latent x std + mean; the weights hold a whitening, and both beside it."""
-        stats, shape = self.loaded.card["stats"], self.autoencoder.card["autoencoder"]
-        if self.loaded.stats.whitening is not None:
-            stats = {"mean": [0.0] * len(stats["mean"]), "std": [1.0] * len(stats["std"])}
-        scaling = {"latents_mean": stats["mean"], "latents_std": stats["std"], "scaling_factor": 1.0}
+        """vae/config.json: with it, z = latent x std + mean."""
+        shape = self.autoencoder.card["autoencoder"]
         pixels = self.loaded.card["latent_shape"][-1] * self.autoencoder.model.downsample_factor
-        return autoencoder_weights.diffusers_config(self.autoencoder.model, shape, scaling, pixels)
+        return autoencoder_weights.diffusers_config(self.autoencoder.model, shape, self._normalising[0], pixels)
+
+    @property
+    def _normalising(self) -> tuple[dict[str, Any], State]:
+        state = self.autoencoder.model.state_dict()
+        return autoencoder_weights.normalising(state, self.loaded.card["stats"])
 
     def index(self) -> dict[str, Any]:
         """model_index.json: the parts' classes, and the arguments of the pipeline."""
@@ -130,9 +133,7 @@ class PipelineExport:
     def write(self, folder: Path) -> None:
         """Write vae/, unet/ or transformer/, scheduler/, further/, the code that they need and, last, model_index.json;
         what else lies there stays."""
-        net, autoencoder = self.loaded.net.state_dict(), self.autoencoder.model.state_dict()
-        if self.loaded.stats.whitening is not None:
-            autoencoder = autoencoder_weights.whitened(autoencoder, self.loaded.stats)
+        net, (_, autoencoder) = self.loaded.net.state_dict(), self._normalising
         levels = len(self.autoencoder.card["autoencoder"]["channel_mult"])
         names: Any = dit_weights if self.part == "transformer" else unet_names
         write_diffusers(folder / self.part, self.network, names.to_diffusers(net, self.loaded.card["net"]))

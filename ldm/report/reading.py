@@ -75,6 +75,7 @@ def latents_stage(run: Path, recipe: Recipe) -> Stage:
                 "resolution": manifest.preprocessing.get("resolution"),
                 "mean": manifest.mean,
                 "std": manifest.std,
+                "whitened": manifest.whitening is not None,
             },
             cost=Cost(images=manifest.count.train + manifest.count.val, disk_bytes=bytes_of(run)),
         )

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ldm.runtime.files import CONFIG, atomic_write
-from ldm.runtime.stores import Store, StoreError, after_what_it_names, files_of, one_at_a_time
+from ldm.runtime.stores import Store, StoreError, after_what_it_names, as_it_is_listed, files_of, one_at_a_time
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +49,15 @@ def bring_run(store: Store, folder: Path, wanted: Callable[[str], bool]) -> None
     """Fetch what a run's folder lacks, as on a machine that has not seen it, and what has changed there alone; where
     both have changed, the later version stays."""
     with one_at_a_time(folder):
-        synced, here = Synced(folder, store.address), files_of(folder)
-        there = store.names()
-        synced.states = {name: state for name, state in synced.states.items() if name in there}
-        entries = {name: entry for name, entry in there.items() if wanted(name)}
+        as_it_is_listed(lambda: _bring_run(store, folder, wanted))
+
+
+def _bring_run(store: Store, folder: Path, wanted: Callable[[str], bool]) -> None:
+    synced, here = Synced(folder, store.address), files_of(folder)
+    there = store.names()
+    synced.states = {name: state for name, state in synced.states.items() if name in there}
+    entries = {name: entry for name, entry in there.items() if wanted(name)}
+    try:
         for name in sorted(entries, key=after_what_it_names):
             entry, state = entries[name], here.get(name)
             if synced.is_here(name, state):
@@ -63,6 +68,7 @@ def bring_run(store: Store, folder: Path, wanted: Callable[[str], bool]) -> None
                 store.get(name, entry, folder / name)
                 status = (folder / name).stat()
                 synced.states[name] = status.st_size, status.st_mtime_ns, entry.time
+    finally:
         if synced.path.exists() or entries:
             synced.write()
 

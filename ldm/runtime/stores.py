@@ -3,6 +3,7 @@
 An upload is seen by others when it is whole, as these stores promise.
 """
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -10,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -24,11 +25,16 @@ log = logging.getLogger(__name__)
 ADDRESS = re.compile(r"(?!file:|local:|https?:|data:)[a-z][a-z0-9+.-]*://[^/].*")
 TIMES = ("LastModified", "updated", "last_modified", "mtime", "created")  # as stores name when a file was written
 FETCHED = ".fetched.txt"  # of a copy: the files that came from the store
+TRIES = 3  # to fetch a folder in which somebody writes
 CACHE = "LDM_CACHE"  # the environment's name for the folder of copies
 
 
 class StoreError(ValueError):
     """A store can't be reached, or refuses."""
+
+
+class ChangedError(StoreError):
+    """A file was removed, or replaced, since the store listed it: whoever writes there prunes checkpoints."""
 
 
 class Entry(NamedTuple):
@@ -68,6 +74,8 @@ class Store:
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except ChangedError:
+            raise
         except Exception as error:  # of the network, of credentials, of the store: each library has its own
             said = first_line(error) or type(error).__name__
             raise StoreError(f"{self.key}={self.address}: {said[:300]}") from None
@@ -107,10 +115,18 @@ class Store:
     def get(self, name: str, entry: Entry, file: Path) -> None:
         """Download a file ("" is this place itself), which is there when it is whole, as old as in the store."""
         with self._errors(), atomic_write(file) as here:
-            with self.fs.open(f"{self.path}/{name}" if name else self.path, "rb") as there:
-                shutil.copyfileobj(there, here, 1 << 24)
+            try:
+                with self.fs.open(f"{self.path}/{name}" if name else self.path, "rb") as there:
+                    shutil.copyfileobj(there, here, 1 << 24)
+            except OSError as error:
+                # s3fs calls a file busy that was replaced
+                if not isinstance(error, FileNotFoundError) and error.errno != errno.EBUSY:
+                    raise
+                raise ChangedError(
+                    f"{self.key}={self.address}: {name or self.path} has changed since it was listed"
+                ) from None
             if here.tell() != entry.size:
-                raise ValueError(f"{name or self.path} has {here.tell()} bytes, its listing says {entry.size}")
+                raise ChangedError(f"{self.key}={self.address}: {name or self.path} has changed since it was listed")
         if entry.time:
             os.utime(file, (entry.time, entry.time))
 
@@ -144,24 +160,40 @@ def local_copy(address: str, key: str) -> Path:
         raise StoreError(f"{key}={address} leads to another folder by . or ..: name that one")
     copy = Path(os.environ.get(CACHE) or Path.home() / ".cache/ldm", "stores", scheme, *parts)
     with one_at_a_time(copy):
-        if store.is_file():
-            store.fs.invalidate_cache()
-            about = store.fs.info(store.path)
-            _bring(store, "", Entry(int(about["size"]), _seconds(about)), copy)
-            return copy
-        entries = store.names()
-        if not entries:
-            raise StoreError(f"{key}={address} holds nothing")
-        log.info("%s=%s: copied into %s", key, address, copy)
-        for name in sorted(entries, key=after_what_it_names):
-            _bring(store, name, entries[name], copy / name)
-        fetched = copy / FETCHED  # what commands write beside, as verified.json, stays
-        before = set(fetched.read_text().splitlines()) if fetched.exists() else set()
-        for name in before - entries.keys():
-            (copy / name).unlink(missing_ok=True)
-        with atomic_write(fetched) as file:
-            file.write("\n".join(sorted(entries)).encode())
+        as_it_is_listed(lambda: _copy(store, copy))
     return copy
+
+
+def as_it_is_listed(fetch: Callable[[], None]) -> None:
+    """Fetch what a store lists, and list it again where it has changed meanwhile; ChangedError if it does each time."""
+    for left in range(TRIES - 1, -1, -1):
+        try:
+            fetch()
+            return
+        except ChangedError as changed:
+            if not left:
+                raise
+            log.info("%s: listed again", changed)
+
+
+def _copy(store: Store, copy: Path) -> None:
+    if store.is_file():
+        store.fs.invalidate_cache()
+        about = store.fs.info(store.path)
+        _bring(store, "", Entry(int(about["size"]), _seconds(about)), copy)
+        return
+    entries = store.names()
+    if not entries:
+        raise StoreError(f"{store.key}={store.address} holds nothing")
+    log.info("%s=%s: copied into %s", store.key, store.address, copy)
+    for name in sorted(entries, key=after_what_it_names):
+        _bring(store, name, entries[name], copy / name)
+    fetched = copy / FETCHED  # what commands write beside, as verified.json, stays
+    before = set(fetched.read_text().splitlines()) if fetched.exists() else set()
+    for name in before - entries.keys():
+        (copy / name).unlink(missing_ok=True)
+    with atomic_write(fetched) as file:
+        file.write("\n".join(sorted(entries)).encode())
 
 
 def _bring(store: Store, name: str, entry: Entry, file: Path) -> None:

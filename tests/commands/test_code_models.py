@@ -53,7 +53,7 @@ def codes(trained, ldm, tmp_path):
 def test_the_cache_keeps_codes(codes):
     cache = LatentCache("runs/latents", "full")
     assert (cache.codes, cache.manifest.dtype, cache.latent_shape) == (CODES, "uint16", (1, 8, 8))
-    assert cache.stats_card == {"mean": [0.0], "std": [1.0]}
+    assert cache.stats_card == {"mean": [0.0], "std": [1.0], "whitening": None}
     batch = CachedMoments(cache, "val").__getitems__([(0, i) for i in range(8)])
     images, labels = digits("val")
     model = package.load("runs/diffusion")

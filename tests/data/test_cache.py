@@ -14,6 +14,7 @@ from support.image_files import write_images
 from ldm.data import cache_reader
 from ldm.data.cache_reader import CachedMoments, LatentCache
 from ldm.data.cache_writer import CacheWriter, cache_identity
+from ldm.data.formats import ShardCard
 from ldm.data.shard_writer import LatentSums
 from ldm.data.sources import Folder
 from ldm.images import to_x
@@ -79,8 +80,9 @@ def test_statistics_are_those_of_posterior_samples_of_the_training_split(writer)
 
 
 def test_a_whitening_is_the_inverse_root_of_the_channels_correlation(writer):
-    identity = cache_identity(writer.source, 16 * "f", whitened=True)
-    manifest = write_all(replace(writer, identity=identity))
+    plain = write_all(writer)
+    manifest = write_all(replace(writer, whiten=True))  # no shard is written again
+    assert (plain.shards, plain.mean, plain.std) == (manifest.shards, manifest.mean, manifest.std)
     cache = LatentCache(str(writer.folder), "full")
     moments = CachedMoments(cache, "train")
     everything = torch.cat([moments.__getitems__([(e, i) for i in range(16)])[0] for e in (0, 1)]).double()
@@ -92,16 +94,23 @@ def test_a_whitening_is_the_inverse_root_of_the_channels_correlation(writer):
     latents = cache.stats.normalize(mean + std * torch.randn_like(mean))
     correlation = np.corrcoef(latents.transpose(0, 1).flatten(1))
     np.testing.assert_allclose(correlation, np.eye(2), atol=0.05)
-    with pytest.raises(ValueError, match=r"whitened is True, not False\): choose another run="):
-        write_all(writer)
+    for card in writer.folder.glob("train-*.json"):  # as of shards of before
+        found = ShardCard.read(card)
+        found.model_copy(update={"sums": found.sums.model_copy(update={"products": None})}).write(card)
+    with pytest.raises(ValueError, match="whiten=true wants sums over pairs of channels, which shards of before"):
+        replace(writer, whiten=True).merge()
+    assert writer.merge() == plain
 
 
 def test_channels_that_follow_from_each_other_are_not_whitened():
     mean = np.random.default_rng(0).standard_normal((50, 1, 1, 3, 3))
-    sums = LatentSums(products=True)
+    sums = LatentSums()
     sums.add(np.concatenate([mean, 2 * mean, np.zeros((50, 1, 2, 3, 3))], axis=2))
-    with pytest.raises(ValueError, match=r"the latents' channels follow from each other .*: pass whiten=false"):
-        sums.statistics()
+    with pytest.raises(
+        ValueError, match=r"the latents' channels follow from each other, to less than 0.0001 of .*: pass whiten=false"
+    ):
+        sums.statistics(whiten=True)
+    assert sums.statistics(whiten=False)["whitening"] is None
 
 
 def test_a_shard_holds_one_file_open_however_many_blocks_it_has(writer, monkeypatch):

@@ -71,6 +71,45 @@ def test_a_copy_is_fetched_once_and_follows_what_changes(s3, monkeypatch):
     assert not (copy / "a/2.tar").exists()
 
 
+@pytest.mark.parametrize("change", ["removed", "longer"])
+@pytest.mark.parametrize("how", ["local_copy", "bring_run"])
+def test_a_folder_that_changes_while_it_is_fetched_is_listed_again(s3, tmp_path, monkeypatch, change, how):
+    """As a run whose trainer prunes its checkpoints meanwhile; one that never holds still is an error."""
+
+    def put(name, body):
+        s3.put_object(Bucket=BUCKET, Key=f"runs/x/{name}", Body=body)
+
+    def fetch():
+        if how == "local_copy":
+            return local_copy(f"{ADDRESS}/runs/x", "model")
+        bring_run(Store(f"{ADDRESS}/runs/x"), tmp_path / "run", lambda name: True)
+        return tmp_path / "run"
+
+    def meddle(store, listings=[]):  # noqa: B006  # it counts them
+        found = names(store)
+        listings.append(found)
+        if len(listings) > times:
+            return found
+        if change == "removed":
+            s3.delete_object(Bucket=BUCKET, Key=f"runs/x/{len(listings)}.ckpt")
+        else:
+            put(f"{len(listings)}.ckpt", b"another")
+        return found
+
+    times, names = 1, Store.names
+    for name in ("0.ckpt", "1.ckpt"):
+        put(name, b"one")
+    monkeypatch.setattr(Store, "names", meddle)
+    folder = fetch()
+    assert (folder / "0.ckpt").read_bytes() == b"one"
+    assert not (folder / "1.ckpt").exists() if change == "removed" else (folder / "1.ckpt").read_bytes() == b"another"
+    times = 10
+    for number in range(3, 8):
+        put(f"{number}.ckpt", b"one")
+    with pytest.raises(StoreError, match=r"\d\.ckpt has changed since it was listed"):
+        fetch()
+
+
 def test_a_single_file_is_a_copy_too(s3):
     s3.put_object(Bucket=BUCKET, Key="nets/features.pt", Body=b"net")
     assert local_copy(f"{ADDRESS}/nets/features.pt", "features").read_bytes() == b"net"
