@@ -214,7 +214,7 @@ def imagenet(ldm, monkeypatch):
         (folder / "manifest.json").write_text("{}")
         cache = SimpleNamespace(
             folder=folder,
-            **{"autoencoder": "0123", "mean": [], "std": [], "preprocessing": {}, "pairs": None, "codes": None},
+            **{"autoencoder": "0123", "stats_card": {}, "preprocessing": {}, "pairs": None, "codes": None},
             stats=LatentStats(torch.zeros(channels), torch.ones(channels)),
             class_names=[f"n{i:08d}" for i in range(1000)],
             latent_shape=(channels, side, side),
