@@ -1,6 +1,7 @@
 """A trained model as a folder that diffusers loads whole: both stages, a scheduler, and the pipeline's own code."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -97,7 +98,7 @@ class PipelineExport:
         pixels = self.loaded.card["latent_shape"][-1] * self.autoencoder.model.downsample_factor
         return autoencoder_weights.diffusers_config(self.autoencoder.model, shape, self._normalising[0], pixels)
 
-    @property
+    @cached_property
     def _normalising(self) -> tuple[dict[str, Any], State]:
         state = self.autoencoder.model.state_dict()
         return autoencoder_weights.normalising(state, self.loaded.card["stats"])

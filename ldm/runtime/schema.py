@@ -72,7 +72,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 def _whitens(rows: list[list[float]]) -> list[list[float]]:
     square = all(len(row) == len(rows) for row in rows)
     matrix = np.array(rows, np.float32).astype(np.float64) if square else np.zeros((1, 1))
-    least, *_, most = np.linalg.eigvalsh(matrix)[[0, -1]]
+    least, most = np.linalg.eigvalsh(matrix)[[0, -1]]
     if not (np.array_equal(matrix, matrix.T) and least > 1e-6 * most):
         raise ValueError("a symmetric, positive definite matrix")
     return rows

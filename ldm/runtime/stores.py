@@ -114,6 +114,7 @@ class Store:
 
     def get(self, name: str, entry: Entry, file: Path) -> None:
         """Download a file ("" is this place itself), which is there when it is whole, as old as in the store."""
+        changed = ChangedError(f"{self.key}={self.address}: {name or self.path} has changed since it was listed")
         with self._errors(), atomic_write(file) as here:
             try:
                 with self.fs.open(f"{self.path}/{name}" if name else self.path, "rb") as there:
@@ -122,11 +123,9 @@ class Store:
                 # s3fs calls a file busy that was replaced
                 if not isinstance(error, FileNotFoundError) and error.errno != errno.EBUSY:
                     raise
-                raise ChangedError(
-                    f"{self.key}={self.address}: {name or self.path} has changed since it was listed"
-                ) from None
+                raise changed from None
             if here.tell() != entry.size:
-                raise ChangedError(f"{self.key}={self.address}: {name or self.path} has changed since it was listed")
+                raise changed
         if entry.time:
             os.utime(file, (entry.time, entry.time))
 
