@@ -92,6 +92,7 @@ class TrainDiffusionOptions(TrainingOptions):
     latents: Annotated[Text | None, Free()]  # the card holds fingerprints of these two
     autoencoder: Annotated[Text | None, Free()]
     data: ImagesNode
+    whiten: bool
     verify: Annotated[Verify, Free()]
     net: Annotated[NetNode, Free("checkpoint")]  # memory for time
     objective: Annotated[ObjectiveOptions, Free("sampling")]
@@ -117,6 +118,8 @@ class TrainDiffusionOptions(TrainingOptions):
             raise ValueError(f"latents={self.latents} have their images already: leave data= out, or pass latents=null")
         if self.latents is None and not (self.data and self.autoencoder):
             raise ValueError("latents=null encodes images while it trains: pass autoencoder=RUN, and data=")
+        if self.whiten and (self.latents is not None or self.teacher is not None):
+            raise ValueError("whiten=true is for latents=null without teacher=: a cache has its own, a teacher too")
         if self.latents is None and self.trainer.strategy == "fsdp":
             raise ValueError("trainer.strategy=fsdp validates in equal shares, of a cache alone: pass latents=RUN")
         return self

@@ -65,6 +65,7 @@ def latents_of(
         autoencoder=loaded.fingerprint,
         batch_size=options.batch_size,
         stats=stats,
+        whiten=options.whiten,
     )
     return images, replace(loaded, path=run / AUTOENCODER_FILE)
 

@@ -49,6 +49,7 @@ class EncodedImages:
         batch_size:  images that are encoded at once here
         stats:       what normalises the latents: of the card of a run that goes on, or of a teacher; None: it is
                      measured on at most MEASURED training images, chosen, cropped and mirrored as in training
+        whiten:      whether what is measured makes channels uncorrelated, too
     """
 
     pairs = None  # of a teacher's samples: there are none
@@ -63,13 +64,14 @@ class EncodedImages:
         device: torch.device,
         batch_size: int,
         stats: dict[str, Any] | None,
+        whiten: bool = False,
     ) -> None:
         self.source, self.encode, self.autoencoder, self.batch_size = source, encode, autoencoder, batch_size
         self.class_names, self.preprocessing = source.class_names, source.preprocessing()
         self.device = device
         channels, *size = self._first(self._training_images(), 1).moments.shape[1:]
         self.latent_shape = (channels // 2, size[0], size[1])
-        self.stats_card = self._measured() if stats is None else stats
+        self.stats_card = self._measured(whiten) if stats is None else stats
         self.stats = LatentStats.of(self.stats_card)
 
     def kept(self) -> Kept:
@@ -114,10 +116,10 @@ class EncodedImages:
             labels.append(batch[1])
         return FewMoments(torch.cat(moments) if moments else torch.zeros(0), torch.cat(labels))
 
-    def _measured(self) -> dict[str, Any]:
+    def _measured(self, whiten: bool) -> dict[str, Any]:
         sums = LatentSums()
         sums.add(self._train.moments.numpy()[:, np.newaxis])  # of one view
-        return sums.statistics(whiten=False)
+        return sums.statistics(whiten=whiten)
 
 
 Latents = LatentCache | EncodedImages  # what stage 2 trains on

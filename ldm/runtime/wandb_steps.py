@@ -12,13 +12,15 @@ from typing import Any
 from lightning.pytorch.loggers import WandbLogger
 
 from ldm.runtime.ranks import rank
-
-HEADER = 7  # bytes with which each of wandb's files begins
+from ldm.runtime.tables import number, read_rows
+from ldm.runtime.wandb_parts import is_empty, is_of_training, keep_rows_before, row_number
 
 
 class WandbByBatches(WandbLogger):
     """Rows of training have the step 2 n after n batches; what a validation says, and draws, has 2 n + 1. So a batch
     that a killed run repeats has the same step again, and a validation that was cut short a step of its own."""
+
+    goes_on: bool | None = None  # whether the run has earlier parts, once it is known
 
     def log_hyperparams(self, params: Any) -> None:
         """Begin wandb's run with its config. Parts of it that were killed before wandb had written anything go first:
@@ -26,8 +28,10 @@ class WandbByBatches(WandbLogger):
         import wandb
 
         if rank() == 0 and wandb.run is None and self.save_dir is not None:
-            for part in Path(self.save_dir, "wandb").glob("offline-run-*"):
-                if all(file.stat().st_size <= HEADER for file in part.glob("*.wandb")):
+            earlier = list(Path(self.save_dir, "wandb").glob("offline-run-*"))
+            self.goes_on = bool(earlier)
+            for part in earlier:
+                if is_empty(part):
                     shutil.rmtree(part, ignore_errors=True)
         super().log_hyperparams(params)
 
@@ -39,7 +43,26 @@ class WandbByBatches(WandbLogger):
         if step is None:
             super().log_metrics(metrics)
             return
+        at = row_number(step, any(map(is_of_training, metrics)))
+        if self.goes_on:
+            self._join(at)
+        self.goes_on = False
+        self._log(metrics, step, at)
+
+    def _log(self, metrics: Mapping[str, float], step: int, at: int) -> None:
         run: Any = self.experiment
-        of_training = any(name.startswith("train/") for name in metrics)
-        at = 2 * (step + 1) + (not of_training)
         run.log({**metrics, "trainer/global_step": step}, step=at if at >= run.step else None)
+
+    def _join(self, first: int) -> None:
+        """Let this part go on where the earlier ones end: they lose the rows from `first` on, which training repeats,
+        and what a killed process had not written before it comes from metrics.csv."""
+        folder, own = Path(self.save_dir or "."), Path(self.experiment.dir).parent
+        earlier = [part for part in (folder / "wandb").glob("offline-run-*") if part.name != own.name]
+        last = max((keep_rows_before(part, first) for part in earlier), default=0)
+        for row in read_rows(folder / "metrics.csv"):
+            figures = {name: value for name, text in row.items() if (value := number(text)) is not None}
+            step, both = int(figures.pop("step")), {k: figures.pop(k) for k in ("batches", "images") if k in figures}
+            for trains in (True, False):
+                told = {name: value for name, value in figures.items() if is_of_training(name) == trains}
+                if told and last < (at := row_number(step, trains)) < first:
+                    self._log(told | both, step, at)

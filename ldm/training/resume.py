@@ -132,7 +132,7 @@ def _before(card: dict[str, Any]) -> dict[str, Any]:
         "autoencoder": defaults_of(Autoencoder),
         "net": made,
         "condition": told,
-        "config": {"overfit": False, "net": made, "condition": told},
+        "config": {"overfit": False, "whiten": False, "net": made, "condition": told},
     }
 
 

@@ -72,6 +72,8 @@ class Saves(Callback):
         self.any_rank, self.asked, self.saved, self.latest = AnyRank(), 0, False, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (sharded := sharded_saves(trainer)) is not None:
+            sharded.check(self.run)
         seen: int = pl_module.batches_seen  # type: ignore[assignment]
         first = int(trainer.strategy.broadcast(seen))
         if first != seen:  # each node has a disk of its own, and one of them an older copy of the run

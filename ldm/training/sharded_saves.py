@@ -1,6 +1,7 @@
 """trainer.checkpoints=sharded: each rank writes its own part, while training goes on."""
 
 import errno
+import secrets
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,29 @@ class ShardedSaves:
         self.group: Any = None
         self.thread = ThreadPoolExecutor(1)
         self.pending: tuple[Path, Future[None]] | None = None
+
+    def check(self, folder: Path) -> None:
+        """Look whether all ranks see what rank 0 writes into a folder; every rank calls it.
+
+        Raises:
+            ValueError: if one does not: its parts would lie on its own disk, and no checkpoint would be whole.
+        """
+        self.group = self.group or dist.new_group(backend="gloo")
+        name = [secrets.token_hex(8)]
+        dist.broadcast_object_list(name, group=self.group)
+        mark = folder / f".{name[0]}{TEMPORARY}"
+        if dist.get_rank() == 0:
+            mark.touch()
+        dist.barrier(self.group)
+        seen = torch.tensor(mark.exists())
+        dist.all_reduce(seen, dist.ReduceOp.MIN, self.group)
+        if dist.get_rank() == 0:
+            mark.unlink()
+        if not seen:
+            raise ValueError(
+                f"trainer.checkpoints=sharded: not all ranks see what rank 0 writes into {folder}: put it on a disk "
+                "that the nodes share, or pass trainer.checkpoints=whole"
+            )
 
     def start(self, checkpoint: dict[str, Any], path: Path) -> None:
         """Begin to save a checkpoint, whose large tensors are sharded; every rank calls it, once it has finished the

@@ -12,6 +12,7 @@ from support.processes import start
 from support.runs import rows
 from support.tiny import CPU, TINY_DIFFUSION
 
+from ldm.runtime.wandb_parts import BLOCK, HEADER
 from ldm.training.diffusion_module import DiffusionModule
 
 WANDB = Path(sys.executable).with_name("wandb")
@@ -35,16 +36,16 @@ def sync(*parts):
     assert done.returncode == 0, done.stderr
 
 
-def check(run, folder):
+def check(run, folder, batches=12):
     """Each row of metrics.csv is there once, and their steps rise."""
     sent = [row for row in run.rows() if "train/loss" in row]
     told = [row for row in rows(folder) if row["train/loss"]]
-    assert [row["batches"] for row in sent] == list(range(1, 13))
+    assert [row["batches"] for row in sent] == list(range(1, batches + 1))
     assert [row["train/loss"] for row in sent] == pytest.approx([float(row["train/loss"]) for row in told])
     steps = [row["_step"] for row in run.rows()]
     assert steps == sorted(set(steps))
     validated = [row["batches"] for row in run.rows() if "val/loss" in row]
-    assert validated == [4, 8, 12]
+    assert validated == list(range(4, batches + 1, 4))
 
 
 def stopped_at(monkeypatch, ours, batch):
@@ -73,24 +74,29 @@ def test_a_run_that_was_stopped_twice_is_one_run(ours, wandb_server, monkeypatch
 
 
 @pytest.mark.slow
-def test_a_part_that_was_killed_keeps_none_of_the_others_back(ours, wandb_server):
-    """wandb writes in blocks, so that it had written nothing: rows before the checkpoint are in metrics.csv alone."""
-    environment = {"WANDB_SILENT": "true"}
-    process = start(".", TRAIN[0], (*TRAIN[1:], "run=flow"), environment, kill_after_7)
+@pytest.mark.parametrize(("batch", "size"), [(7, HEADER), (55, BLOCK)], ids=["nothing written", "in a record"])
+def test_a_part_that_was_killed_is_cut_and_filled(ours, wandb_server, batch, size):
+    """wandb writes whole blocks: what it had not written comes from metrics.csv, what is repeated is there once."""
+    steps = 12 if batch == 7 else 60
+    train = [*TRAIN, "run=flow", f"steps={steps}"]
+    environment = {"WANDB_SILENT": "true", "KILLED_AFTER": str(batch)}
+    process = start(".", train[0], tuple(train[1:]), environment, kill_after)
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    ours(*TRAIN, "run=flow")
+    (left,) = Path("runs/flow/wandb").glob("offline-run-*/*.wandb")
+    assert left.stat().st_size == size
+    ours(*train)
     sync(*sorted(Path("runs/flow/wandb").glob("offline-run-*")))
     (run,) = wandb_server.values()
-    assert [row["batches"] for row in run.rows() if "train/loss" in row] == list(range(5, 13))
+    check(run, "runs/flow", steps)
 
 
-def kill_after_7():
-    step = DiffusionModule.training_step
+def kill_after():
+    step, batch = DiffusionModule.training_step, int(os.environ["KILLED_AFTER"])
 
-    def training_step(self, batch, batch_idx):
-        if self.batches_seen == 7:
+    def training_step(self, batch_, batch_idx):
+        if self.batches_seen == batch:
             os.kill(os.getpid(), signal.SIGKILL)
-        return step(self, batch, batch_idx)
+        return step(self, batch_, batch_idx)
 
     DiffusionModule.training_step = training_step

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.image_files import write_images
 from support.tiny import CPU, TINY_DIFFUSION, fails
 
 import ldm
 from ldm.checkpoint import load_diffusion
 from ldm.data.cache_reader import CachedMoments, LatentCache
 from ldm.evaluation.diagnosis import DiagnosisFile
-from ldm.images import to_image
+from ldm.images import to_image, to_x
 from ldm.latents import mean_of
 
 TRAIN = [*TINY_DIFFUSION, *CPU]
@@ -39,6 +40,19 @@ def test_a_model_of_it_draws_decodes_and_rates_what_it_learned(whitened):
     assert json.loads(Path("runs/bound/likelihood.json").read_text())["image_bits_per_dim_at_most"] > 0
     whitened("diagnose", "latents=runs/whitened", "num=256", "device=cpu")
     assert DiagnosisFile.read(Path("runs/diagnosis/diagnosis.json")).eigenvalues == pytest.approx([1] * 4, abs=0.2)
+
+
+def test_pictures_that_come_in_are_whitened_and_go_out_as_they_were(whitened):
+    """As infilling, upscaling and samples that start from pictures take them."""
+    model = ldm.load("runs/flow")
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        means = model.autoencoder.encode(to_x(images)).mean
+        assert torch.allclose(model.encode(images), model.stats.normalize(means), atol=1e-4)
+        back, decoded = model.decode(model.encode(images)), to_image(model.autoencoder.decode(means))
+    assert (back.int() - decoded.int()).abs().max() <= 1
+    write_images(Path("pictures"), 2, (32, 32))
+    whitened("infill", "model=runs/flow", "images=pictures", "box=[0,16,32,16]", "draws=1", "sampler.steps=1")
 
 
 def test_its_pairs_teach_a_student_of_the_same_latents(whitened):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 from support.tiny import run_command
@@ -27,9 +28,14 @@ def start(
         environment  added to this process's
         first        called there before the command; a module's function, or a partial of one
     """
+    return aside(_child, Path(folder).resolve(), name, options, environment or {}, first)
+
+
+def aside(call: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """Start to call a module's function in a process of its own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    process = context.Process(target=_child, args=(Path(folder).resolve(), name, options, environment or {}, first))
+    process = context.Process(target=call, args=arguments)
     process.start()
     return process
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from support.image_files import write_images
 from support.runs import assert_close_weights, assert_same_training, checkpoint, rows
 from support.tiny import CPU, TINY_DIFFUSION, fails
@@ -23,6 +24,15 @@ def test_without_augmentation_it_is_training_on_the_cache(there):
     stats = [checkpoint(f"runs/{run}", "diffusion")["ldm"]["stats"] for run in ("cached", "live")]
     for key in ("mean", "std"):
         assert stats[1][key] == pytest.approx(stats[0][key], rel=1e-3)
+
+
+def test_whitened_it_is_training_on_a_whitened_cache(there):
+    there("cache-latents", "run=white", "autoencoder=runs/autoencoder", "data=digits", "device=cpu", "whiten=true")
+    there("train-diffusion", *OPTIONS, "latents=runs/white", "run=cached")
+    there("train-diffusion", *OPTIONS, *LIVE, "whiten=true", "run=live")
+    cached, live = (checkpoint(f"runs/{run}", "diffusion")["ldm"]["stats"] for run in ("cached", "live"))
+    assert torch.tensor(live["whitening"]).numpy() == pytest.approx(torch.tensor(cached["whitening"]).numpy(), rel=0.02)
+    assert_close_weights("runs/cached", "runs/live", "diffusion", rtol=1e-3, atol=1e-4)
 
 
 def test_it_goes_on_as_if_it_had_not_stopped_with_the_statistics_that_it_began_with(there, monkeypatch):
@@ -58,6 +68,7 @@ def test_crops_and_mirrors_are_training_s(there):
         (["latents=null"], "pass autoencoder=RUN, and data="),
         (["latents=null", "autoencoder=runs/autoencoder"], "pass autoencoder=RUN, and data="),
         (["latents=runs/latents", "data=digits"], "leave data= out, or pass latents=null"),
+        (["latents=runs/latents", "whiten=true"], "a cache has its own"),
         ([*LIVE, "condition=upscale"], "condition= reads low of a cache"),
         ([*LIVE, "trainer.strategy=fsdp"], "pass latents=RUN"),
         ([*LIVE, "objective=reflow"], "ldm cache-pairs first"),

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from support.interruptions import killed_often
-from support.processes import ranks, start, succeeds
+from support.processes import aside, ranks, start, succeeds
 from support.runs import assert_close_weights, assert_equal, checkpoint
 from support.tiny import CPU, TINY_DIFFUSION, fails
 
 from ldm import checkpoint as checkpoints
 from ldm.sharded_checkpoint import REST, SHARDS, Shards, is_sharded_checkpoint, remove, split
 from ldm.training.best import KeepBest
+from ldm.training.sharded_saves import ShardedSaves
 
 OPTIONS = [*TINY_DIFFUSION, *CPU, "schedule.decay=constant"]
 SHARDED = ["trainer.strategy=fsdp", "trainer.checkpoints=sharded"]
@@ -67,6 +69,29 @@ def test_the_newest_and_the_best_are_kept(sharded):
     assert [file.name for file in checkpoints.saved(sharded)] == ["00000002.ckpt", "00000004.ckpt"]
     assert all(is_sharded_checkpoint(file) for file in checkpoints.saved(sharded))
     assert not list((sharded / "checkpoints").glob(".*"))
+
+
+def test_ranks_of_nodes_without_a_shared_disk_are_refused(tmp_path):
+    """Rank 1 sees the folder of rank 0, or one of its own."""
+    for own in (False, True):
+        folders = [tmp_path / "of 0", tmp_path / "of 1" if own else tmp_path / "of 0"]
+        told = [tmp_path / f"told by {rank}" for rank in (0, 1)]
+        store = f"file://{tmp_path / f'ranks {own}'}"
+        succeeds(*(aside(_look, store, rank, folders[rank], told[rank]) for rank in (0, 1)))
+        assert [bool(file.read_text()) for file in told] == [own, own]
+        assert not list(tmp_path.glob("of */*")) and not list(tmp_path.glob("of */.*"))
+    assert all(f"not all ranks see what rank 0 writes into {folder}" in file.read_text()
+               for file, folder in zip(told, folders, strict=True))  # fmt: skip
+
+
+def _look(store, rank, folder, told):
+    folder.mkdir(exist_ok=True)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    try:
+        ShardedSaves().check(folder)
+        told.write_text("")
+    except ValueError as error:
+        told.write_text(str(error))
 
 
 @pytest.mark.parametrize("name", [SHARDS, REST, "__0_0.distcp"])
