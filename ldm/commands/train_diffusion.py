@@ -119,7 +119,7 @@ class TrainDiffusionOptions(TrainingOptions):
         if self.latents is None and not (self.data and self.autoencoder):
             raise ValueError("latents=null encodes images while it trains: pass autoencoder=RUN, and data=")
         if self.whiten and (self.latents is not None or self.teacher is not None):
-            raise ValueError("whiten=true is for latents=null without teacher=: a cache has its own, a teacher too")
+            raise ValueError("whiten=true is of latents=null without teacher=: else ldm cache-latents whiten=true")
         if self.latents is None and self.trainer.strategy == "fsdp":
             raise ValueError("trainer.strategy=fsdp validates in equal shares, of a cache alone: pass latents=RUN")
         return self

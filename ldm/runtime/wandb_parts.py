@@ -7,6 +7,7 @@ file whose process was killed ends in the middle of a record. `wandb sync` then 
 import json
 import os
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 HEADER = 7  # bytes: of a file, and of each piece of a record, which are checksum (4), length (2), kind (1)
@@ -30,21 +31,35 @@ def is_of_training(name: str) -> bool:
 
 
 def keep_rows_before(part: Path, number: int) -> int:
-    """Cut a part's file before its first row from `number` on, or else behind its last whole record, and return the
-    number of the last row that stays; 0 without any."""
+    """Cut a part's file before its first row from `number` on, or that a rollback took back, or else behind its last
+    whole record, and return the number of the last row that stays; 0 without any."""
     last = 0
     for file in part.glob("*.wandb"):
         data = file.read_bytes()
+        records = list(_rows(data))
+        numbers = [row for _, _, row in records if row is not None]
+        first = min([number, *(after for before, after in pairwise(numbers) if after < before)])
         end = HEADER
-        for start, stop, record in _records(data):
-            row = _row(record)
-            if row is not None and row >= number:
+        for start, stop, row in records:
+            if row is not None and row >= first:
                 end = start
                 break
             last, end = max(last, row or 0), stop
         if end < len(data):
             os.truncate(file, end)
     return last
+
+
+def _rows(data: bytes) -> Iterator[tuple[int, int, int | None]]:
+    """Where each record of a file begins and ends, and the number of the row that it holds, if any; up to the first
+    that can't be read."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        for start, stop, record in _records(data):
+            yield start, stop, _row(record)
+    except (DecodeError, ValueError, TypeError):
+        return
 
 
 def _records(data: bytes) -> Iterator[tuple[int, int, bytes]]:

@@ -20,7 +20,7 @@ class WandbByBatches(WandbLogger):
     """Rows of training have the step 2 n after n batches; what a validation says, and draws, has 2 n + 1. So a batch
     that a killed run repeats has the same step again, and a validation that was cut short a step of its own."""
 
-    goes_on: bool | None = None  # whether the run has earlier parts, once it is known
+    goes_on = False  # whether the run has earlier parts, which are still to be joined
 
     def log_hyperparams(self, params: Any) -> None:
         """Begin wandb's run with its config. Parts of it that were killed before wandb had written anything go first:
@@ -28,7 +28,7 @@ class WandbByBatches(WandbLogger):
         import wandb
 
         if rank() == 0 and wandb.run is None and self.save_dir is not None:
-            earlier = list(Path(self.save_dir, "wandb").glob("offline-run-*"))
+            earlier = self._parts()
             self.goes_on = bool(earlier)
             for part in earlier:
                 if is_empty(part):
@@ -46,8 +46,12 @@ class WandbByBatches(WandbLogger):
         at = row_number(step, any(map(is_of_training, metrics)))
         if self.goes_on:
             self._join(at)
-        self.goes_on = False
+            self.goes_on = False
         self._log(metrics, step, at)
+
+    def _parts(self) -> list[Path]:
+        """The folders of this run's offline parts: other runs may have theirs beside."""
+        return list(Path(self.save_dir or ".", "wandb").glob(f"offline-run-*-{self.version}"))
 
     def _log(self, metrics: Mapping[str, float], step: int, at: int) -> None:
         run: Any = self.experiment
@@ -56,10 +60,11 @@ class WandbByBatches(WandbLogger):
     def _join(self, first: int) -> None:
         """Let this part go on where the earlier ones end: they lose the rows from `first` on, which training repeats,
         and what a killed process had not written before it comes from metrics.csv."""
-        folder, own = Path(self.save_dir or "."), Path(self.experiment.dir).parent
-        earlier = [part for part in (folder / "wandb").glob("offline-run-*") if part.name != own.name]
-        last = max((keep_rows_before(part, first) for part in earlier), default=0)
-        for row in read_rows(folder / "metrics.csv"):
+        rows, own = read_rows(Path(self.save_dir or ".", "metrics.csv")), Path(self.experiment.dir).parent.name
+        if not rows:
+            return
+        last = max((keep_rows_before(part, first) for part in self._parts() if part.name != own), default=0)
+        for row in rows:
             figures = {name: value for name, text in row.items() if (value := number(text)) is not None}
             step, both = int(figures.pop("step")), {k: figures.pop(k) for k in ("batches", "images") if k in figures}
             for trains in (True, False):

@@ -18,6 +18,7 @@ class Curves(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.drawn = time.monotonic()
+        self._write(trainer, draw=False)  # what a killed start had logged since its last validation
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, draw=True)

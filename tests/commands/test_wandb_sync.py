@@ -36,7 +36,7 @@ def sync(*parts):
     assert done.returncode == 0, done.stderr
 
 
-def check(run, folder, batches=12):
+def check(run, folder, batches=12, validates=True):
     """Each row of metrics.csv is there once, and their steps rise."""
     sent = [row for row in run.rows() if "train/loss" in row]
     told = [row for row in rows(folder) if row["train/loss"]]
@@ -45,7 +45,7 @@ def check(run, folder, batches=12):
     steps = [row["_step"] for row in run.rows()]
     assert steps == sorted(set(steps))
     validated = [row["batches"] for row in run.rows() if "val/loss" in row]
-    assert validated == list(range(4, batches + 1, 4))
+    assert validated == (list(range(4, batches + 1, 4)) if validates else [])
 
 
 def stopped_at(monkeypatch, ours, batch):
@@ -74,29 +74,40 @@ def test_a_run_that_was_stopped_twice_is_one_run(ours, wandb_server, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch", "size"), [(7, HEADER), (55, BLOCK)], ids=["nothing written", "in a record"])
-def test_a_part_that_was_killed_is_cut_and_filled(ours, wandb_server, batch, size):
+@pytest.mark.parametrize(
+    ("batch", "where", "options"),
+    [
+        (7, "training_step", []),  # before wandb has written anything
+        (55, "training_step", []),
+        (52, "validation_step", []),  # once it has saved
+        (55, "training_step", ["trainer.limit_val_batches=0"]),
+    ],
+    ids=["nothing written", "in a record", "in a validation", "without validations"],
+)
+def test_a_part_that_was_killed_is_cut_and_filled(ours, wandb_server, batch, where, options):
     """wandb writes whole blocks: what it had not written comes from metrics.csv, what is repeated is there once."""
     steps = 12 if batch == 7 else 60
-    train = [*TRAIN, "run=flow", f"steps={steps}"]
-    environment = {"WANDB_SILENT": "true", "KILLED_AFTER": str(batch)}
+    train = [*TRAIN, "run=flow", f"steps={steps}", *options]
+    environment = {"WANDB_SILENT": "true", "KILLED_IN": where, "KILLED_AFTER": str(batch)}
     process = start(".", train[0], tuple(train[1:]), environment, kill_after)
     process.join()
     assert process.exitcode == -signal.SIGKILL
     (left,) = Path("runs/flow/wandb").glob("offline-run-*/*.wandb")
-    assert left.stat().st_size == size
+    size = left.stat().st_size
+    assert size == HEADER if batch == 7 else size % BLOCK == 0
     ours(*train)
     sync(*sorted(Path("runs/flow/wandb").glob("offline-run-*")))
     (run,) = wandb_server.values()
-    check(run, "runs/flow", steps)
+    check(run, "runs/flow", steps, validates=not options)
 
 
 def kill_after():
-    step, batch = DiffusionModule.training_step, int(os.environ["KILLED_AFTER"])
+    name, batches = os.environ["KILLED_IN"], int(os.environ["KILLED_AFTER"])
+    step = getattr(DiffusionModule, name)
 
-    def training_step(self, batch_, batch_idx):
-        if self.batches_seen == batch:
+    def killed(self, *batch):
+        if self.batches_seen == batches:
             os.kill(os.getpid(), signal.SIGKILL)
-        return step(self, batch_, batch_idx)
+        return step(self, *batch)
 
-    DiffusionModule.training_step = training_step
+    setattr(DiffusionModule, name, killed)

@@ -68,7 +68,7 @@ def test_crops_and_mirrors_are_training_s(there):
         (["latents=null"], "pass autoencoder=RUN, and data="),
         (["latents=null", "autoencoder=runs/autoencoder"], "pass autoencoder=RUN, and data="),
         (["latents=runs/latents", "data=digits"], "leave data= out, or pass latents=null"),
-        (["latents=runs/latents", "whiten=true"], "a cache has its own"),
+        (["latents=runs/latents", "whiten=true"], "else ldm cache-latents whiten=true"),
         ([*LIVE, "condition=upscale"], "condition= reads low of a cache"),
         ([*LIVE, "trainer.strategy=fsdp"], "pass latents=RUN"),
         ([*LIVE, "objective=reflow"], "ldm cache-pairs first"),
