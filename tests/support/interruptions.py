@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import succeeds
+from support.processes import Ranks, succeeds
 
 from ldm.training.autoencoder_module import AutoencoderModule
 from ldm.training.diffusion_module import DiffusionModule
@@ -45,7 +45,11 @@ def _note_batches(module_class: Any, file: Path) -> None:
 
 
 def killed_often(
-    begin: Callable[[], BaseProcess], progress: Callable[[], int], again: Callable[[], None], kills: int, most: int
+    begin: Callable[[], BaseProcess | Ranks],
+    progress: Callable[[], int],
+    again: Callable[[], None],
+    kills: int,
+    most: int,
 ) -> Iterator[None]:
     """Start a command, kill it at a random moment, yield, so that what it left can be checked, and so on; let it end.
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support.interruptions import killed_often
-from support.processes import aside, ranks, start, succeeds
+from support.processes import aside, ranks, start_ranks, succeeds
 from support.runs import assert_close_weights, assert_equal, checkpoint
 from support.tiny import CPU, TINY_DIFFUSION, fails
 
@@ -172,14 +172,21 @@ def test_four_ranks_save_two_go_on_and_then_one(ldm, pipeline):
     assert checkpoints.read(Path("runs/parts/checkpoints/best.ckpt"), "diffusion")
 
 
-@pytest.mark.parametrize("kills", [pytest.param(4, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.long)])
-def test_kills_in_the_middle_of_saves_lose_nothing(tmp_path, pipeline, kills):
+@pytest.mark.parametrize(
+    ("kills", "world"),
+    [
+        pytest.param(4, 2, marks=pytest.mark.slow),
+        pytest.param(50, 1, marks=pytest.mark.long),
+        pytest.param(50, 4, marks=pytest.mark.long),
+    ],
+)
+def test_kills_in_the_middle_of_saves_lose_nothing(tmp_path, pipeline, kills, world):
     """It saves after each batch, so that most of the time it saves: what was there stays, and is whole."""
     options = [*OPTIONS, *SHARDED, f"latents={pipeline}/runs/latents", "every=1", "trainer.limit_val_batches=0"]
     steps, kept = 10 * kills, 0
 
     def begin():
-        return start(tmp_path, "train-diffusion", [*options, f"steps={steps}", "run=killed"])
+        return start_ranks(tmp_path, "train-diffusion", [*options, f"steps={steps}", "run=killed"], world)
 
     def progress():
         return newest(tmp_path / "runs/killed")
@@ -193,7 +200,7 @@ def test_kills_in_the_middle_of_saves_lose_nothing(tmp_path, pipeline, kills):
         kept = newest(tmp_path / "runs/killed")
         for file in checkpoints.saved(tmp_path / "runs/killed"):
             checkpoints.read(file, "diffusion")
-    succeeds(start(tmp_path, "train-diffusion", [*options, f"steps={steps}", "run=whole"]))
+    succeeds(start_ranks(tmp_path, "train-diffusion", [*options, f"steps={steps}", "run=whole"], world))
     assert_equal(*(checkpoint(tmp_path / f"runs/{r}", "diffusion")["state_dict"] for r in ("killed", "whole")))
     assert not list((tmp_path / "runs/killed/checkpoints").glob(".*"))
 
