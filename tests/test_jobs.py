@@ -55,7 +55,7 @@ def load(script, monkeypatch):
     "sections",  # and how many ratios each has
     [
         {"sampler": 0, "cache": 1, "latents": 6},
-        pytest.param({"unet": 3, "averages": 1, "autoencoder": 2, "memory": 2}, marks=pytest.mark.slow),
+        pytest.param({"unet": 3, "averages": 1, "autoencoder": 2, "memory": 2, "encoding": 1}, marks=pytest.mark.slow),
     ],
 )
 def test_the_bench_prints_its_table(sections, monkeypatch, capsys):

@@ -2,9 +2,8 @@
 
     python jobs/bench/bench.py [SECTION ...] [--tiny]
 
-All sections, or some; docs/performance.md explains each line.
-The two codebases that a line compares take turns in one process; a ratio above 1 says that this project is faster.
---tiny is for a test of this program: small networks and few rounds, whose figures say nothing.
+All sections, or some; docs/performance.md explains each line. The two codebases that a line compares take turns; a
+ratio above 1 says that this project is faster. --tiny is for a test of this program: its figures say nothing.
 """
 
 import argparse
@@ -263,6 +262,11 @@ def memory(size: Size) -> None:
     bench_processes.memory(size.unet, 4 * size.batch)
 
 
+def encoding(size: Size) -> None:
+    """A step of stage 2 that encodes its images itself, beside one on a cache."""
+    bench_processes.encoding(batches=4 * size.rounds(15), rounds=size.rounds(3))
+
+
 def cache(size: Size) -> None:
     """`ldm cache-latents` from files to shards, against encoding alone."""
     bench_latents.cache(ldm_autoencoder(size.autoencoder), size.images, size.rounds(3))
@@ -274,7 +278,7 @@ def latents(size: Size) -> None:
 
 
 SECTIONS: dict[str, Callable[[Size], None]] = {
-    f.__name__: f for f in (unet, averages, autoencoder, sampler, start, memory, cache, latents)
+    f.__name__: f for f in (unet, averages, autoencoder, sampler, start, memory, encoding, cache, latents)
 }
 
 

@@ -1,11 +1,17 @@
-"""What takes processes of its own: the sections `start` and `memory` of jobs/bench/bench.py."""
+"""What takes processes of its own: the sections `start`, `memory` and `encoding` of jobs/bench/bench.py."""
 
+import csv
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from timing import Task, interleaved, middle
+import numpy as np
+import yaml
+from PIL import Image
+from timing import Task, interleaved, middle, row
+
+EXPERIMENT = Path(__file__).parents[2] / "conf/experiment/cifar10_cpu.yaml"
 
 TO_FIRST_BATCH = """
 import os
@@ -92,3 +98,36 @@ def memory(channels: int, batch: int) -> None:
     for who, (kilobytes, _) in measured.items():
         gib = f"{kilobytes / 2**20:.2f} GiB | {peer / 2**20:.2f} GiB"
         print(f"| peak memory of a step, batch {batch}: {who} | {gib} | **{peer / kilobytes:.2f}** |", flush=True)
+
+
+def encoding(batches: int, rounds: int) -> None:
+    """A step of stage 2 that reads and encodes its images itself, beside one on a cache: cifar10_cpu's networks."""
+    keys = yaml.safe_load(EXPERIMENT.read_text())
+    encoder = [f"autoencoder.{key}={str(value).replace(' ', '')}" for key, value in keys["autoencoder"].items()]
+    net = [key for key in keys["probe"]["diffusion"] if key.startswith(("objective", "net."))]
+    data = ["data=folder", "data.root=pictures", "data.resolution=32"]
+    few = ["trainer.accelerator=cpu", "trainer.limit_val_batches=0", "trainer.log_every_n_steps=1"]
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder, "pictures/all")
+        pictures.mkdir(parents=True)
+        for i, pixels in enumerate(np.random.default_rng(0).integers(256, size=(512, 32, 32, 3), dtype=np.uint8)):
+            Image.fromarray(pixels).save(pictures / f"{i}.png")
+
+        def ldm(*words: str) -> None:
+            subprocess.run([sys.executable, "-m", "ldm", *words], cwd=folder, check=True, capture_output=True)
+
+        def step_on(*latents: str) -> float:
+            ldm("train-diffusion", f"steps={batches}", f"every={batches}", "num_workers=1", *latents, *net, *few)
+            with open(f"{folder}/runs/diffusion/metrics.csv") as file:
+                rates = [float(line["speed/images_per_s"]) for line in csv.DictReader(file)]
+            subprocess.run(["rm", "-rf", f"{folder}/runs/diffusion"], check=True)
+            return 64 / middle(rates[batches // 4 :])
+
+        ldm("train-autoencoder", "steps=2", "every=2", "loss.perceptual_weight=0", *encoder, *data, *few)
+        ldm("cache-latents", *data)
+        tasks = {
+            "encoded": lambda: step_on("latents=null", "autoencoder=runs/autoencoder", *data),
+            "cached": lambda: step_on("latents=runs/latents"),
+        }
+        times = interleaved(tasks, rounds, timed=lambda task: task())
+        row("a step of stage 2 that encodes its images, from a cache", times["encoded"], times["cached"])
