@@ -83,7 +83,7 @@ def _records(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 def _row(record: bytes) -> int | None:
     """The number of the row that a record holds; None if it holds something else, or a row that is no batch's."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made by protobuf
 
     read = Record.FromString(record)
     if read.WhichOneof("record_type") != "history":

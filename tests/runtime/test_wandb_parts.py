@@ -3,7 +3,12 @@
 from pathlib import Path
 
 import pytest
-from wandb.proto.wandb_internal_pb2 import HistoryItem, HistoryRecord, OutputRecord, Record
+from wandb.proto.wandb_internal_pb2 import (  # type: ignore[attr-defined]  # made by protobuf
+    HistoryItem,
+    HistoryRecord,
+    OutputRecord,
+    Record,
+)
 
 from ldm.runtime.wandb_parts import BLOCK, HEADER, is_empty, keep_rows_before, row_number
 
