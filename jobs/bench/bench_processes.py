@@ -1,6 +1,5 @@
 """What takes processes of its own: the sections `start`, `memory` and `encoding` of jobs/bench/bench.py."""
 
-import csv
 import subprocess
 import sys
 import tempfile
@@ -10,6 +9,8 @@ import numpy as np
 import yaml
 from PIL import Image
 from timing import Task, interleaved, middle, row
+
+from ldm.runtime.tables import read_rows
 
 EXPERIMENT = Path(__file__).parents[2] / "conf/experiment/cifar10_cpu.yaml"
 
@@ -118,8 +119,9 @@ def encoding(batches: int, rounds: int) -> None:
 
         def step_on(*latents: str) -> float:
             ldm("train-diffusion", f"steps={batches}", f"every={batches}", "num_workers=1", *latents, *net, *few)
-            with open(f"{folder}/runs/diffusion/metrics.csv") as file:
-                rates = [float(line["speed/images_per_s"]) for line in csv.DictReader(file)]
+            rates = [
+                float(line["speed/images_per_s"]) for line in read_rows(Path(folder, "runs/diffusion/metrics.csv"))
+            ]
             subprocess.run(["rm", "-rf", f"{folder}/runs/diffusion"], check=True)
             return 64 / middle(rates[batches // 4 :])
 

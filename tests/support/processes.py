@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.process import BaseProcess
@@ -78,7 +79,7 @@ class Ranks:
         """Kill one, by chance, and the others a little later, who wait for it or find it gone."""
         chosen = random.choice(self.processes)
         chosen.kill()
-        chosen.join(random.uniform(0, 0.2))
+        time.sleep(random.uniform(0, 0.2))
         for process in self.processes:
             process.kill()
 
